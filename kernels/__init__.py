@@ -1,0 +1,9 @@
+"""The fused operations, one a file: `tdlm_fast.kernels`."""
+
+if __name__ == "kernels":
+    raise ImportError("this folder is imported as tdlm_fast.kernels (pip install -e .), not as kernels")
+
+from .corrupt import Corruption, corrupt  # noqa: E402
+from .linear_cross_entropy import linear_cross_entropy  # noqa: E402
+
+__all__ = ["Corruption", "corrupt", "linear_cross_entropy"]

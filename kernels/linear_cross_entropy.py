@@ -1,0 +1,133 @@
+"""Cross-entropy of a linear head, without its logits.
+
+    nll_i = logsumexp_v(h_i . w_v) - h_i . w_{y_i}
+    dh_i  = g_i (P_i W - w_{y_i}),   dW = sum_i g_i (P_i - onehot(y_i))^T h_i,   P = softmax(h W^T)
+
+softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for a unit upstream
+gradient, dh; only dW needs the probabilities again. The gradient g is per token, so per-token weights cost
+nothing. Sums are fp32 (fp64 for fp64 inputs); under autocast the products run in its dtype, and gradients
+return in the inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
+"""
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 256 << 20
+
+
+def _chunks(n: int, V: int, itemsize: int) -> list[tuple[int, int]]:
+    size = max(1, CHUNK_BYTES // (2 * V * itemsize))  # logits and their probabilities live together
+    return [(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _logits(h: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    z = h.to(dtype) @ weight.to(dtype).T
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _count(n_rows: Tensor | None, N: int) -> int:
+    return N if n_rows is None else min(int(n_rows), N)
+
+
+@torch.library.custom_op("tdlm::lce_forward", mutates_args=())
+def lce_forward(
+    h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None,
+    valid_vocab: int, dtype: torch.dtype, need_dh: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """nll (N,), lse (N,) and dh for unit upstream gradients (N, D), or (0, D) when it is not needed."""
+    N, D = h.shape
+    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
+    nll, lse = h.new_zeros(N, dtype=acc), h.new_zeros(N, dtype=acc)
+    dh = h.new_zeros(N if need_dh else 0, D)
+    w = weight[:valid_vocab].to(dtype)
+    for i, j in _chunks(_count(n_rows, N), valid_vocab, acc.itemsize):
+        z = _logits(h[i:j], w, dtype)
+        y = targets[i:j, None]
+        lse[i:j] = torch.logsumexp(z, -1)
+        nll[i:j] = lse[i:j] - z.gather(1, y)[:, 0]
+        if need_dh:
+            p = z.sub_(lse[i:j, None]).exp_()
+            dh[i:j] = (p.to(dtype) @ w).to(dh.dtype) - w[y[:, 0]].to(dh.dtype)
+    return nll, lse, dh
+
+
+@lce_forward.register_fake
+def _(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
+    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
+    nll = h.new_empty(h.shape[0], dtype=acc)
+    return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
+
+
+@torch.library.custom_op("tdlm::lce_backward_weight", mutates_args=())
+def lce_backward_weight(
+    h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None,
+    valid_vocab: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """dW (V, D), recomputing the probabilities from lse; grad (N,) is the upstream gradient of nll."""
+    dw = torch.zeros_like(weight, dtype=lse.dtype)
+    w = weight[:valid_vocab].to(dtype)
+    for i, j in _chunks(_count(n_rows, h.shape[0]), valid_vocab, lse.element_size()):
+        p = _logits(h[i:j], w, dtype).sub_(lse[i:j, None]).exp_()
+        p.scatter_add_(1, targets[i:j, None], p.new_full((j - i, 1), -1.0))
+        p.mul_(grad[i:j, None])
+        dw[:valid_vocab] += p.to(dtype).T @ h[i:j].to(dtype)
+    return dw.to(weight.dtype)
+
+
+@lce_backward_weight.register_fake
+def _(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
+    return torch.empty_like(weight)
+
+
+def _setup(ctx, inputs, output):
+    h, weight, targets, n_rows, ctx.valid_vocab, ctx.dtype, _ = inputs
+    ctx.save_for_backward(h, weight, targets, n_rows, output[1], output[2])
+
+
+def _backward(ctx, grad, _grad_lse, _grad_dh):
+    h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
+    grad = grad.contiguous()
+    if n_rows is not None:  # rows past the count have no loss, whatever is asked of them
+        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
+    grad_h = (dh * grad[:, None]).to(h.dtype) if ctx.needs_input_grad[0] else None
+    grad_w = None
+    if ctx.needs_input_grad[1]:
+        grad_w = lce_backward_weight(h, weight, targets, lse, grad, n_rows, ctx.valid_vocab, ctx.dtype)
+    return grad_h, grad_w, None, None, None, None, None
+
+
+lce_forward.register_autograd(_backward, setup_context=_setup)
+
+
+def linear_cross_entropy(
+    h: Tensor,  # (N, D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (N,) int64
+    token_weights: Tensor | None = None,  # (N,) fp32
+    *,
+    valid_vocab: int | None = None,  # rows of weight from here on are never predicted: their logit is -inf
+    n_rows: Tensor | None = None,  # () integer on h's device: only the first n_rows tokens count
+    reduction: str = "sum",
+) -> Tensor:
+    """F.cross_entropy(h @ weight.T, targets, reduction="none") * token_weights, summed unless reduction="none".
+
+    Returns a scalar, or (N,) for "none", in fp32 (fp64 for fp64 inputs), nats. Exact gradients for h and weight.
+    Raises ValueError where shapes do not fit and, on the CPU, where a target lies outside the vocabulary.
+    """
+    if h.dim() != 2 or weight.dim() != 2 or h.shape[1] != weight.shape[1] or targets.shape != h.shape[:1]:
+        shapes = tuple(tuple(a.shape) for a in (h, weight, targets))
+        raise ValueError(f"h, weight, targets have shapes {shapes}; they must be (N, D), (V, D), (N,)")
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it must be 'sum' or 'none'")
+    V = weight.shape[0] if valid_vocab is None else valid_vocab
+    if not 0 < V <= weight.shape[0]:
+        raise ValueError(f"valid_vocab is {V}; it must lie in 1..{weight.shape[0]}")
+    if targets.device.type == "cpu" and len(targets) and not 0 <= targets.min() <= targets.max() < V:
+        raise ValueError(f"targets reach from {targets.min()} to {targets.max()}; they must lie in 0..{V - 1}")
+    device = h.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
+    need_dh = torch.is_grad_enabled() and h.requires_grad
+    nll = lce_forward(h, weight, targets, n_rows, V, dtype, need_dh)[0]
+    if token_weights is not None:
+        nll = nll * token_weights
+    return nll.sum() if reduction == "sum" else nll

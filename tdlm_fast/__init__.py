@@ -1,0 +1,1 @@
+"""Train tiny language models, masked diffusion against autoregressive."""

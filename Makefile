@@ -13,14 +13,11 @@ help:  ## list the targets
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
 	@touch $@
 
-train: .venv/ready  ## train configs/tiny.yaml and report its likelihood
-	$(PY) -m tdlm_fast.train configs/tiny.yaml
-
 test: .venv/ready  ## run the test suite
 	$(PY) -m pytest -q
 
 lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .
 
-.PHONY: help train test lint
+.PHONY: help test lint
 .DEFAULT_GOAL := help

@@ -1,0 +1,73 @@
+"""The model and its two objectives against cases whose answer is known."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tdlm_fast.kernels.schedules import SCHEDULES
+from tdlm_fast.model import Model
+from tdlm_fast.objective import OBJECTIVES, autoregressive_loss, diffusion_loss
+
+SMALL = dict(vocab=40, width=16, layers=2, heads=2, inner=24, dropout=0.0)
+
+
+def test_the_published_architecture_to_the_parameter():
+    model = Model(vocab=50257, width=64, layers=2, heads=4, inner=192)
+    assert sum(p.numel() for p in model.parameters()) == 6_539_712 + 64  # and the row of [MASK]
+
+
+def test_causal_attention_does_not_see_the_future_and_the_other_does():
+    model, x = Model(**SMALL), torch.randint(0, 40, (2, 9))
+    y = x.clone()
+    y[:, -1] = (y[:, -1] + 1) % 40
+    a, b = model(x, causal=True), model(y, causal=True)
+    torch.testing.assert_close(a[:, :-1], b[:, :-1])
+    assert not torch.allclose(model(x, causal=False)[:, 0], model(y, causal=False)[:, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_padding_changes_nothing(objective):
+    model, x = Model(**SMALL), torch.randint(0, 40, (2, 12))
+    valid = torch.arange(12).expand(2, 12) < 7
+    y = torch.where(valid, x, 3)
+    kw = dict(seed=0, step=0, start_token_id=0, valid=valid)
+    torch.testing.assert_close(OBJECTIVES[objective](model, x, **kw), OBJECTIVES[objective](model, y, **kw))
+
+
+def test_uniform_predictor_scores_ln_v():
+    model, x = Model(**SMALL), torch.randint(0, 40, (512, 32))
+    torch.nn.init.zeros_(model.head)
+    kw = dict(seed=0, start_token_id=0)
+    assert autoregressive_loss(model, x, step=0, **kw).item() == pytest.approx(math.log(40), rel=1e-5)
+    draws = torch.stack([diffusion_loss(model, x, step=s, **kw).detach() for s in range(30)])
+    assert abs(draws.mean() - math.log(40)) < 5 * draws.std() / 30**0.5
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bound_equals_its_enumeration_over_every_mask(schedule):
+    """V = 3, T = 4: T E_l E_S [mean CE over S] over all 15 subsets, the count-stratified form of the bound."""
+    torch.manual_seed(0)
+    model = Model(vocab=3, width=16, layers=1, heads=2, inner=24, dropout=0.0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.mul_(25)  # an untrained model is nearly uniform, which would test nothing
+        x0 = torch.tensor([[0, 2, 1, 2]])
+        exact = 0.0
+        for size in range(1, 5):
+            for subset in itertools.combinations(range(4), size):
+                xt = x0.clone()
+                xt[0, list(subset)] = 3
+                logits = model(xt, causal=False)[0] @ model.head.T
+                nll = F.cross_entropy(logits, x0[0], reduction="none")[list(subset)].mean()
+                exact += nll / math.comb(4, size)
+        exact = exact / 4
+        draws = torch.stack([
+            diffusion_loss(model, x0.expand(2048, 4), seed=1, step=s, start_token_id=0, schedule=schedule)
+            for s in range(40)
+        ])  # fmt: skip
+    assert abs(draws.mean() - exact) < 5 * draws.std() / 40**0.5
+    assert abs(exact - math.log(3)) > 0.02

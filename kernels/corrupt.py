@@ -5,6 +5,9 @@
     weights      = masked * m'(t_b) / m(t_b)
 
 The comparison is between integers, so the same (seed, step) gives the same masks bit for bit on every device.
+
+With sampling="counts" exactly l = ceil(m(t) n) of a sequence's n tokens are masked, a uniform subset, and the weight is
+1 / (l P(l)), P(l) = m^-1(l/n) - m^-1((l-1)/n): the bound by counts (Nie et al. 2025, Eq. 14) under any schedule.
 """
 
 from typing import NamedTuple
@@ -12,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .philox import STREAM_TIME, STREAM_TOKEN, random_words
-from .schedules import LEVELS, SCHEDULES, table
+from .philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, random_words
+from .schedules import LEVELS, SCHEDULES, inverse, mask_probability, table
 
-SAMPLINGS = ("stratified", "antithetic", "independent")
+SAMPLINGS = ("stratified", "antithetic", "independent", "counts")
 
 
 class Corruption(NamedTuple):
@@ -56,15 +59,44 @@ def _corrupt(
     xt = torch.where(masked, mask_token_id, x0)
     weights = torch.where(masked, weight, 0.0).float()
     t = ((level + 0.5) / LEVELS).float()
+    return [xt, masked, weights, t, *_compact(x0, masked, weights)]
+
+
+def _compact(x0: Tensor, masked: Tensor, weights: Tensor) -> list[Tensor]:
+    """rows, targets, row_weights and n_masked of a Corruption."""
     n = masked.sum()
     flat = masked.view(-1)
     # A stable sort puts the masked positions first, in order, without asking the device for their number.
     rows = torch.argsort(~flat, stable=True)
-    live = torch.arange(B * T, device=x0.device) < n
+    live = torch.arange(flat.numel(), device=x0.device) < n
     rows = torch.where(live, rows, 0)
     targets = torch.where(live, x0.reshape(-1)[rows], 0)
     row_weights = torch.where(live, weights.view(-1)[rows], 0.0)
-    return [xt, masked, weights, t, rows, targets, row_weights, n]
+    return [rows, targets, row_weights, n]
+
+
+def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, step: int) -> Tensor:
+    """(B, T) bool: in each row a uniform subset of counts (B, 1) of its valid tokens; index (B, T) is global."""
+    words = random_words(index, seed=seed, step=step, stream=STREAM_SUBSET)
+    order = torch.argsort(torch.where(valid, words, 2**33), dim=1, stable=True)
+    place = torch.arange(valid.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    return (rank < counts) & valid
+
+
+def _corrupt_by_counts(x0, valid, seed, step, mask_token_id, schedule, row_offset, batch_rows) -> list[Tensor]:
+    B, T = x0.shape
+    valid = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
+    level = levels(B, row_offset, batch_rows, "stratified", seed, step, x0.device)[:, None]
+    t = (level.double() + 0.5) / LEVELS
+    n = valid.sum(1, keepdim=True).clamp(min=1).double()
+    count = (mask_probability(t, schedule) * n).ceil().clamp(min=1)
+    index = torch.arange(row_offset * T, (row_offset + B) * T, device=x0.device).view(B, T)
+    masked = random_subsets(count.long(), valid, index, seed=seed, step=step)
+    share = inverse((count / n).clamp(max=1), schedule) - inverse(((count - 1) / n).clamp(max=1), schedule)
+    weights = torch.where(masked, 1 / (count * share), 0.0).float()
+    xt = torch.where(masked, mask_token_id, x0)
+    return [xt, masked, weights, t[:, 0].float(), *_compact(x0, masked, weights)]
 
 
 @_corrupt.register_fake
@@ -106,4 +138,6 @@ def corrupt(
     rows = batch_rows if batch_rows is not None else row_offset + x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
+    if sampling == "counts":
+        return Corruption(*_corrupt_by_counts(x0, valid, seed, step, mask_token_id, schedule, row_offset, rows))
     return Corruption(*_corrupt(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, rows))

@@ -45,3 +45,14 @@ def table(schedule: str) -> tuple[Tensor, Tensor]:
     mask, slope = _SCHEDULES[schedule]
     threshold = (mask(t) * 2**32).round().to(torch.int64).clamp_(min=1)
     return threshold, slope(t) / (threshold / 2**32)
+
+
+def inverse(m: Tensor, schedule: str) -> Tensor:
+    """t with m(t) = m, elementwise, for m in [0, 1]."""
+    return {
+        "linear": lambda: m,
+        "log-linear": lambda: m,
+        "cosine": lambda: 2 / math.pi * torch.asin(m.sqrt()),
+        "cosine-maskgit": lambda: 2 / math.pi * torch.asin(m),
+        "polynomial": lambda: m.sqrt(),
+    }[schedule]()

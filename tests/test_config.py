@@ -1,0 +1,57 @@
+"""Settings: overrides, types, and errors that name the key."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tdlm_fast import config
+from tdlm_fast.kernels import corrupt, schedules
+
+TINY = "configs/tiny.yaml"
+
+
+def test_overrides_are_read_by_the_type_of_the_field():
+    c = config.load(TINY, ["optim.lr=1e-3", "model.tied=true", "train.epochs=1", "run.wandb=off"])
+    assert (c.optim.lr, c.model.tied, c.train.epochs, c.run.wandb) == (1e-3, True, 1.0, "off")
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("optm.lr=3", "unknown key optm.lr; did you mean optim.lr?"),
+        ("lr=3", "did you mean optim.lr?"),
+        ("seed=x", "seed is 'x'; it must be a whole number"),
+        ("optim.lr=nan", "optim.lr is 'nan'; it must be a finite number"),
+        ("model.heads=5", "model.width 64 is not divisible by model.heads 5"),
+        ("noise.schedule=lineer", "did you mean linear?"),
+        ("model=3", "model is a section"),
+        ("train.accumulation=3", "train.accumulation 3 does not divide train.batch_size 64"),
+        ("nothing", "write key=value"),
+    ],
+)
+def test_an_error_names_the_key_and_the_fix(override, says):
+    with pytest.raises(config.ConfigError) as error:
+        config.load(TINY, [override])
+    assert says in str(error.value)
+
+
+def test_a_saved_config_reads_back_equal(tmp_path):
+    c = config.load(TINY, ["objective=autoregressive", "seed=7"])
+    config.save(c, tmp_path / "c.yaml")
+    assert config.load(tmp_path / "c.yaml") == c
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+def test_shipped_configs_load(name):
+    assert config.load(f"configs/{name}.yaml").model.layers > 1
+
+
+def test_choices_are_those_of_the_kernels():
+    assert config.SCHEDULES == schedules.SCHEDULES
+    assert config.fields()["noise.sampling"].metadata["choices"] == corrupt.__globals__["SAMPLINGS"]
+
+
+def test_a_typing_error_is_reported_before_torch_loads():
+    code = "import sys, tdlm_fast.config as c; c.load('configs/tiny.yaml'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,9 +15,11 @@ from torch import Tensor
 from .linear_cross_entropy import _count, lce_backward_weight, lce_forward
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # worst first, as csrc/cpu/api.cpp numbers them
+_ABI = 1
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
+    "tdlm_abi": (),
     "tdlm_has": (_I,),
     "tdlm_lce_forward": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
     "tdlm_lce_backward_weight": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
@@ -33,6 +35,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             getattr(library, name).argtypes = types
     except (OSError, AttributeError) as error:
         return None, f"the library does not load, install tdlm_fast again: {error}"
+    if library.tdlm_abi() != _ABI:
+        return None, "the library is of another version: install tdlm_fast again"
     return library, ""
 
 

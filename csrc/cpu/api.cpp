@@ -78,6 +78,8 @@ int check(const Lce &c, int isa, int threads) {
 
 }  // namespace
 
+API int tdlm_abi() { return 1; }  // raised with every change of an argument; kernels/native.py asks for its own
+
 API int tdlm_has(int isa) { return has(isa); }
 
 API int tdlm_lce_forward(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16, int round,

@@ -15,7 +15,10 @@
 
 #include "lce.h"
 
+// The tiles below are arrays of registers: every index into them must be known when they are compiled.
+#define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))  // each loop nest gets the registers to itself
 
 namespace {
 
@@ -102,22 +105,22 @@ struct Attend {
         hit = take<int64_t>(base, block);
     }
 
-    // acc = (ROWS rows of a) . (a panel of WIDTH packed columns)
-    INLINE void product(F (&acc)[ROWS][VECS], const E *a, int64_t K, const E *b) {
-        for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < VECS; c++) acc[r][c] = T::set1(0);
+    // sum = (ROWS rows of a) . (a panel of WIDTH packed columns)
+    INLINE void product(F (&sum)[ROWS][VECS], const E *a, int64_t K, const E *b) {
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int c = 0; c < VECS; c++) sum[r][c] = T::set1(0);
         for (int64_t k = 0; k < K; k += PAIR, b += WIDTH * PAIR) {
             typename T::X v[VECS];
-            for (int c = 0; c < VECS; c++) v[c] = T::vector(b + c * LANES * PAIR);
-            for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int c = 0; c < VECS; c++) v[c] = T::vector(b + c * LANES * PAIR);
+            UNROLL for (int r = 0; r < ROWS; r++) {
                 typename T::X s = T::broadcast(a + r * K + k);
-                for (int c = 0; c < VECS; c++) acc[r][c] = T::dot(acc[r][c], s, v[c]);
+                UNROLL for (int c = 0; c < VECS; c++) sum[r][c] = T::dot(sum[r][c], s, v[c]);
             }
         }
     }
 
     // Raise the shift of row r by d: what is summed already shrinks by 2^-d, exactly.
-    __attribute__((noinline, cold)) void raise(int64_t r, int64_t group, int64_t col, bool dh, float d) {
+    NOINLINE __attribute__((cold)) void raise(int64_t r, int64_t group, int64_t col, bool dh, float d) {
         float scale = d > 126 ? 0 : exp2f(-d);
         shift[r] += d;
         for (int i = 0; i < LANES; i++) sums[r * LANES + i] *= scale, totals[r * LANES + i] *= scale;
@@ -128,39 +131,39 @@ struct Attend {
 
     // p of ROWS rows from row r and of the panel at column col, relative to a shift of each row's own.
     template <bool TAIL>
-    void scores_by_row(int64_t r0, int64_t group, int64_t col, int64_t left, bool first, bool dh) {
+    NOINLINE void scores_by_row(int64_t r0, int64_t group, int64_t col, int64_t left, bool first, bool dh) {
         F t[ROWS][VECS];
         product(t, a + r0 * K, K, b1 + col * K);
         if (TAIL)
-            for (int r = 0; r < ROWS; r++)
-                for (int c = 0; c < VECS; c++) t[r][c] = T::keep(t[r][c], left - c * LANES);
+            UNROLL for (int r = 0; r < ROWS; r++)
+                UNROLL for (int c = 0; c < VECS; c++) t[r][c] = T::keep(t[r][c], left - c * LANES);
         if (__builtin_expect(first, 0))
-            for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int r = 0; r < ROWS; r++) {
                 F m = t[r][0];
-                for (int c = 1; c < VECS; c++) m = T::max(m, t[r][c]);
+                UNROLL for (int c = 1; c < VECS; c++) m = T::max(m, t[r][c]);
                 shift[r0 + r] = ceilf(T::highest(m) * LOG2E);
             }
         F worst = T::set1(-INFINITY);
-        for (int r = 0; r < ROWS; r++) {
+        UNROLL for (int r = 0; r < ROWS; r++) {
             F s = T::set1(shift[r0 + r]);
-            for (int c = 0; c < VECS; c++) {
+            UNROLL for (int c = 0; c < VECS; c++) {
                 t[r][c] = T::fmsub(t[r][c], T::set1(LOG2E), s);
                 worst = T::max(worst, t[r][c]);
             }
         }
         if (__builtin_expect(T::any_above(worst, SLACK), 0))
-            for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int r = 0; r < ROWS; r++) {
                 F m = t[r][0];
-                for (int c = 1; c < VECS; c++) m = T::max(m, t[r][c]);
+                UNROLL for (int c = 1; c < VECS; c++) m = T::max(m, t[r][c]);
                 float d = ceilf(T::highest(m));
                 if (!(d > SLACK)) continue;
                 raise(r0 + r, group, col, dh, d);
-                for (int c = 0; c < VECS; c++) t[r][c] = T::sub(t[r][c], T::set1(d));
+                UNROLL for (int c = 0; c < VECS; c++) t[r][c] = T::sub(t[r][c], T::set1(d));
             }
-        for (int r = 0; r < ROWS; r++) {
+        UNROLL for (int r = 0; r < ROWS; r++) {
             float *sum = sums + (r0 + r) * LANES;
             F s = T::load(sum);
-            for (int c = 0; c < VECS; c++) {
+            UNROLL for (int c = 0; c < VECS; c++) {
                 t[r][c] = T::exp2(t[r][c]);
                 s = T::add(s, t[r][c]);
             }
@@ -170,11 +173,11 @@ struct Attend {
     }
 
     // p of ROWS rows and of the panel at column col, relative to the lse of each column, times its gradient.
-    void scores_by_column(int64_t r0, int64_t group, int64_t col) {
+    NOINLINE void scores_by_column(int64_t r0, int64_t group, int64_t col) {
         F t[ROWS][VECS];
         product(t, a + r0 * K, K, b1 + col * K);
-        for (int r = 0; r < ROWS; r++) {
-            for (int c = 0; c < VECS; c++) {
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int c = 0; c < VECS; c++) {
                 F z = T::sub(t[r][c], T::load(col_lse + col + c * LANES));
                 t[r][c] = T::mul(T::exp2(T::mul(z, T::set1(LOG2E))), T::load(col_grad + col + c * LANES));
             }
@@ -186,24 +189,24 @@ struct Attend {
     template <int C>
     INLINE void accumulate(float *out, int64_t Dp, const E *p, int64_t block, const E *b, int64_t k) {
         F acc[ROWS][C];
-        for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < C; c++) acc[r][c] = T::set1(0);
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int c = 0; c < C; c++) acc[r][c] = T::set1(0);
         for (int64_t i = 0; i < k; i += PAIR, b += C * LANES * PAIR) {
             typename T::X v[C];
-            for (int c = 0; c < C; c++) v[c] = T::vector(b + c * LANES * PAIR);
-            for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int c = 0; c < C; c++) v[c] = T::vector(b + c * LANES * PAIR);
+            UNROLL for (int r = 0; r < ROWS; r++) {
                 typename T::X s = T::broadcast(p + r * block + i);
-                for (int c = 0; c < C; c++) acc[r][c] = T::dot(acc[r][c], s, v[c]);
+                UNROLL for (int c = 0; c < C; c++) acc[r][c] = T::dot(acc[r][c], s, v[c]);
             }
         }
-        for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < C; c++) {  // a block's sum, and then the sum of blocks: less rounding than one long sum
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int c = 0; c < C; c++) {  // a block's sum, and then the sum of blocks: less rounding than one long sum
                 float *o = out + r * Dp + c * LANES;
                 T::store(o, T::add(T::load(o), acc[r][c]));
             }
     }
 
-    void accumulate_all(int64_t r0, int64_t group, int64_t k) {
+    NOINLINE void accumulate_all(int64_t r0, int64_t group, int64_t k) {
         for (int64_t d = 0; d < Dp; d += WIDTH) {
             float *o = out + r0 * Dp + d;
             const E *q = p + (r0 - group) * block, *b = b2 + d * k;

@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-.venv/ready: pyproject.toml setup.py
+.venv/ready: pyproject.toml setup.py $(wildcard csrc/cpu/*)
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install -q "$(TORCH)" setuptools wheel numpy
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'

@@ -1,0 +1,328 @@
+// The linear cross-entropy as attention: softmax(A B^T) B, a block of B at a time, for any instruction set T.
+//
+// rows:   A = h, B = w. Scores of a block, p = 2^(score log2 e - shift), sums of p and p B in one sweep: lse and dh.
+// words:  A = w, B = h. p = g exp(score - lse), p B in one sweep: dw. Nothing is shared, so threads need no locks.
+//
+// A is kept as rows. B is packed twice, because both products want it as their vector operand: `scores` takes
+// panels of WIDTH rows with the rows in the lanes, `accumulate` panels with the columns in the lanes; in
+// both, PAIR neighbours along the sum lie in one lane. A result depends on its own row and on the order of B
+// only, so no cut into tasks or threads changes a bit of it.
+//
+// Included once by each instruction set's file under its own target pragma: everything here must stay static.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "lce.h"
+
+// The tiles below are arrays of registers: every index into them must be known when they are compiled.
+#define UNROLL _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))  // each loop nest gets the registers to itself
+
+namespace {
+
+constexpr float LOG2E = 1.44269504088896341f;
+constexpr double LN2 = 0.693147180559945309;
+constexpr float SLACK = 20;  // the running maximum may lag this many bits before sums are rescaled
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+INLINE float from_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+INLINE uint32_t to_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+INLINE uint16_t bf16(float f) {  // to nearest, ties to even
+    uint32_t u = to_bits(f);
+    uint32_t quiet = u >> 16 | 0x40, near = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
+    return (u & 0x7FFFFFFF) > 0x7F800000 ? quiet : near;
+}
+INLINE float widen(uint16_t b) { return from_bits(uint32_t(b) << 16); }
+
+INLINE void put(uint16_t *to, float f) { *to = bf16(f); }
+INLINE void put(float *to, float f) { *to = f; }
+INLINE float get(uint16_t b) { return widen(b); }
+INLINE float get(float f) { return f; }
+
+// out[0..n) = row `row` of src in the type of the products.
+template <class E>
+void convert(E *out, const void *src, bool is_bf16, bool round, int64_t row, int64_t n) {
+    const uint16_t *b = (const uint16_t *)src + row * n;
+    const float *f = (const float *)src + row * n;
+    if (is_bf16) {
+        if (sizeof(E) == 2) memcpy(out, b, n * 2);
+        else for (int64_t i = 0; i < n; i++) put(out + i, widen(b[i]));
+    } else if (round) {
+        for (int64_t i = 0; i < n; i++) put(out + i, widen(bf16(f[i])));
+    } else {
+        for (int64_t i = 0; i < n; i++) put(out + i, f[i]);
+    }
+}
+
+// Rows begin..begin+n of src as E, n up to `padded` and D up to K with zeros.
+template <class E>
+void convert_rows(E *out, const void *src, bool is_bf16, bool round, int64_t begin, int64_t n, int64_t padded,
+                  int64_t D, int64_t K) {
+    for (int64_t i = 0; i < padded; i++, out += K) {
+        if (i < n) convert(out, src, is_bf16, round, begin + i, D);
+        memset(out + (i < n ? D : 0), 0, (K - (i < n ? D : 0)) * sizeof(E));
+    }
+}
+
+void write_row(void *dst, bool is_bf16, int64_t row, int64_t n, const float *src) {
+    if (!is_bf16) memcpy((float *)dst + row * n, src, n * 4);
+    else for (int64_t i = 0; i < n; i++) ((uint16_t *)dst + row * n)[i] = bf16(src[i]);
+}
+
+template <class T>
+struct Attend {
+    typedef typename T::E E;  // type of the products
+    typedef typename T::F F;  // vector of floats
+    static constexpr int ROWS = T::ROWS, VECS = T::VECS, LANES = T::LANES, PAIR = T::PAIR, WIDTH = VECS * LANES;
+    static constexpr int64_t GROUP = 8 * ROWS;  // rows of A whose p lie in the cache together
+
+    // Sizes and scratch of one task.
+    int64_t D, K, Dp, block, rows;
+    E *a, *x, *b1, *b2, *p;
+    float *out, *sums, *totals, *shift, *col_lse, *col_grad;
+    int64_t *hit;
+    size_t bytes = 0;
+
+    template <class U>
+    U *take(char *base, int64_t n) {
+        U *at = (U *)(base + bytes);
+        bytes += up(n * sizeof(U), 64);
+        return at;
+    }
+
+    Attend(const Lce &c, char *base) {
+        D = c.D, K = up(D, PAIR), Dp = up(D, LANES), rows = up(c.step, ROWS);
+        // Both packings of a block of B stay in half of a 1 MB L2 cache.
+        block = up(least(T::BLOCK, (int64_t)(3 << 16) / (K * sizeof(E)) + 1), WIDTH);
+        a = take<E>(base, rows * K), out = take<float>(base, rows * Dp), sums = take<float>(base, rows * LANES);
+        totals = take<float>(base, rows * LANES), shift = take<float>(base, rows), x = take<E>(base, block * K), b1 = take<E>(base, block * K);
+        b2 = take<E>(base, block * Dp), p = take<E>(base, GROUP * block);
+        col_lse = take<float>(base, block), col_grad = take<float>(base, block);
+        hit = take<int64_t>(base, block);
+    }
+
+    // sum = (ROWS rows of a) . (a panel of WIDTH packed columns)
+    INLINE void product(F (&sum)[ROWS][VECS], const E *a, int64_t K, const E *b) {
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int c = 0; c < VECS; c++) sum[r][c] = T::set1(0);
+        for (int64_t k = 0; k < K; k += PAIR, b += WIDTH * PAIR) {
+            typename T::X v[VECS];
+            UNROLL for (int c = 0; c < VECS; c++) v[c] = T::vector(b + c * LANES * PAIR);
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                typename T::X s = T::broadcast(a + r * K + k);
+                UNROLL for (int c = 0; c < VECS; c++) sum[r][c] = T::dot(sum[r][c], s, v[c]);
+            }
+        }
+    }
+
+    // Raise the shift of row r by d: what is summed already shrinks by 2^-d, exactly.
+    NOINLINE __attribute__((cold)) void raise(int64_t r, int64_t group, int64_t col, bool dh, float d) {
+        float scale = d > 126 ? 0 : exp2f(-d);
+        shift[r] += d;
+        for (int i = 0; i < LANES; i++) sums[r * LANES + i] *= scale, totals[r * LANES + i] *= scale;
+        if (!dh) return;
+        for (int64_t i = 0; i < Dp; i++) out[r * Dp + i] *= scale;
+        for (int64_t i = 0; i < col; i++) put(p + (r - group) * block + i, get(p[(r - group) * block + i]) * scale);
+    }
+
+    // p of ROWS rows from row r and of the panel at column col, relative to a shift of each row's own.
+    template <bool TAIL>
+    NOINLINE void scores_by_row(int64_t r0, int64_t group, int64_t col, int64_t left, bool first, bool dh) {
+        F t[ROWS][VECS];
+        product(t, a + r0 * K, K, b1 + col * K);
+        if (TAIL)
+            UNROLL for (int r = 0; r < ROWS; r++)
+                UNROLL for (int c = 0; c < VECS; c++) t[r][c] = T::keep(t[r][c], left - c * LANES);
+        if (__builtin_expect(first, 0))
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                F m = t[r][0];
+                UNROLL for (int c = 1; c < VECS; c++) m = T::max(m, t[r][c]);
+                shift[r0 + r] = ceilf(T::highest(m) * LOG2E);
+            }
+        F worst = T::set1(-INFINITY);
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            F s = T::set1(shift[r0 + r]);
+            UNROLL for (int c = 0; c < VECS; c++) {
+                t[r][c] = T::fmsub(t[r][c], T::set1(LOG2E), s);
+                worst = T::max(worst, t[r][c]);
+            }
+        }
+        if (__builtin_expect(T::any_above(worst, SLACK), 0))
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                F m = t[r][0];
+                UNROLL for (int c = 1; c < VECS; c++) m = T::max(m, t[r][c]);
+                float d = ceilf(T::highest(m));
+                if (!(d > SLACK)) continue;
+                raise(r0 + r, group, col, dh, d);
+                UNROLL for (int c = 0; c < VECS; c++) t[r][c] = T::sub(t[r][c], T::set1(d));
+            }
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            float *sum = sums + (r0 + r) * LANES;
+            F s = T::load(sum);
+            UNROLL for (int c = 0; c < VECS; c++) {
+                t[r][c] = T::exp2(t[r][c]);
+                s = T::add(s, t[r][c]);
+            }
+            T::store(sum, s);
+            if (dh) T::store_p(p + (r0 + r - group) * block + col, t[r]);
+        }
+    }
+
+    // p of ROWS rows and of the panel at column col, relative to the lse of each column, times its gradient.
+    NOINLINE void scores_by_column(int64_t r0, int64_t group, int64_t col) {
+        F t[ROWS][VECS];
+        product(t, a + r0 * K, K, b1 + col * K);
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int c = 0; c < VECS; c++) {
+                F z = T::sub(t[r][c], T::load(col_lse + col + c * LANES));
+                t[r][c] = T::mul(T::exp2(T::mul(z, T::set1(LOG2E))), T::load(col_grad + col + c * LANES));
+            }
+            T::store_p(p + (r0 + r - group) * block + col, t[r]);
+        }
+    }
+
+    // ROWS rows of out, C vectors of columns: out += p b
+    template <int C>
+    INLINE void accumulate(float *out, int64_t Dp, const E *p, int64_t block, const E *b, int64_t k) {
+        F acc[ROWS][C];
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int c = 0; c < C; c++) acc[r][c] = T::set1(0);
+        for (int64_t i = 0; i < k; i += PAIR, b += C * LANES * PAIR) {
+            typename T::X v[C];
+            UNROLL for (int c = 0; c < C; c++) v[c] = T::vector(b + c * LANES * PAIR);
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                typename T::X s = T::broadcast(p + r * block + i);
+                UNROLL for (int c = 0; c < C; c++) acc[r][c] = T::dot(acc[r][c], s, v[c]);
+            }
+        }
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int c = 0; c < C; c++) {  // a block's sum, and then the sum of blocks: less rounding than one long sum
+                float *o = out + r * Dp + c * LANES;
+                T::store(o, T::add(T::load(o), acc[r][c]));
+            }
+    }
+
+    NOINLINE void accumulate_all(int64_t r0, int64_t group, int64_t k) {
+        for (int64_t d = 0; d < Dp; d += WIDTH) {
+            float *o = out + r0 * Dp + d;
+            const E *q = p + (r0 - group) * block, *b = b2 + d * k;
+            switch (least(VECS, (Dp - d) / LANES)) {
+                case 1: accumulate<1>(o, Dp, q, block, b, k); break;
+                case 2: accumulate<2>(o, Dp, q, block, b, k); break;
+                case 3: accumulate<3>(o, Dp, q, block, b, k); break;
+                default: accumulate<VECS>(o, Dp, q, block, b, k);
+            }
+        }
+    }
+
+    // p - 1 of a target, as exact near p = 1 as anywhere: row r of a, row i of the block, its lse.
+    float target(int64_t r, const E *x, float lse, float *score) {
+        float z = 0;
+        for (int64_t d = 0; d < D; d++) z += get(a[r * K + d]) * get(x[d]);
+        *score = z;
+        return expm1f(z - lse);
+    }
+
+    // Rows begin..begin+n of src, packed for both products.
+    void pack(const void *src, bool is_bf16, bool round, int64_t begin, int64_t n, bool both) {
+        int64_t k = up(n, WIDTH);
+        convert_rows(x, src, is_bf16, round, begin, n, k, D, K);
+        struct Pair { E e[PAIR]; } *to = (Pair *)b1;
+        for (int64_t panel = 0; panel < k; panel += WIDTH)
+            for (int64_t i = 0; i < K / PAIR; i++)
+                for (int64_t j = 0; j < WIDTH; j++) *to++ = ((const Pair *)(x + (panel + j) * K))[i];
+        if (!both) return;
+        E *o = b2;
+        for (int64_t d = 0; d < Dp; d += WIDTH) {
+            int64_t width = least(WIDTH, Dp - d), live = least(width, D - d);
+            for (int64_t i = 0; i < k; i += PAIR, o += width * PAIR) {
+                const E *in = x + i * K + d;
+                for (int64_t j = 0; j < live; j++)
+                    for (int e = 0; e < PAIR; e++) o[j * PAIR + e] = in[e * K + j];
+                memset(o + live * PAIR, 0, (width - live) * PAIR * sizeof(E));
+            }
+        }
+    }
+
+    void run_rows(const Lce &c, int64_t begin, int64_t end) {
+        int64_t n = end - begin, padded = up(n, ROWS);
+        bool dh = c.dh != nullptr;
+        convert_rows(a, c.h, c.h_bf16, c.round, begin, n, padded, D, K);
+        memset(sums, 0, padded * LANES * 4);
+        memset(totals, 0, padded * LANES * 4);
+        if (dh) memset(out, 0, padded * Dp * 4);
+        for (int64_t v = 0; v < c.V; v += block) {
+            int64_t nb = least(block, c.V - v), k = up(nb, WIDTH);
+            pack(c.w, c.w_bf16, c.round, v, nb, dh);
+            for (int64_t g = 0; g < padded; g += GROUP) {
+                int64_t stop = least(g + GROUP, padded);
+                for (int64_t col = 0; col < k; col += WIDTH)
+                    for (int64_t r = g; r < stop; r += ROWS) {
+                        bool first = v + col == 0;
+                        if (nb - col < WIDTH) scores_by_row<true>(r, g, col, nb - col, first, dh);
+                        else scores_by_row<false>(r, g, col, WIDTH, first, dh);
+                    }
+                for (int64_t i = g * LANES; i < stop * LANES; i++) totals[i] += sums[i], sums[i] = 0;
+                if (!dh) continue;
+                for (int64_t r = g; r < least(stop, n); r++) {  // the target's share comes at the end
+                    int64_t col = c.y[begin + r] - v;
+                    if (col >= 0 && col < nb) put(p + (r - g) * block + col, 0);
+                }
+                for (int64_t r = g; r < stop; r += ROWS) accumulate_all(r, g, k);
+            }
+        }
+        for (int64_t i = 0; i < n; i++) {
+            double sum = 0;
+            float score, *o = out + i * Dp;
+            for (int j = 0; j < LANES; j++) sum += totals[i * LANES + j];
+            convert(x, c.w, c.w_bf16, c.round, c.y[begin + i], D);
+            c.lse[begin + i] = float((shift[i] + log2(sum)) * LN2);
+            float rest = target(i, x, c.lse[begin + i], &score), scale = float(1 / sum);
+            c.nll[begin + i] = c.lse[begin + i] - score;
+            if (!dh) continue;
+            for (int64_t d = 0; d < D; d++) o[d] = o[d] * scale + rest * get(x[d]);
+            write_row(c.dh, c.h_bf16, begin + i, D, o);
+        }
+    }
+
+    void run_words(const Lce &c, int64_t begin, int64_t end) {
+        int64_t n = end - begin, padded = up(n, ROWS);
+        convert_rows(a, c.w, c.w_bf16, c.round, begin, n, padded, D, K);
+        memset(out, 0, padded * Dp * 4);
+        for (int64_t v = 0; v < c.n; v += block) {
+            int64_t nb = least(block, c.n - v), k = up(nb, WIDTH);
+            pack(c.h, c.h_bf16, c.round, v, nb, true);
+            for (int64_t i = 0; i < k; i++) {
+                col_lse[i] = i < nb ? c.lse[v + i] : INFINITY;
+                col_grad[i] = i < nb ? c.grad[v + i] : 0;
+            }
+            int64_t hits = 0;  // the columns whose target is among these words
+            for (int64_t i = 0; i < nb; i++)
+                if (c.y[v + i] >= begin && c.y[v + i] < end) hit[hits++] = i;
+            for (int64_t g = 0; g < padded; g += GROUP) {
+                int64_t stop = least(g + GROUP, padded);
+                for (int64_t col = 0; col < k; col += WIDTH)
+                    for (int64_t r = g; r < stop; r += ROWS) scores_by_column(r, g, col);
+                for (int64_t j = 0; j < hits; j++) {
+                    int64_t i = hit[j], r = c.y[v + i] - begin;
+                    float score;
+                    if (r >= g && r < stop)
+                        put(p + (r - g) * block + i, col_grad[i] * target(r, x + i * K, col_lse[i], &score));
+                }
+                for (int64_t r = g; r < stop; r += ROWS) accumulate_all(r, g, k);
+            }
+        }
+        for (int64_t i = 0; i < n; i++) write_row(c.dw, c.w_bf16, begin + i, D, out + i * Dp);
+    }
+
+    static size_t scratch(const Lce &c) { return Attend(c, nullptr).bytes; }
+    static void rows_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_rows(c, begin, end); }
+    static void words_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_words(c, begin, end); }
+    static constexpr Kernels kernels = {scratch, rows_of, words_of};
+};
+
+}  // namespace

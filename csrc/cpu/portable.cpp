@@ -1,0 +1,46 @@
+// fp32 products in the vector extension of GCC and Clang: SSE2, NEON, or whatever the target has.
+#include "attend.h"
+#include "exp2.h"
+
+namespace {
+struct Portable {
+    typedef float E;
+    typedef float F __attribute__((vector_size(16)));
+    typedef int32_t I __attribute__((vector_size(16)));
+    typedef F X;
+    static constexpr int ROWS = 6, VECS = 2, LANES = 4, PAIR = 1;
+    static constexpr int64_t BLOCK = 256;
+    INLINE F set1(float x) { return F{x, x, x, x}; }
+    INLINE F load(const float *p) { F x; memcpy(&x, p, sizeof x); return x; }
+    INLINE void store(float *p, F x) { memcpy(p, &x, sizeof x); }
+    INLINE F add(F a, F b) { return a + b; }
+    INLINE F sub(F a, F b) { return a - b; }
+    INLINE F mul(F a, F b) { return a * b; }
+    INLINE F max(F a, F b) { return a > b ? a : b; }
+    INLINE F fmsub(F a, F b, F c) { return a * b - c; }
+    INLINE X vector(const E *p) { return load(p); }
+    INLINE X broadcast(const E *p) { return set1(*p); }
+    INLINE F dot(F sum, X a, X b) { return sum + a * b; }
+    INLINE float highest(F a) {
+        float m = -INFINITY;
+        for (int i = 0; i < LANES; i++) m = a[i] > m ? a[i] : m;
+        return m;
+    }
+    INLINE bool any_above(F a, float x) { return highest(a) > x; }
+    INLINE F keep(F a, int64_t n) {  // the first n lanes, -inf after them
+        return F{0, 1, 2, 3} < set1(float(n)) ? a : set1(-INFINITY);
+    }
+    INLINE F exp2(F t) {
+        t = t < set1(-127) ? set1(-127) : t > set1(127) ? set1(127) : t;  // a NaN passes; 2^-127 comes out as 0
+        I n = __builtin_convertvector(t + 127, I) - 127;  // t + 127 >= 0, so the cut is the floor
+        F f = t - __builtin_convertvector(n, F), q = set1(EXP2_5[4]);
+        for (int i = 3; i >= 0; i--) q = q * f + EXP2_5[i];
+        return (q * f + 1) * (F)((n + 127) << 23);
+    }
+    INLINE void store_p(E *p, const F (&t)[VECS]) {
+        for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
+    }
+};
+}  // namespace
+
+const Kernels portable_kernels = Attend<Portable>::kernels;

@@ -1,0 +1,122 @@
+"""The native CPU kernels (csrc/cpu), through ctypes: which run here, and their registration with the ops.
+
+TDLM_CPU_ISA = avx512_bf16 | avx512 | avx2 | portable forces the kernels of one instruction set, none the torch
+references. Left out, the best that the CPU has is taken. What the kernels do not serve (fp64, fp16) runs as the
+reference too.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .linear_cross_entropy import _count, lce_backward_weight, lce_forward
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # worst first, as csrc/cpu/api.cpp numbers them
+_ABI = 1
+_PATH = Path(__file__).with_name("_native.so")
+_P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_ARGUMENTS = {
+    "tdlm_abi": (),
+    "tdlm_has": (_I,),
+    "tdlm_lce_forward": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
+    "tdlm_lce_backward_weight": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
+}
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if not _PATH.exists():
+        return None, "the library was not built: install a C++17 compiler and install tdlm_fast again"
+    try:
+        library = ctypes.CDLL(str(_PATH))
+        for name, types in _ARGUMENTS.items():
+            getattr(library, name).argtypes = types
+    except (OSError, AttributeError) as error:
+        return None, f"the library does not load, install tdlm_fast again: {error}"
+    if library.tdlm_abi() != _ABI:
+        return None, "the library is of another version: install tdlm_fast again"
+    return library, ""
+
+
+_library, _why_missing = _load()
+_isa: str | None = None
+_why = ""
+
+
+def available() -> list[str]:
+    """The instruction sets that this build and this CPU have kernels for, best first."""
+    return [] if _library is None else [n for i, n in reversed(list(enumerate(ISAS))) if _library.tdlm_has(i)]
+
+
+def use(isa: str | None) -> None:
+    """Run the kernels of one instruction set from here on: "none" for the references, None for the best.
+
+    Raises ValueError for a name that is not known or not available.
+    """
+    global _isa, _why
+    have = available()
+    if isa is None:
+        _isa = have[0] if have else None
+        _why = f"the best of {', '.join(have)}" if have else _why_missing
+    elif isa == "none" or isa in have:
+        _isa, _why = (None if isa == "none" else isa), f"chosen as TDLM_CPU_ISA={isa}"
+    else:
+        reason = _why_missing or f"this CPU has {', '.join(have)}"
+        raise ValueError(f"TDLM_CPU_ISA is {isa!r}; it must be one of {', '.join(ISAS)}, none, and {reason}")
+
+
+def describe() -> str:
+    """Which CPU kernels are in use, and why."""
+    return f"{_isa or 'torch references'}: {_why}"
+
+
+def _serves(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    types = (torch.float32, torch.bfloat16)
+    return _isa is not None and h.shape[1] > 0 and h.dtype in types and weight.dtype in types and dtype in types
+
+
+def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n: int, V: int, dtype: torch.dtype, *more):
+    bf16 = torch.bfloat16
+    error = getattr(_library, name)(
+        ISAS.index(_isa), torch.get_num_threads(), h.data_ptr(), h.dtype == bf16, weight.data_ptr(),
+        weight.dtype == bf16, dtype == bf16, targets.data_ptr(), n, h.shape[1], V,
+        *(None if a is None else a.data_ptr() for a in more),
+    )  # fmt: skip
+    if error == 1:
+        y = targets[:n]
+        raise ValueError(f"targets reach from {y.min()} to {y.max()}; they must lie in 0..{V - 1}")
+    if error:
+        raise (
+            MemoryError("no memory for the scratch of the CPU kernels")
+            if error == 2
+            else ValueError(f"bad {name}")
+        )
+
+
+@lce_forward.register_kernel("cpu")
+def _forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
+    if not _serves(h, weight, dtype):
+        return lce_forward._init_fn(h, weight, targets, n_rows, valid_vocab, dtype, need_dh)
+    h, weight, targets = h.contiguous(), weight.contiguous(), targets.contiguous()
+    N, n = h.shape[0], _count(n_rows, h.shape[0])
+    nll, lse = h.new_zeros(N, dtype=torch.float32), h.new_zeros(N, dtype=torch.float32)
+    dh = h.new_empty(N if need_dh else 0, h.shape[1])
+    dh[n:] = 0
+    _call("tdlm_lce_forward", h, weight, targets, n, valid_vocab, dtype, nll, lse, dh if need_dh else None)
+    return nll, lse, dh
+
+
+@lce_backward_weight.register_kernel("cpu")
+def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
+    if not _serves(h, weight, dtype):
+        return lce_backward_weight._init_fn(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
+    h, weight, targets, lse, grad = (a.contiguous() for a in (h, weight, targets, lse.float(), grad.float()))
+    n, dw = _count(n_rows, h.shape[0]), torch.empty_like(weight)
+    dw[valid_vocab:] = 0
+    _call("tdlm_lce_backward_weight", h, weight, targets, n, valid_vocab, dtype, lse, grad, dw)
+    return dw
+
+
+use(os.environ.get("TDLM_CPU_ISA"))

@@ -1,0 +1,181 @@
+"""The native CPU kernels against fp64: at most twice the error of the torch reference in the same dtype."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tdlm_fast.kernels import linear_cross_entropy, native
+from tdlm_fast.kernels.linear_cross_entropy import lce_backward_weight, lce_forward
+
+DTYPES = (torch.float32, torch.bfloat16)
+CASES = {  # N, D, V, and what else the problem is made of
+    "odd": (507, 80, 50257, {}),
+    "one row": (1, 64, 1000, {}),
+    "one word": (5, 16, 1, {}),
+    "three words": (13, 16, 3, {}),
+    "wide": (70, 96, 515, {"valid_vocab": 500}),
+    "odd width": (29, 33, 131, {}),
+    "some rows": (100, 64, 900, {"n_rows": 61}),
+    "no rows": (9, 16, 50, {"n_rows": 0}),
+    "empty": (0, 16, 50, {}),
+    "extreme logits": (40, 64, 2000, {"scale": 60.0}),
+    "rising logits": (40, 64, 2000, {"rise": 200.0}),
+}
+
+
+@pytest.fixture(params=native.available())
+def isa(request):
+    native.use(request.param)
+    yield request.param
+    native.use(os.environ.get("TDLM_CPU_ISA"))
+
+
+def problem(case, dtype):
+    N, D, V, more = CASES[case]
+    g = torch.Generator().manual_seed(N + D + V)
+    h = torch.randn(N, D, generator=g)
+    w = torch.randn(V, D, generator=g) * 0.3 * more.get("scale", 1)
+    if "rise" in more:  # the running maximum moves all the way along the vocabulary
+        h, w = h.abs(), w.abs() * torch.linspace(0, more["rise"], V)[:, None]
+    y = torch.randint(0, more.get("valid_vocab", V), (N,), generator=g)
+    weights = torch.randn(N, generator=g)
+    weights[1::5], weights[::3] = 1000, 0
+    return h.to(dtype), w.to(dtype), y, weights
+
+
+def answers(h, w, y, weights, of):
+    h, w = h.clone().requires_grad_(), w.clone().requires_grad_()
+    nll = of(h, w, y)
+    return [nll.detach(), *torch.autograd.grad(nll, (h, w), weights.to(nll.dtype))]
+
+
+def ours(case, dtype):
+    h, w, y, weights = problem(case, dtype)
+    kw = dict(CASES[case][3])
+    n_rows, V = kw.get("n_rows"), kw.get("valid_vocab")
+    n_rows = n_rows if n_rows is None else torch.tensor(n_rows)
+    if n_rows is not None:
+        h[int(n_rows) :] = float("nan")  # what lies past the count must not be read
+    of = functools.partial(linear_cross_entropy, valid_vocab=V, n_rows=n_rows, reduction="none")
+    return answers(h, w, y, weights, of)
+
+
+@functools.cache
+def truth_and_reference(case, dtype):
+    h, w, y, weights = problem(case, dtype)
+    V, live = CASES[case][3].get("valid_vocab"), torch.arange(len(y)) < CASES[case][3].get("n_rows", len(y))
+    truth = answers(
+        h.double(), w.double(), y, weights * live,
+        lambda h, w, y: F.cross_entropy((h @ w.T)[:, :V], y, reduction="none") * live,
+    )  # fmt: skip
+    native.use("none")
+    return truth, ours(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_error_is_at_most_twice_the_references(isa, case, dtype):
+    truth, reference = truth_and_reference(case, dtype)
+    native.use(isa)
+    h, w, _, _ = problem(case, dtype)
+    size = [x.abs().max().item() if x.numel() else 0 for x in (h.float() @ w.float().T, w, h)]
+    noise = 2e-7 * (1 + size[0]) + (3e-6 if dtype == torch.bfloat16 else 0)  # of fp32 logits, of the 2^x of bf16
+    scales = (1, 1000 * size[1], 1000 * size[2])
+    for mine, theirs, true, scale in zip(ours(case, dtype), reference, truth, scales, strict=True):
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        if true.numel():
+            assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + noise * scale
+
+
+def test_zero_weights_and_rows_past_the_count_give_exactly_zero(isa):
+    for dtype in DTYPES:
+        nll, dh, _ = ours("some rows", dtype)
+        assert nll[61:].eq(0).all() and dh[61:].eq(0).all() and dh[::3].eq(0).all()
+        h, w, y, _ = problem("wide", dtype)
+        assert (
+            answers(h, w, y, torch.zeros(len(y)), functools.partial(linear_cross_entropy, reduction="none"))[2]
+            .eq(0)
+            .all()
+        )
+
+
+def test_inputs_of_two_types_under_autocast(isa):
+    h, w, y, weights = problem("wide", torch.bfloat16)
+    of = functools.partial(linear_cross_entropy, reduction="none")
+    same = answers(h, w, y, weights, of)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = answers(h, w.float(), y, weights, of)
+    assert torch.equal(mixed[0], same[0]) and torch.equal(mixed[1], same[1])
+    assert mixed[2].dtype == torch.float32 and torch.equal(mixed[2].bfloat16(), same[2])
+
+
+def test_no_bit_depends_on_the_number_of_threads(isa):
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for n in (1, 5):
+            torch.set_num_threads(n)
+            runs.append(ours("odd" if isa.startswith("avx512") else "extreme logits", torch.bfloat16))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_targets_out_of_range_are_an_error(isa):
+    h, w, y, weights = problem("wide", torch.float32)
+    for bad in (-1, 515, 2**40):
+        y[3] = bad
+        with pytest.raises(ValueError, match="must lie in 0..514"):
+            lce_forward(h, w, y, None, 515, torch.float32, True)
+        with pytest.raises(ValueError, match="must lie in 0..514"):
+            lce_backward_weight(h, w, y, weights, weights, None, 515, torch.float32)
+
+
+def test_the_references_run_without_the_library(monkeypatch):
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_why_missing", "the library was not built")
+    try:
+        native.use(None)
+        assert native.describe() == "torch references: the library was not built"
+        ours("three words", torch.float32)
+        with pytest.raises(ValueError, match="avx2.*not built"):
+            native.use("avx2")
+    finally:
+        monkeypatch.undo()
+        native.use(os.environ.get("TDLM_CPU_ISA"))
+
+
+def python(code, isa):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TDLM_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_an_unknown_instruction_set_is_one_clear_error():
+    done = python("import tdlm_fast.kernels", "avx3")
+    assert done.returncode and "ValueError: TDLM_CPU_ISA is 'avx3'; it must be one of" in done.stderr
+
+
+def test_a_forked_child_computes_and_both_processes_exit():
+    code = """if True:
+        import os, torch
+        from tdlm_fast.kernels import linear_cross_entropy, native
+        h, w, y = torch.randn(900, 16), torch.randn(1000, 16), torch.arange(900)
+        loss = linear_cross_entropy(h, w, y)
+        child = os.fork()
+        if not child:
+            os._exit(0 if linear_cross_entropy(h, w, y) == loss else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        print(native.describe())
+    """
+    done = python(code, "portable")
+    assert done.stdout == "portable: chosen as TDLM_CPU_ISA=portable\n", done.stderr

@@ -39,10 +39,8 @@ class Likelihood:
     def __str__(self) -> str:
         error = f" ± {self.stderr:.4f}" if self.samples else ""
         words = f", word ppl {self.word_ppl:.1f}" if self.word_ppl else ""
-        return (
-            f"{self.nats_per_token:.4f}{error} nats/token, ppl {self.ppl:.2f}, {self.bits_per_byte:.4f} bits/byte{words}"
-            f" ({self.bound}, {self.tokens:,} tokens)"
-        )
+        rest = f"ppl {self.ppl:.2f}, {self.bits_per_byte:.4f} bits/byte{words} ({self.bound}, {self.tokens:,} tokens)"
+        return f"{self.nats_per_token:.4f}{error} nats/token, {rest}"
 
     def asdict(self) -> dict:
         return asdict(self)

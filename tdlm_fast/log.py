@@ -23,7 +23,7 @@ def peak_memory_mb(device) -> float | None:
 
 
 class Log:
-    """metrics.jsonl, the terminal and Weights & Biases. On resuming, lines from `step` on are dropped: they come again."""
+    """metrics.jsonl, the terminal and Weights & Biases. Resumed at `step`, later lines go: they come again."""
 
     def __init__(self, folder: Path, steps: int, step: int, wandb: str, config: dict):
         self.file = folder / "metrics.jsonl"

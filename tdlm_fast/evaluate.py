@@ -1,0 +1,53 @@
+"""Likelihood of a run: `python -m tdlm_fast.evaluate RUN --split test [--json]`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import config as settings
+
+
+def main(argv=None) -> int:
+    p = argparse.ArgumentParser(prog="python -m tdlm_fast.evaluate", description=__doc__.split("\n")[0])
+    p.add_argument("run", type=Path, help="run folder")
+    p.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    p.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    p.add_argument("--target-stderr", type=float, help="nats per token at which drawing stops (default: the config's)")
+    p.add_argument("--max-samples", type=int, help="noise draws a sequence at most (default: the config's)")
+    p.add_argument("--seed", type=int, help="seed of the draws (default: the config's)")
+    p.add_argument("--layout", choices=("packed", "paragraphs"), help="rows to score (default: the config's)")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    a = p.parse_args(argv)
+    try:
+        from dataclasses import replace
+
+        from . import data
+        from .likelihood import likelihood
+        from .sample import load_run
+
+        config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
+        corpus = data.load(replace(config.data, layout=a.layout or config.data.layout), config.model.seq_len)
+        if corpus.hash != state["corpus_hash"]:
+            print(f"NOTE: the text is not what {a.run} was trained on", file=sys.stderr)
+        e = config.eval
+        found = likelihood(
+            model, corpus.splits[a.split], config.objective, start_token_id=tokenizer.start_token_id,
+            seed=config.seed if a.seed is None else a.seed, batch_size=e.batch_size, precision=config.precision,
+            target_stderr=e.target_stderr if a.target_stderr is None else a.target_stderr,
+            max_samples=e.max_samples if a.max_samples is None else a.max_samples,
+        )  # fmt: skip
+    except settings.ConfigError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    if a.json:
+        keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": a.split}
+        print(json.dumps(keys | {"step": state["step"], "checkpoint": a.checkpoint} | found.asdict()))
+    else:
+        print(f"{corpus.name} {a.split}, {config.objective}, step {state['step']}: {found}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""One optimizer step, a function of (weights, moments, seed, step).
+
+    x0 = batch(seed, step);  loss = objective(x0);  backward;  clip;  AdamW
+"""
+
+import functools
+
+import torch
+
+from . import data
+from .config import Config
+from .likelihood import autocast
+from .model import Model
+from .objective import OBJECTIVES
+from .optim import learning_rate
+
+
+class NonFinite(RuntimeError):
+    """The loss or the gradient is no number; the message names step, noise level and place in the data."""
+
+
+def build_model(config: Config, tokenizer) -> Model:
+    """The model of a config, initialised by its seed."""
+    m = config.model
+    inner = m.inner or (3 if m.mlp == "swiglu" else 4) * m.width
+    return Model(
+        vocab=tokenizer.vocab, width=m.width, layers=m.layers, heads=m.heads, inner=inner, dropout=m.dropout,
+        seed=config.seed, mlp=m.mlp, positions=m.positions, seq_len=m.seq_len, tied=m.tied,
+    )  # fmt: skip
+
+
+def objective(config: Config, tokenizer):
+    """The config's loss with everything bound that does not change from step to step."""
+    kw = dict(seed=config.seed, start_token_id=tokenizer.start_token_id)
+    if config.objective == "diffusion":
+        kw |= dict(schedule=config.noise.schedule, sampling=config.noise.sampling, loss_weight=config.loss_weight)
+    return functools.partial(OBJECTIVES[config.objective], **kw)
+
+
+def train_step(model, optimizer, loss_of, split: data.Split, config: Config, *, step: int, steps: int) -> dict:
+    """Train on batch `step` (from 0) of `steps`; {"loss", "grad_norm", "loss_tokens", "tokens"} as device tensors."""
+    device = next(model.parameters()).device
+    size, parts = config.train.batch_size, config.train.accumulation
+    torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
+    x0, valid = data.batch(split, seed=config.seed, step=step, batch_size=size, device=device)
+    n = torch.tensor(x0.numel(), device=device) if valid is None else valid.sum()
+    loss, loss_tokens = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    for i in range(0, size, size // parts):
+        rows = slice(i, i + size // parts)
+        part = None if valid is None else valid[rows]
+        with autocast(device, config.precision):
+            value, k = loss_of(model, x0[rows], step=step, valid=part, row_offset=i, batch_rows=size, divisor=n)
+        value.backward()
+        loss, loss_tokens = loss + value.detach(), loss_tokens + k
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or float("inf"), foreach=True)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, steps, config.optim)
+    # A gradient that is no number must not reach the weights; zeroing it on the device asks the host nothing.
+    if device.type == "cpu" and not torch.isfinite(loss + norm):
+        raise NonFinite(where(config, split, step))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss, "grad_norm": norm, "loss_tokens": loss_tokens, "tokens": n}
+
+
+def where(config: Config, split: data.Split, step: int) -> str:
+    """Step, epoch, place and noise levels of a batch, for the error that stops on it."""
+    from .kernels.corrupt import LEVELS, levels
+
+    epoch, place = divmod(step, data.steps_per_epoch(split, config.train.batch_size))
+    text = f"the loss is not finite at step {step + 1} (epoch {epoch + 1}, batch {place + 1})"
+    if config.objective == "diffusion":
+        size = config.train.batch_size
+        sampling = "stratified" if config.noise.sampling == "counts" else config.noise.sampling
+        t = levels(size, 0, size, sampling, config.seed, step, "cpu") / LEVELS
+        text += f", noise levels t from {t.min():.4f} to {t.max():.4f}"
+    return text + "; lower optim.lr or set precision=fp32. The last checkpoint is intact"

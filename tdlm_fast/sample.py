@@ -129,7 +129,7 @@ def main(argv=None) -> int:
     a = p.parse_args(argv)
     try:
         if a.tokens < 1 or a.number < 1 or a.temperature < 0 or not 0 < a.top_p <= 1 or a.top_k < 0 or a.steps < 0:
-            raise ValueError("--tokens and --number start at 1, --temperature, --top-k and --steps at 0; --top-p is in (0, 1]")
+            raise ValueError("--tokens, --number >= 1; --temperature, --top-k, --steps >= 0; --top-p in (0, 1]")
         config, tokenizer, model, _ = load_run(a.run, a.checkpoint, a.device)
         for i in range(a.number):
             text = generate(

@@ -71,7 +71,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     if resume and last.exists():
         state = checkpoint.load(last, model, optimizer)
         if state["corpus_hash"] != corpus.hash:
-            raise settings.ConfigError(f"the corpus is no longer what {folder} was trained on; restore it or start anew")
+            raise settings.ConfigError(f"the corpus is not what {folder} was trained on; restore it or start anew")
     folder.mkdir(parents=True, exist_ok=True)
     settings.save(config, folder / "config.yaml")
     log = Log(folder, steps, state["step"], config.run.wandb, settings.nested(config))

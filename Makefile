@@ -19,5 +19,13 @@ test: .venv/ready  ## run the test suite
 lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .
 
-.PHONY: help test lint
+# The pytest script, unlike -m pytest, leaves this folder out of the path, so the checked build is the one found.
+CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSan
+	CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		.venv/bin/pytest -q tests/test_native.py
+
+.PHONY: help test lint sanitize
 .DEFAULT_GOAL := help

@@ -77,6 +77,17 @@ def _serves(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     return _isa is not None and h.shape[1] > 0 and h.dtype in types and weight.dtype in types and dtype in types
 
 
+def _check(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
+    """The kernels trust sizes, so a direct call of the op must not get past here with others."""
+    if (
+        not 0 < V <= weight.shape[0]
+        or h.shape[1:] != weight.shape[1:]
+        or any(a.shape != h.shape[:1] for a in per_row)
+    ):
+        shapes = [tuple(a.shape) for a in (h, weight, *per_row)]
+        raise ValueError(f"shapes {shapes} with a vocabulary of {V} do not fit together")
+
+
 def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n: int, V: int, dtype: torch.dtype, *more):
     bf16 = torch.bfloat16
     error = getattr(_library, name)(
@@ -99,8 +110,9 @@ def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n: int, V: int,
 def _forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
     if not _serves(h, weight, dtype):
         return lce_forward._init_fn(h, weight, targets, n_rows, valid_vocab, dtype, need_dh)
-    h, weight, targets = h.contiguous(), weight.contiguous(), targets.contiguous()
-    N, n = h.shape[0], _count(n_rows, h.shape[0])
+    _check(h, weight, valid_vocab, targets)
+    h, weight, targets = h.contiguous(), weight.contiguous(), targets.long().contiguous()
+    N, n = h.shape[0], max(0, _count(n_rows, h.shape[0]))
     nll, lse = h.new_zeros(N, dtype=torch.float32), h.new_zeros(N, dtype=torch.float32)
     dh = h.new_empty(N if need_dh else 0, h.shape[1])
     dh[n:] = 0
@@ -112,8 +124,11 @@ def _forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
 def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     if not _serves(h, weight, dtype):
         return lce_backward_weight._init_fn(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
-    h, weight, targets, lse, grad = (a.contiguous() for a in (h, weight, targets, lse.float(), grad.float()))
-    n, dw = _count(n_rows, h.shape[0]), torch.empty_like(weight)
+    _check(h, weight, valid_vocab, targets, lse, grad)
+    h, weight, targets, lse, grad = (
+        a.contiguous() for a in (h, weight, targets.long(), lse.float(), grad.float())
+    )
+    n, dw = max(0, _count(n_rows, h.shape[0])), torch.empty_like(weight)
     dw[valid_vocab:] = 0
     _call("tdlm_lce_backward_weight", h, weight, targets, n, valid_vocab, dtype, lse, grad, dw)
     return dw

@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tdlm_fast.kernels import linear_cross_entropy, native
 from tdlm_fast.kernels.linear_cross_entropy import lce_backward_weight, lce_forward
@@ -136,6 +138,19 @@ def test_targets_out_of_range_are_an_error(isa):
             lce_backward_weight(h, w, y, weights, weights, None, 515, torch.float32)
 
 
+def test_arguments_that_do_not_fit_are_an_error(isa):
+    h, w, y, g = problem("wide", torch.float32)
+    forward = (h, w, y, None, 515, torch.float32, True)
+    backward = (h, w, y, g, g, None, 515, torch.float32)
+    for op, good, change in (
+        (lce_forward, forward, {1: w[:, :3]}), (lce_forward, forward, {2: y[:3]}),
+        (lce_forward, forward, {4: 516}),
+        (lce_backward_weight, backward, {3: g[:3]}), (lce_backward_weight, backward, {4: g[:3]}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="do not fit"):
+            op(*(change.get(i, a) for i, a in enumerate(good)))
+
+
 def test_the_references_run_without_the_library(monkeypatch):
     monkeypatch.setattr(native, "_library", None)
     monkeypatch.setattr(native, "_why_missing", "the library was not built")
@@ -179,3 +194,40 @@ def test_a_forked_child_computes_and_both_processes_exit():
     """
     done = python(code, "portable")
     assert done.stdout == "portable: chosen as TDLM_CPU_ISA=portable\n", done.stderr
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 70), st.integers(1, 140), st.integers(1, 600), st.integers(-3, 80), st.booleans(),
+    st.sampled_from(native.available() or ["none"]), st.sampled_from((0, -1, 1, 2**62)),
+    st.sampled_from((0.0, 1.0, 1e4, 1e30, float("inf"), float("nan"))),
+)  # fmt: skip
+def test_hostile_inputs_never_crash(N, D, V, n, bf16, isa, off, scale):
+    """Any shape, count, magnitude and target: an answer like the references', or ValueError."""
+    g = torch.Generator().manual_seed(N + D + V)
+    dtype = DTYPES[bf16]
+    # Odd strides: views of larger buffers, so that nothing may lean on contiguity.
+    h, w = (
+        torch.randn(D, N, generator=g).T.to(dtype),
+        (torch.randn(V, 2 * D, generator=g) * scale)[:, ::2].to(dtype),
+    )
+    y = torch.randint(0, V, (N,), generator=g)
+    if N and off:
+        y[N // 2] += off
+    rows = torch.tensor(n)
+    live = min(max(n, 0), N)
+    bad = bool(((y < 0) | (y >= V))[:live].any())
+    native.use(isa)
+    try:
+        try:
+            nll, lse, dh = lce_forward(h, w, y, rows, V, dtype, True)
+        except ValueError:
+            assert bad
+            return
+        assert not bad and nll.shape == (N,) and dh.shape == (N, D)
+        dw = lce_backward_weight(h, w, y, lse, torch.randn(N, generator=g), rows, V, dtype)
+        assert dw.shape == (V, D) and nll[live:].eq(0).all() and dh[live:].eq(0).all()
+        if scale <= 1:
+            assert nll.isfinite().all() and dh.isfinite().all() and dw.isfinite().all()
+    finally:
+        native.use(os.environ.get("TDLM_CPU_ISA"))

@@ -30,12 +30,14 @@ struct Portable {
     INLINE F keep(F a, int64_t n) {  // the first n lanes, -inf after them
         return F{0, 1, 2, 3} < set1(float(n)) ? a : set1(-INFINITY);
     }
-    INLINE F exp2(F t) {
-        t = t < set1(-127) ? set1(-127) : t > set1(127) ? set1(127) : t;  // a NaN passes; 2^-127 comes out as 0
-        I n = __builtin_convertvector(t + 127, I) - 127;  // t + 127 >= 0, so the cut is the floor
-        F f = t - __builtin_convertvector(n, F), q = set1(EXP2_5[4]);
+    INLINE F exp2(F x) {
+        F t = x > set1(-127) ? x : set1(-127);  // 2^-127 comes out as 0, and so would a NaN
+        t = t < set1(127) ? t : set1(127);
+        I e = __builtin_convertvector(t + 127, I);  // t + 127 >= 0, so the cut is the floor
+        F f = t - (__builtin_convertvector(e, F) - 127), q = set1(EXP2_5[4]);
         for (int i = 3; i >= 0; i--) q = q * f + EXP2_5[i];
-        return (q * f + 1) * (F)((n + 127) << 23);
+        q = (q * f + 1) * (F)(e << 23);
+        return x == x ? q : x;
     }
     INLINE void store_p(E *p, const F (&t)[VECS]) {
         for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);

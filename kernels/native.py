@@ -79,11 +79,7 @@ def _serves(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
 
 def _check(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
     """The kernels trust sizes, so a direct call of the op must not get past here with others."""
-    if (
-        not 0 < V <= weight.shape[0]
-        or h.shape[1:] != weight.shape[1:]
-        or any(a.shape != h.shape[:1] for a in per_row)
-    ):
+    if not 0 < V <= weight.shape[0] or h.shape[1:] != weight.shape[1:] or any(a.shape != h.shape[:1] for a in per_row):
         shapes = [tuple(a.shape) for a in (h, weight, *per_row)]
         raise ValueError(f"shapes {shapes} with a vocabulary of {V} do not fit together")
 
@@ -99,11 +95,7 @@ def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n: int, V: int,
         y = targets[:n]
         raise ValueError(f"targets reach from {y.min()} to {y.max()}; they must lie in 0..{V - 1}")
     if error:
-        raise (
-            MemoryError("no memory for the scratch of the CPU kernels")
-            if error == 2
-            else ValueError(f"bad {name}")
-        )
+        raise (MemoryError("no memory for the scratch of the CPU kernels") if error == 2 else ValueError(f"bad {name}"))
 
 
 @lce_forward.register_kernel("cpu")
@@ -125,9 +117,7 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     if not _serves(h, weight, dtype):
         return lce_backward_weight._init_fn(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
     _check(h, weight, valid_vocab, targets, lse, grad)
-    h, weight, targets, lse, grad = (
-        a.contiguous() for a in (h, weight, targets.long(), lse.float(), grad.float())
-    )
+    h, weight, targets, lse, grad = (a.contiguous() for a in (h, weight, targets.long(), lse.float(), grad.float()))
     n, dw = max(0, _count(n_rows, h.shape[0])), torch.empty_like(weight)
     dw[valid_vocab:] = 0
     _call("tdlm_lce_backward_weight", h, weight, targets, n, valid_vocab, dtype, lse, grad, dw)

@@ -36,10 +36,10 @@ def versions(device: torch.device) -> dict:
 
 def main() -> int:
     found = versions(pick_device("auto"))
-    print(f"device    {found['device']}")
+    print(f"device      {found['device']}")
     for name, version in found["versions"].items():
-        print(f"{name:10}{version or 'not installed'}")
-    print(f"cpu       {native.describe()}")
+        print(f"{name:12}{version or 'not installed'}")
+    print(f"cpu         {native.describe()}")
     return 0
 
 

@@ -40,9 +40,7 @@ class Block(nn.Module):
         p = self.dropout if self.training else 0.0
         if self.rope:
             q, k = rotate(q), rotate(k)
-        a = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=p
-        )
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=p)
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
         up = self.up(self.norm2(x))
         if self.mlp == "gelu":

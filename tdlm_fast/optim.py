@@ -1,7 +1,7 @@
 """AdamW with decoupled decay on matrices only (Loshchilov & Hutter 2019), and its learning rate.
 
-    lr(step) = peak * (step + 1) / warm-up            while warming up
-             = min + (peak - min) (1 + cos(pi p)) / 2  after it, p in [0, 1]
+lr(step) = peak * (step + 1) / warm-up            while warming up
+         = min + (peak - min) (1 + cos(pi p)) / 2  after it, p in [0, 1]
 """
 
 import math

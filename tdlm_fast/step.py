@@ -1,6 +1,6 @@
 """One optimizer step, a function of (weights, moments, seed, step).
 
-    x0 = batch(seed, step);  loss = objective(x0);  backward;  clip;  AdamW
+x0 = batch(seed, step);  loss = objective(x0);  backward;  clip;  AdamW
 """
 
 import functools
@@ -55,9 +55,8 @@ def train_step(model, optimizer, loss_of, split: data.Split, config: Config, *, 
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or float("inf"), foreach=True)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, steps, config.optim)
-    # A gradient that is no number must not reach the weights; zeroing it on the device asks the host nothing.
-    if device.type == "cpu" and not torch.isfinite(loss + norm):
-        raise NonFinite(where(config, split, step))
+    # Fused AdamW skips this step where found_inf is 1, so no such gradient reaches the weights; the host need not wait.
+    optimizer.found_inf = (~torch.isfinite(loss + norm)).float()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"loss": loss, "grad_norm": norm, "loss_tokens": loss_tokens, "tokens": n}

@@ -14,12 +14,17 @@ from . import config as settings
 
 
 class Stop:
-    """Ctrl-C or SIGTERM: the step in progress ends first; a second one interrupts at once."""
+    """Ctrl-C or SIGTERM inside `with`: the step in progress ends first; a second one interrupts at once."""
 
-    def __init__(self):
-        self.asked = False
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self)
+    asked = False
+
+    def __enter__(self):
+        self.before = {name: signal.signal(name, self) for name in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
 
     def __call__(self, number, frame):
         if self.asked:
@@ -98,40 +103,41 @@ def train(config, folder: Path, resume: bool) -> dict:
             with open(folder / "samples.txt", "a", encoding="utf-8") as f:
                 f.write(f"--- step {state['step']}\n{text}\n")
 
-    stop, pending = Stop(), []
+    pending: list[dict] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if not state["step"] and not resume:
         evaluate_valid()
     started = time.monotonic()
+    stop = Stop()
     try:
-        while state["step"] < steps and not stop.asked:
-            out = step.train_step(
-                model, optimizer, loss_of, train_split, config, step=state["step"], steps=steps
-            )
-            state["step"] += 1
-            pending.append(out)
-            at = state["step"]
-            stops = stop.asked or at == steps or at % every == 0 or at % save_every == 0
-            if at % config.train.log_every == 0 or stops:
-                entry = _entry(pending, at, optimizer, state, started)
-                entry["peak_memory_mb"] = peak_memory_mb(device)
-                started, pending = time.monotonic(), []
-                if not entry["loss"] == entry["loss"] or abs(entry["loss"]) == float("inf"):
-                    raise step.NonFinite(step.where(config, train_split, at - 1))
-                log.record(entry)
-                log.progress(at, entry)
-            if at % every == 0 and at < steps:
-                evaluate_valid()
-            if at % save_every == 0 or stops:
-                checkpoint.save(last, model, optimizer, state)
-            if stops:
-                started = time.monotonic()
+        with stop:
+            while state["step"] < steps and not stop.asked:
+                pending.append(
+                    step.train_step(model, optimizer, loss_of, train_split, config, step=state["step"], steps=steps)
+                )
+                state["step"] += 1
+                at = state["step"]
+                stops = stop.asked or at == steps or at % every == 0 or at % save_every == 0
+                if at % config.train.log_every == 0 or stops:
+                    entry = _entry(pending, at, optimizer, state, started)
+                    entry["peak_memory_mb"] = peak_memory_mb(device)
+                    for before, o in enumerate(pending, at - len(pending)):
+                        if not torch.isfinite(o["loss"] + o["grad_norm"]):
+                            raise step.NonFinite(step.where(config, train_split, before))
+                    started, pending = time.monotonic(), []
+                    log.record(entry)
+                    log.progress(at, entry)
+                if at % every == 0 and at < steps:
+                    evaluate_valid()
+                if at % save_every == 0 or stops:
+                    checkpoint.save(last, model, optimizer, state)
+                if stops:
+                    started = time.monotonic()
     finally:
         log.close()
     if stop.asked:
         log.say(f"stopped at step {state['step']} of {steps}; saved. Evaluating (Ctrl-C again to leave at once)")
-        stop.asked = False
     evaluate_valid()
     best = checkpoint.load(checkpoints / "best.safetensors", model)
     results = {}

@@ -81,9 +81,7 @@ def test_linear_cross_entropy_is_the_cross_entropy_of_the_logits(shape, chunk_by
     V, n = shape[2] - 3, max(1, shape[0] - 5)
     live = torch.arange(shape[0]) < n
     truth = F.cross_entropy((h @ w.T)[:, :V], y, reduction="none") * weights * live
-    ours = linear_cross_entropy(
-        h, w, y, weights, valid_vocab=V, n_rows=torch.tensor(n), reduction="none"
-    )
+    ours = linear_cross_entropy(h, w, y, weights, valid_vocab=V, n_rows=torch.tensor(n), reduction="none")
     torch.testing.assert_close(ours, truth)
     upstream = torch.rand(shape[0], dtype=torch.float64)
     for a, b in zip(

@@ -1,0 +1,133 @@
+"""The likelihood against answers that are known: enumeration, ln V, and the entropy of a Markov source."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tdlm_fast.data import Split
+from tdlm_fast.likelihood import draw_counts, likelihood
+from tdlm_fast.model import Model
+from tdlm_fast.objective import OBJECTIVES
+from tdlm_fast.sample import draw, filtered, generate_ids
+
+
+def split_of(rows, T):
+    tokens = np.concatenate([np.asarray(r) for r in rows]).astype(np.uint16)
+    lengths = np.array([len(r) for r in rows])
+    return Split(tokens, lengths, T, True, np.cumsum(lengths) - lengths, len(tokens), len(tokens))
+
+
+def sharp(vocab, **kw):
+    torch.manual_seed(0)
+    model = Model(vocab=vocab, width=16, layers=1, heads=2, inner=24, dropout=0.1, **kw)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.mul_(25)
+    return model
+
+
+def test_the_bound_is_its_enumeration_with_rows_of_every_length():
+    model = sharp(3).eval()
+    rows = [[0, 2, 1, 2], [1, 0], [2, 2, 0]]
+    exact = 0.0
+    with torch.no_grad():
+        for row in rows:
+            n, x0 = len(row), torch.tensor([row])
+            for size in range(1, n + 1):
+                for subset in itertools.combinations(range(n), size):
+                    xt = x0.clone()
+                    xt[0, list(subset)] = 3
+                    nll = F.cross_entropy(model(xt, causal=False)[0] @ model.head.T, x0[0], reduction="none")
+                    exact += nll[list(subset)].mean() / math.comb(n, size)
+    split = split_of(rows * 300, 4)
+    found = likelihood(model, split, "diffusion", start_token_id=0, max_samples=16, batch_size=450)
+    assert abs(found.nats_per_token - exact / 9) < 5 * found.stderr < 0.05
+    other = likelihood(model, split, "diffusion", start_token_id=0, max_samples=16, batch_size=7)
+    assert other.nats_per_token == pytest.approx(found.nats_per_token, rel=1e-6)  # not a matter of batches
+
+
+def test_autoregressive_is_the_chain_rule_and_padding_is_no_token():
+    model, rows = sharp(5).eval(), [[0, 2, 1, 4], [1, 3]]
+    total = 0.0
+    with torch.no_grad():
+        for row in rows:
+            logits = model(torch.tensor([[0, *row[:-1]]]), causal=True)[0] @ model.head.T
+            total += F.cross_entropy(logits, torch.tensor(row), reduction="sum")
+    found = likelihood(model, split_of(rows, 4), "autoregressive", start_token_id=0)
+    assert found.nats_per_token == pytest.approx(total.item() / 6, rel=1e-5) and found.stderr == 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_uniform_predictor_scores_ln_v(objective):
+    model = sharp(40)
+    torch.nn.init.zeros_(model.head)
+    split = split_of([list(range(i % 20 + 1)) for i in range(40)], 20)
+    found = likelihood(model, split, objective, start_token_id=0, max_samples=64)
+    assert abs(found.nats_per_token - math.log(40)) < 5 * found.stderr + 1e-5
+    assert found.ppl == pytest.approx(40, rel=0.1)
+
+
+def test_counts_are_uniform_in_each_row_and_even_over_rows():
+    lengths = torch.full((120,), 12)
+    draws = torch.stack([draw_counts(lengths, seed=1, draw=d) for d in range(600)])
+    assert torch.equal(draws[0].bincount(minlength=13)[1:], torch.full((12,), 10))
+    each = torch.stack([draws[:, r].bincount(minlength=13)[1:] for r in range(120)]).double()
+    chi2 = ((each - 50) ** 2 / 50).sum(1)  # 11 degrees of freedom in each row
+    assert abs(chi2.mean() - 11) < 2.5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_approaches_the_entropy_of_a_markov_source_from_above(objective):
+    g = torch.Generator().manual_seed(0)
+    chain = torch.stack([torch.tensor([0.8, 0.1, 0.05, 0.05]).roll(i) for i in range(4)])
+
+    def source(B, T=16):
+        x = torch.randint(0, 4, (B, 1), generator=g)  # the stationary distribution is uniform
+        while x.shape[1] < T:
+            x = torch.cat([x, torch.multinomial(chain[x[:, -1]], 1, generator=g)], 1)
+        return x
+
+    rate = -(chain[0] * chain[0].log()).sum()
+    entropy = (math.log(4) + 15 * rate) / 16  # nats per token of sequences of 16
+    model = Model(vocab=5, width=32, layers=2, heads=2, inner=64, dropout=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
+    for step in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * (1 - step / 400) + 1e-5
+        loss, _ = OBJECTIVES[objective](model, source(128), seed=0, step=step, start_token_id=4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x = source(2000)
+    split = split_of(x.tolist(), 16)
+    own = -(math.log(0.25) * len(x) + chain[x[:, :-1], x[:, 1:]].log().sum().item()) / x.numel()  # of these very rows
+    found = likelihood(model, split, objective, start_token_id=4, max_samples=32, batch_size=500)
+    assert abs(own - entropy) < 0.02
+    assert own - 4 * found.stderr - 2e-3 < found.nats_per_token < own + 0.06
+
+
+def test_top_k_top_p_and_gumbel_draws_follow_the_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    assert filtered(logits, 1, 2, 1.0).isfinite().sum() == 2
+    assert filtered(logits, 1, 0, 0.7).isfinite().sum() == 2  # 0.64, 0.24, …
+    z = filtered(logits, 0.5, 0, 1.0).expand(40000, 4)
+    tokens, probability = draw(z, torch.Generator().manual_seed(0))
+    share = tokens.bincount(minlength=4) / 40000
+    assert (share - (2 * logits[0]).softmax(0)).abs().max() < 0.01
+    torch.testing.assert_close(probability, z.softmax(-1).gather(1, tokens[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("method", ["ancestral", "confidence"])
+@pytest.mark.parametrize("unmasking", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_diffusion_fills_every_mask_and_keeps_the_prompt_at_both_ends(method, unmasking, steps):
+    kw = dict(tokens=7, seq_len=12, start_token_id=0, steps=steps, method=method, unmasking=unmasking)
+    new = generate_ids(sharp(9), "diffusion", [1, 2], [3], **kw)
+    assert len(new) == 7 and max(new) < 9 and new == generate_ids(sharp(9), "diffusion", [1, 2], [3], **kw)
+    with pytest.raises(ValueError, match="model.seq_len is 12"):
+        generate_ids(sharp(9), "diffusion", [1] * 6, [], **kw)

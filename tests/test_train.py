@@ -1,0 +1,144 @@
+"""The verbs: a run and what it leaves, resuming a killed process, evaluating, sampling."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tdlm_fast import checkpoint, evaluate, sample, train
+from tdlm_fast import config as settings
+
+
+def losses(folder):
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {e["step"]: e["loss"] for e in entries if "loss" in e}, [e["valid"] for e in entries if "valid" in e]
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_a_run_learns_and_leaves_what_scripts_rely_on(tiny, tmp_path, objective, capsys):
+    folder = tmp_path / "run"
+    assert train.main(["configs/tiny.yaml", *tiny, f"objective={objective}"]) == 0
+    out = capsys.readouterr().out
+    assert f"run    {folder}" in out and "tdlm_fast.sample" in out
+    summary = json.loads((folder / "summary.json").read_text())
+    for key in (
+        "objective corpus steps tokens seconds tokens_per_s loss_tokens_per_s peak_memory_mb parameters test valid "
+        "device versions config_hash corpus_hash"
+    ).split():
+        assert summary[key] not in (None, "", 0), key
+    assert summary["test"]["bound"] == ("exact" if objective == "autoregressive" else "upper bound")
+    steps, valids = losses(folder)
+    assert list(steps) == list(range(1, 31)) and len(valids) == 4
+    assert valids[-1]["nats_per_token"] < valids[0]["nats_per_token"] - 1  # from ln 257 = 5.55
+    assert evaluate.main([str(folder), "--json", "--device", "cpu", "--max-samples", "4"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["nats_per_token"] == summary["test"]["nats_per_token"]  # deterministic given the seed
+    args = [str(folder), "--prompt", "the old", "--tokens", "12", "--device", "cpu"]
+    assert sample.main(args) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("the old") and len(text) > 8
+    assert sample.main(args) == 0 and capsys.readouterr().out == text
+    assert train.main(["configs/tiny.yaml", *tiny, f"objective={objective}"]) == 2  # never overwrites a run
+    assert "--resume continues it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, objective, how):
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    args = [*tiny, f"objective={objective}", "train.max_steps=60", "eval.text=0"]
+    command = [sys.executable, "-m", "tdlm_fast.train", "configs/tiny.yaml", *args]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 13' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=120)
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "saved" in err and "--resume" in out
+        assert json.loads((folder / "summary.json").read_text())["finished"] is False
+    assert train.main(["configs/tiny.yaml", *args, "--resume"]) == 0
+    assert train.main(["configs/tiny.yaml", *args, f"run.dir={whole}"]) == 0
+    assert losses(folder)[0] == losses(whole)[0]
+    a, b = _weights(folder), _weights(whole)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def _weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "checkpoints" / "last.safetensors")
+
+
+def test_accumulation_trains_the_same_model(tiny, tmp_path):
+    args = [*tiny, "model.dropout=0", "train.max_steps=5", "precision=fp32"]
+    for parts in (1, 4):
+        where = f"run.dir={tmp_path / str(parts)}"
+        assert train.main(["configs/tiny.yaml", *args, f"train.accumulation={parts}", where]) == 0
+    a, b = losses(tmp_path / "1")[0], losses(tmp_path / "4")[0]
+    assert all(abs(a[s] - b[s]) < 1e-3 for s in a)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_place(tiny, tmp_path, capsys):
+    assert train.main(["configs/tiny.yaml", *tiny, "optim.lr=1e18", "optim.clip=0", "optim.min_lr=0"]) == 1
+    error = capsys.readouterr().err
+    assert "not finite at step" in error and "noise levels t from" in error
+    last = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    config, _, model, _ = sample.load_run(tmp_path / "run", "best", "cpu")
+    assert last.exists() and all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights_alone():
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    for bad in (0.0, 1.0):
+        weight.grad = torch.full((3, 3), float("nan") if bad else 1.0)
+        before, optimizer.found_inf = weight.detach().clone(), torch.tensor(bad)  # as step.train_step sets it
+        optimizer.step()
+        assert torch.equal(before, weight) == bool(bad) and weight.isfinite().all()
+
+
+def test_a_run_gives_the_signal_handlers_back(tiny):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=1"]) == 0
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_weights_and_biases_needs_no_account_and_never_stops_a_run(tiny, tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install tdlm_fast[wandb]")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=offline"]) == 0
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    other = f"run.dir={tmp_path / 'other'}"
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online", other]) == 0
+    assert "Weights & Biases is off: no route to host" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+    folder = tmp_path / "run"
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2"]) == 0
+    best = folder / "checkpoints" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-100])
+    with pytest.raises(settings.ConfigError, match="best.safetensors is damaged"):
+        sample.load_run(folder, "best", "cpu")
+    with pytest.raises(settings.ConfigError, match="no such checkpoint"):
+        checkpoint.load(folder / "absent", None)
+
+
+def test_resuming_with_another_config_names_the_key(tiny, tmp_path, capsys):
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2"]) == 0
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "optim.lr=1e-4", "--resume"]) == 2
+    assert "optim.lr" in capsys.readouterr().err

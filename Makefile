@@ -13,11 +13,20 @@ help:  ## list the targets
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
 	@touch $@
 
+train: .venv/ready  ## train configs/tiny.yaml, or go on with it; ARGS="key=value …" adds keys
+	$(PY) -m tdlm_fast.train configs/tiny.yaml $(ARGS) --resume
+
 test: .venv/ready  ## run the test suite
 	$(PY) -m pytest -q
 
 lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .
+
+bench: .venv/ready  ## time the kernels here, JSON into bench/results
+	$(PY) bench/bench_cpu_head.py --json bench/results/cpu-head.json
+
+report: .venv/ready  ## draw the tables and plots of README and docs from bench/results
+	$(PY) -m bench.report
 
 # The pytest script, unlike -m pytest, leaves this folder out of the path, so the checked build is the one found.
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -27,5 +36,5 @@ sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSa
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		.venv/bin/pytest -q tests/test_native.py
 
-.PHONY: help test lint sanitize
+.PHONY: help train test lint bench report sanitize
 .DEFAULT_GOAL := help

@@ -36,6 +36,13 @@ def run_folder(config, path: str) -> Path:
     return Path(config.run.dir or f"runs/{Path(path).stem}-{config.objective}-seed{config.seed}")
 
 
+def finished(folder: Path) -> dict | None:
+    """The summary of a run that came to its end, else None."""
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text()) if file.is_file() else {}
+    return summary if summary.get("finished") else None
+
+
 def write_json(path: Path, value: dict) -> None:
     from .checkpoint import write_beside
 
@@ -54,9 +61,10 @@ def train(config, folder: Path, resume: bool) -> dict:
     device = pick_device(config.device)
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.safetensors"
+    if resume and not last.exists():
+        print(f"nothing to resume in {folder}: starting anew", file=sys.stderr)
+        resume = False
     if resume:
-        if not (folder / "config.yaml").is_file():
-            raise settings.ConfigError(f"{folder}: nothing to resume there; start without --resume")
         before = settings.load(folder / "config.yaml")
         changed = [k for k, v in settings.flatten(config).items() if settings.flatten(before)[k] != v]
         changed = [k for k in changed if not k.startswith(("run.", "data.cache", "device"))]
@@ -64,6 +72,9 @@ def train(config, folder: Path, resume: bool) -> dict:
             raise settings.ConfigError(f"--resume with other {', '.join(changed)} than {folder / 'config.yaml'} holds")
     elif last.exists():
         raise settings.ConfigError(f"{folder} holds a run already: --resume continues it, run.dir=OTHER starts another")
+    if resume and (done := finished(folder)):
+        print(f"{folder} is finished already", file=sys.stderr)
+        return done
     corpus = data.load(config.data, config.model.seq_len)
     train_split = corpus.splits["train"]
     per_epoch = data.steps_per_epoch(train_split, config.train.batch_size)
@@ -73,7 +84,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     model = step.build_model(config, corpus.tokenizer).to(device).train()
     optimizer = adamw(model, config.optim)
     state = {"step": 0, "best": None, "tokens": 0, "loss_tokens": 0, "seconds": 0.0, "corpus_hash": corpus.hash}
-    if resume and last.exists():
+    if resume:
         state = checkpoint.load(last, model, optimizer)
         if state["corpus_hash"] != corpus.hash:
             raise settings.ConfigError(f"the corpus is not what {folder} was trained on; restore it or start anew")
@@ -184,7 +195,7 @@ def main(argv=None) -> int:
     )  # fmt: skip
     parser.add_argument("config", help="YAML file, as configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--resume", action="store_true", help="continue the run in its folder")
+    parser.add_argument("--resume", action="store_true", help="continue the run in its folder, if there is one")
     args = parser.parse_intermixed_args(argv)
     try:
         config = settings.load(args.config, args.overrides)

@@ -142,3 +142,7 @@ def test_resuming_with_another_config_names_the_key(tiny, tmp_path, capsys):
     assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2"]) == 0
     assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "optim.lr=1e-4", "--resume"]) == 2
     assert "optim.lr" in capsys.readouterr().err
+    written = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == written

@@ -38,11 +38,11 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-names = ("api", "portable", "avx2", "avx512", "avx512_bf16")
+names = ("api", "corrupt", "portable", "avx2", "avx512", "avx512_bf16")
 library = Extension(
     "tdlm_fast.kernels._native",
     sources=[f"csrc/cpu/{name}.cpp" for name in names],
-    depends=[f"csrc/cpu/{name}.h" for name in ("lce", "attend", "exp2", "target", "avx512")],
+    depends=[f"csrc/cpu/{name}.h" for name in ("kernels", "attend", "tile", "exp2", "target", "avx512")],
     extra_compile_args=FLAGS.split(),
     extra_link_args=["-pthread"],
     language="c++",

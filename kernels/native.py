@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .corrupt import SAMPLINGS, _corrupt
 from .linear_cross_entropy import _count, lce_backward_weight, lce_forward
+from .philox import MASK
+from .schedules import table
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # worst first, as csrc/cpu/api.cpp numbers them
-_ABI = 1
+_ABI = 2
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
@@ -23,6 +26,8 @@ _ARGUMENTS = {
     "tdlm_has": (_I,),
     "tdlm_lce_forward": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
     "tdlm_lce_backward_weight": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
+    "tdlm_attention": (_I, _I, _I, _I, _I, _P, _P, _L, _L, _L, _L, _P, _P, _P, ctypes.c_int32, ctypes.c_float),
+    "tdlm_corrupt": (_P, _P, _L, _L, ctypes.c_uint32, ctypes.c_uint32, _L, _P, _P, _I, _L, _L, *[_P] * 7),
 }
 
 
@@ -37,6 +42,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"the library does not load, install tdlm_fast again: {error}"
     if library.tdlm_abi() != _ABI:
         return None, "the library is of another version: install tdlm_fast again"
+    library.tdlm_corrupt.restype = _L
     return library, ""
 
 
@@ -122,6 +128,27 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     dw[valid_vocab:] = 0
     _call("tdlm_lce_backward_weight", h, weight, targets, n, valid_vocab, dtype, lse, grad, dw)
     return dw
+
+
+@_corrupt.register_kernel("cpu")
+def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
+    if _isa is None:
+        return _corrupt._init_fn(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
+    if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
+        raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
+    (B, T), x0 = x0.shape, x0.contiguous()
+    valid = None if valid is None else valid.contiguous()
+    xt, masked = torch.empty_like(x0), torch.empty_like(x0, dtype=torch.bool)
+    weights = torch.empty_like(x0, dtype=torch.float32)
+    rows, targets = x0.new_empty(B * T), x0.new_empty(B * T)
+    t, row_weights = weights.new_empty(B), weights.new_empty(B * T)
+    threshold, weight = table(schedule)
+    n = _library.tdlm_corrupt(
+        x0.data_ptr(), None if valid is None else valid.data_ptr(), B, T, seed & MASK, step & MASK, mask_token_id,
+        threshold.data_ptr(), weight.data_ptr(), SAMPLINGS.index(sampling), row_offset, batch_rows,
+        *(a.data_ptr() for a in (xt, masked, weights, t, rows, targets, row_weights)),
+    )  # fmt: skip
+    return [xt, masked, weights, t, rows, targets, row_weights, torch.tensor(n)]
 
 
 use(os.environ.get("TDLM_CPU_ISA"))

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdlm_fast.kernels import linear_cross_entropy, native
+from tdlm_fast.kernels import corrupt, linear_cross_entropy, native
 from tdlm_fast.kernels.linear_cross_entropy import lce_backward_weight, lce_forward
+from tdlm_fast.kernels.schedules import SCHEDULES
 
 DTYPES = (torch.float32, torch.bfloat16)
 CASES = {  # N, D, V, and what else the problem is made of
@@ -151,6 +152,37 @@ def test_arguments_that_do_not_fit_are_an_error(isa):
             op(*(change.get(i, a) for i, a in enumerate(good)))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("sampling", ["stratified", "antithetic", "independent"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_corruption_is_the_references_bit_for_bit(schedule, sampling, padded):
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.randint(0, 500, (7, 61), generator=g)[:, ::2]
+    valid = torch.arange(x0.shape[1]) < torch.randint(1, 40, (7, 1), generator=g) if padded else None
+    kw = dict(seed=2**32 - 3, step=9, mask_token_id=500, schedule=schedule, sampling=sampling, valid=valid)
+    try:
+        for offset, batch_rows in ((0, None), (2**26 - 5, 2**26 + 10)):  # the token index passes 2^32
+            native.use("none")
+            theirs = corrupt(x0, row_offset=offset, batch_rows=batch_rows, **kw)
+            native.use(None)
+            ours = corrupt(x0, row_offset=offset, batch_rows=batch_rows, **kw)
+            assert ours.n_masked > 0
+            for a, b in zip(ours, theirs, strict=True):
+                assert torch.equal(a, b) and a.dtype == b.dtype
+    finally:
+        native.use(os.environ.get("TDLM_CPU_ISA"))
+
+
+def test_corruption_refuses_what_the_kernel_cannot_read():
+    x0 = torch.zeros(2, 3, dtype=torch.int64)
+    for bad in (x0.int(), torch.zeros(2, 3)):
+        with pytest.raises(ValueError, match="must be"):
+            corrupt(bad, seed=0, step=0, mask_token_id=9)
+    for bad in (torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 3)):
+        with pytest.raises(ValueError, match="must be"):
+            corrupt(x0, seed=0, step=0, mask_token_id=9, valid=bad)
+
+
 def test_the_references_run_without_the_library(monkeypatch):
     monkeypatch.setattr(native, "_library", None)
     monkeypatch.setattr(native, "_why_missing", "the library was not built")
@@ -183,7 +215,7 @@ def test_an_unknown_instruction_set_is_one_clear_error():
 def test_a_forked_child_computes_and_both_processes_exit():
     code = """if True:
         import os, torch
-        from tdlm_fast.kernels import linear_cross_entropy, native
+        from tdlm_fast.kernels import corrupt, linear_cross_entropy, native
         h, w, y = torch.randn(900, 16), torch.randn(1000, 16), torch.arange(900)
         loss = linear_cross_entropy(h, w, y)
         child = os.fork()

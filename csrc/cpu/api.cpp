@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "lce.h"
+#include "kernels.h"
 
 #define API extern "C" __attribute__((visibility("default")))
 
@@ -38,25 +38,15 @@ const Kernels &kernels(int isa, bool bf16) {
     return isa == AVX2 ? avx2_kernels : portable_kernels;
 }
 
-// Tasks of 0..total, taken in turn by threads that live for this call only, so that fork and exit find none.
-int run(Lce c, const Kernels &k, bool words, int threads) {
-    int64_t total = words ? c.V : c.n, most = OUT_FLOATS / c.D + 1;
-    c.step = total / (4 * threads) + 1;  // four tasks a thread even out what else runs on the machine,
-    if (c.step < 192) c.step = 192;      // unless packing the other side would cost more than it brings
-    if (c.step > most) c.step = most;
-    if (c.step > total) c.step = total;
-    int64_t tasks = (total + c.step - 1) / c.step;
+// do_task(i, scratch) for i in 0..tasks, taken in turn by threads that live for this call only, so that fork and exit
+// find none; each has `bytes` of scratch.
+template <class Task>
+int run(int64_t tasks, size_t bytes, int threads, Task do_task) {
     if (threads > tasks) threads = (int)tasks;
     std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false};
     auto work = [&] {
-        size_t bytes = (k.scratch(c) + 63) / 64 * 64;
-        char *scratch = (char *)aligned_alloc(64, bytes);
-        if (!scratch) failed = true;
-        for (int64_t i; scratch && (i = next++) < tasks;) {
-            int64_t begin = i * c.step, end = begin + c.step < total ? begin + c.step : total;
-            (words ? k.words : k.rows)(c, begin, end, scratch);
-        }
+        char *scratch = (char *)aligned_alloc(64, (bytes + 63) / 64 * 64);
+        for (int64_t i; scratch && (i = next++) < tasks;) do_task(i, scratch);
         free(scratch);
     };
     std::vector<std::thread> others;
@@ -66,7 +56,19 @@ int run(Lce c, const Kernels &k, bool words, int threads) {
     }
     work();
     for (auto &t : others) t.join();
-    return failed && next < tasks ? NO_MEMORY : OK;
+    return next < tasks ? NO_MEMORY : OK;
+}
+
+int run_lce(Lce c, const Kernels &k, bool words, int threads) {
+    int64_t total = words ? c.V : c.n, most = OUT_FLOATS / c.D + 1;
+    c.step = total / (4 * threads) + 1;  // four tasks a thread even out what else runs on the machine,
+    if (c.step < 192) c.step = 192;      // unless packing the other side would cost more than it brings
+    if (c.step > most) c.step = most;
+    if (c.step > total) c.step = total;
+    return run((total + c.step - 1) / c.step, k.scratch(c), threads, [&](int64_t i, char *scratch) {
+        int64_t begin = i * c.step, end = begin + c.step < total ? begin + c.step : total;
+        (words ? k.words : k.rows)(c, begin, end, scratch);
+    });
 }
 
 int check(const Lce &c, int isa, int threads) {
@@ -78,7 +80,7 @@ int check(const Lce &c, int isa, int threads) {
 
 }  // namespace
 
-API int tdlm_abi() { return 1; }  // raised with every change of an argument; kernels/native.py asks for its own
+API int tdlm_abi() { return 2; }  // raised with every change of an argument; kernels/native.py asks for its own
 
 API int tdlm_has(int isa) { return has(isa); }
 
@@ -88,7 +90,7 @@ API int tdlm_lce_forward(int isa, int threads, const void *h, int h_bf16, const 
     c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;
     c.y = y, c.n = n, c.D = D, c.V = V, c.nll = nll, c.lse = lse, c.dh = dh;
     int bad = check(c, isa, threads);
-    return bad || !n ? bad : run(c, kernels(isa, round), false, threads);
+    return bad || !n ? bad : run_lce(c, kernels(isa, round), false, threads);
 }
 
 API int tdlm_lce_backward_weight(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16,
@@ -98,5 +100,18 @@ API int tdlm_lce_backward_weight(int isa, int threads, const void *h, int h_bf16
     c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;
     c.y = y, c.n = n, c.D = D, c.V = V, c.lse = (float *)lse, c.grad = grad, c.dw = dw;
     int bad = check(c, isa, threads);
-    return bad ? bad : run(c, kernels(isa, round), true, threads);
+    return bad ? bad : run_lce(c, kernels(isa, round), true, threads);
+}
+
+// Attention of B sequences of H heads; tensors, strides, valid, segments and key as in kernels.h.
+API int tdlm_attention(int isa, int threads, int backward, int bf16, int causal, const void *const *tensors,
+                       const int64_t *strides, int64_t B, int64_t H, int64_t T, int64_t K, const uint8_t *valid,
+                       const int64_t *segments, const uint32_t *key, int32_t threshold, float keep_scale) {
+    Attention c = {};
+    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || B < 0 || H < 1 || T < 1 || K < 1) return BAD_ARGUMENT;
+    memcpy(c.tensors, tensors, sizeof c.tensors), memcpy(c.strides, strides, sizeof c.strides);
+    c.backward = backward, c.bf16 = bf16, c.causal = causal, c.H = H, c.T = T, c.K = K;
+    c.valid = valid, c.segments = segments, c.key = key, c.threshold = threshold, c.keep_scale = keep_scale;
+    const Kernels &k = kernels(isa, false);
+    return run(B * H, k.head_scratch(c), threads, [&](int64_t i, char *scratch) { k.head(c, i, scratch); });
 }

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "lce.h"
+#include "kernels.h"
 
 // The tiles below are arrays of registers: every index into them must be known when they are compiled.
 #define UNROLL _Pragma("GCC unroll 8")
@@ -322,7 +322,6 @@ struct Attend {
     static size_t scratch(const Lce &c) { return Attend(c, nullptr).bytes; }
     static void rows_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_rows(c, begin, end); }
     static void words_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_words(c, begin, end); }
-    static constexpr Kernels kernels = {scratch, rows_of, words_of};
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // fp32 products with AVX2 and FMA.
-#include "lce.h"
+#include "kernels.h"
 #if defined(__x86_64__)
 #include "target.h"
 TARGET_BEGIN("avx2,fma")
@@ -7,11 +7,14 @@ TARGET_BEGIN("avx2,fma")
 
 #include "attend.h"
 #include "exp2.h"
+#include "tile.h"
 
 namespace {
 struct Avx2 {
     typedef float E;
     typedef __m256 F;
+    typedef uint32_t U __attribute__((vector_size(32)));
+    typedef int32_t I __attribute__((vector_size(32)));
     typedef F X;
     static constexpr int ROWS = 6, VECS = 2, LANES = 8, PAIR = 1;  // 12 sums of 16 registers
     static constexpr int64_t BLOCK = 256;
@@ -44,13 +47,21 @@ struct Avx2 {
         __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
         return mul(_mm256_fmadd_ps(q, f, set1(1)), _mm256_castsi256_ps(e));
     }
+    INLINE U count() { return U{0, 1, 2, 3, 4, 5, 6, 7}; }
+    INLINE void multiply(U a, uint32_t m, U &high, U &low) {  // the 64 bits of a m
+        __m256i x = (__m256i)a, y = _mm256_set1_epi32((int)m), even = _mm256_mul_epu32(x, y);
+        __m256i odd = _mm256_mul_epu32(_mm256_shuffle_epi32(x, 0xF5), y);
+        high = (U)_mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xF5), odd, 0xAA);
+        low = (U)_mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xA0), 0xAA);
+    }
     INLINE void store_p(E *p, const F (&t)[VECS]) {
         for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
     }
 };
 }  // namespace
 
-const Kernels avx2_kernels = Attend<Avx2>::kernels;
+const Kernels avx2_kernels = {Attend<Avx2>::scratch, Attend<Avx2>::rows_of, Attend<Avx2>::words_of,
+                             Tile<Avx2>::scratch, Tile<Avx2>::head_of};
 TARGET_END
 #else
 const Kernels avx2_kernels = {};

@@ -1,5 +1,5 @@
 // fp32 products with AVX-512.
-#include "lce.h"
+#include "kernels.h"
 #if defined(__x86_64__)
 #include "target.h"
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -21,7 +21,8 @@ struct Avx512 : Avx512Base {
 };
 }  // namespace
 
-const Kernels avx512_kernels = Attend<Avx512>::kernels;
+const Kernels avx512_kernels = {Attend<Avx512>::scratch, Attend<Avx512>::rows_of, Attend<Avx512>::words_of,
+                               Tile<Avx512>::scratch, Tile<Avx512>::head_of};
 TARGET_END
 #else
 const Kernels avx512_kernels = {};

@@ -1,5 +1,5 @@
 // bf16 products with fp32 sums: 32 multiply-adds an instruction.
-#include "lce.h"
+#include "kernels.h"
 #if defined(__x86_64__)
 #include "target.h"
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
@@ -26,7 +26,7 @@ struct Avx512Bf16 : Avx512Base {
 };
 }  // namespace
 
-const Kernels avx512_bf16_kernels = Attend<Avx512Bf16>::kernels;
+const Kernels avx512_bf16_kernels = {Attend<Avx512Bf16>::scratch, Attend<Avx512Bf16>::rows_of, Attend<Avx512Bf16>::words_of, nullptr, nullptr};
 TARGET_END
 #else
 const Kernels avx512_bf16_kernels = {};

@@ -1,12 +1,14 @@
 // fp32 products in the vector extension of GCC and Clang: SSE2, NEON, or whatever the target has.
 #include "attend.h"
 #include "exp2.h"
+#include "tile.h"
 
 namespace {
 struct Portable {
     typedef float E;
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
+    typedef uint32_t U __attribute__((vector_size(16)));
     typedef F X;
     static constexpr int ROWS = 6, VECS = 2, LANES = 4, PAIR = 1;
     static constexpr int64_t BLOCK = 256;
@@ -39,10 +41,18 @@ struct Portable {
         q = (q * f + 1) * (F)(e << 23);
         return x == x ? q : x;
     }
+    INLINE U count() { return U{0, 1, 2, 3}; }
+    INLINE void multiply(U a, uint32_t m, U &high, U &low) {  // the 64 bits of a m
+        for (int i = 0; i < LANES; i++) {
+            uint64_t x = uint64_t(a[i]) * m;
+            high[i] = uint32_t(x >> 32), low[i] = uint32_t(x);
+        }
+    }
     INLINE void store_p(E *p, const F (&t)[VECS]) {
         for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
     }
 };
 }  // namespace
 
-const Kernels portable_kernels = Attend<Portable>::kernels;
+const Kernels portable_kernels = {Attend<Portable>::scratch, Attend<Portable>::rows_of, Attend<Portable>::words_of,
+                                 Tile<Portable>::scratch, Tile<Portable>::head_of};

@@ -1,4 +1,4 @@
-// Linear cross-entropy on the CPU: what api.cpp asks of each instruction set. No torch headers, so that one
+// What api.cpp asks of each instruction set. No torch headers, so that one
 // library serves every version of torch and Python.
 #pragma once
 #include <cstddef>
@@ -17,10 +17,24 @@ struct Lce {
     int64_t step;             // rows, or words, that one task takes at most
 };
 
+struct Attention {
+    const void *tensors[7];         // q, k, v, out (backward: its gradient), dq, dk, dv
+    int64_t strides[21];            // of each: from sequence to sequence, head to head, token to token, in elements
+    bool bf16, backward, causal;
+    int64_t H, T, K;
+    const uint8_t *valid;           // (B, T), 0 at padding, or null
+    const int64_t *segments;        // (B, T), document of each token, or null
+    const uint32_t *key;            // of the dropout's Philox, or null
+    int32_t threshold;              // an entry is kept where its word >> 1 is not below,
+    float keep_scale;               // and scaled by this
+};
+
 struct Kernels {
     size_t (*scratch)(const Lce &);  // bytes of scratch a task needs
     void (*rows)(const Lce &, int64_t begin, int64_t end, char *scratch);   // nll, lse, dh of rows begin..end
     void (*words)(const Lce &, int64_t begin, int64_t end, char *scratch);  // dw of words begin..end
+    size_t (*head_scratch)(const Attention &);
+    void (*head)(const Attention &, int64_t head, char *scratch);           // one head of one sequence
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512_kernels, avx512_bf16_kernels;

@@ -1,0 +1,45 @@
+// Corruption of a batch, as kernels/corrupt.py defines it: one noise level a sequence, one Philox word a token, and
+// the masked positions in order. Integers throughout, so the masks are the reference's bit for bit.
+#include <cstdint>
+
+namespace {
+
+enum { STREAM_TOKEN, STREAM_TIME };  // as kernels/philox.py numbers them
+
+// The first word of Philox4x32-10 (Salmon et al. 2011).
+uint32_t philox(uint64_t index, uint32_t stream, uint32_t k0, uint32_t k1) {
+    uint32_t x0 = uint32_t(index), x1 = uint32_t(index >> 32), x2 = stream, x3 = 0;
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        uint64_t a = uint64_t(x0) * 0xD2511F53u, b = uint64_t(x2) * 0xCD9E8D57u;
+        x0 = uint32_t(b >> 32) ^ x1 ^ k0, x1 = uint32_t(b);
+        x2 = uint32_t(a >> 32) ^ x3 ^ k1, x3 = uint32_t(a);
+    }
+    return x0;
+}
+
+}  // namespace
+
+// x0, valid (or null), xt, masked, weights: (B, T); t: (B); rows, targets, row_weights: (B T). threshold and weight: a
+// schedule's table of 2^16 levels. sampling: 0 stratified, 1 antithetic, 2 independent. Returns the number masked.
+extern "C" __attribute__((visibility("default"))) int64_t tdlm_corrupt(
+    const int64_t *x0, const uint8_t *valid, int64_t B, int64_t T, uint32_t seed, uint32_t step, int64_t mask_token_id,
+    const int64_t *threshold, const double *weight, int sampling, int64_t row_offset, int64_t batch_rows, int64_t *xt,
+    uint8_t *masked, float *weights, float *t, int64_t *rows, int64_t *targets, float *row_weights) {
+    int64_t n = 0;
+    for (int64_t b = 0; b < B; b++) {
+        int64_t row = row_offset + b;
+        uint64_t u = philox(uint64_t(sampling == 1 ? row / 2 : row), STREAM_TIME, seed, step);
+        if (sampling == 0) u = ((uint64_t(row) << 32) + u) / uint64_t(batch_rows);
+        if (sampling == 1 && row % 2) u = 0xFFFFFFFFu - u;
+        int64_t level = int64_t(u >> 16);
+        float w = float(weight[level]);
+        t[b] = float((double(level) + 0.5) / 65536);
+        for (int64_t i = b * T; i < (b + 1) * T; i++) {
+            bool hit = (!valid || valid[i]) && philox(uint64_t(row_offset * T + i), STREAM_TOKEN, seed, step) < threshold[level];
+            masked[i] = hit, xt[i] = hit ? mask_token_id : x0[i], weights[i] = hit ? w : 0;
+            if (hit) rows[n] = i, targets[n] = x0[i], row_weights[n++] = w;
+        }
+    }
+    for (int64_t i = n; i < B * T; i++) rows[i] = targets[i] = 0, row_weights[i] = 0;
+    return n;
+}

@@ -97,6 +97,11 @@ def compact_kernel(X0, MASKED, WEIGHTS, HOW_MANY, ROWS, TARGETS, ROW_WEIGHTS, N_
         tl.store(N_MASKED, n)
 
 
+def launch_options(block_t: int) -> dict:
+    """Of both kernels, for sequences padded to block_t: at most 8 tokens a thread, up to 32 warps."""
+    return SMALL | {"num_warps": min(32, max(4, block_t // 256))}
+
+
 @functools.lru_cache(maxsize=16)
 def _tables(schedule: str, counts: bool, T: int, padding: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """(threshold int64, weight fp32) on the device; made once, so that a captured step copies nothing from the host."""
@@ -115,11 +120,12 @@ def corrupt(x0, valid, key, seed, step, mask_token_id, schedule, sampling, row_o
     rows, targets, row_weights = x0.new_empty(B * T), x0.new_empty(B * T), weights.new_empty(B * T)
     how_many, n = x0.new_empty(B, dtype=torch.int32), x0.new_empty(())
     block = dict(BLOCK_T=triton.next_power_of_2(T))
+    options = launch_options(block["BLOCK_T"])
     mask_kernel[(B,)](
         x0, valid, key, threshold, weight, xt, masked, weights, t, how_many, seed, step, mask_token_id, row_offset,
-        batch_rows, T, SAMPLING=SAMPLINGS.index(sampling), **block, **SMALL,
+        batch_rows, T, SAMPLING=SAMPLINGS.index(sampling), **block, **options,
     )  # fmt: skip
     compact_kernel[(B,)](
-        x0, masked, weights, how_many, rows, targets, row_weights, n, B, T, **block, BLOCK_B=BLOCK_B, **SMALL
+        x0, masked, weights, how_many, rows, targets, row_weights, n, B, T, **block, BLOCK_B=BLOCK_B, **options
     )
     return [xt, masked, weights, t, rows, targets, row_weights, n]

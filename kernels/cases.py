@@ -68,3 +68,40 @@ LCE = (
     Lce("tiny, masked half", 8192, 64, 50257, n_rows=4096, weights="ones"),
     Lce("small", 8192, 768, 50257, weights="ones"),
 )
+
+
+class Corrupt(NamedTuple):
+    """A corruption of x0 (B, T)."""
+
+    name: str
+    B: int
+    T: int
+    padding: float = 0.0  # share of positions that are padding
+    row_offset: int = 0
+    batch_rows: int | None = None
+
+    def inputs(self, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
+        """x0 (B, T) int64, valid (B, T) bool or None."""
+        g = torch.Generator().manual_seed(self.B + self.T)
+        x0 = torch.randint(0, 50257, (self.B, self.T), generator=g).to(device)
+        valid = torch.rand(self.B, self.T, generator=g) >= self.padding
+        return x0, valid.to(device) if self.padding else None
+
+    def bytes(self) -> int:
+        """x0 read; xt, masked, weights, rows, targets and row weights written."""
+        return self.B * self.T * (8 + 8 + 1 + 4 + 8 + 8 + 4)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CORRUPT = (
+    Corrupt("one token", 1, 1),
+    Corrupt("one row", 1, 128),
+    Corrupt("odd", 7, 33),
+    Corrupt("part of a batch", 4, 21, row_offset=4, batch_rows=12),
+    Corrupt("padding", 6, 50, padding=0.3),
+    Corrupt("all padding", 3, 20, padding=1.0),
+    Corrupt("tiny", 64, 128),
+    Corrupt("small", 8, 1024),
+)

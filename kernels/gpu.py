@@ -11,9 +11,12 @@ import warnings
 import torch
 
 from . import lce_plan
+from .corrupt import _corrupt, _corrupt_at, corrupt_ref
 from .linear_cross_entropy import lce_backward_weight, lce_forward
+from .philox import MASK
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_T = 1 << 14  # of corrupt: a program holds its sequence, and places in it are 14 bits beside a random word
 
 
 @functools.cache
@@ -93,10 +96,31 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     return lce_triton.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, plan)
 
 
+def _corrupt_with(x0, valid, key, seed, step, *rest):
+    if not x0.numel() or x0.shape[1] > MAX_T or not _serves(x0.device):
+        seed, step = (seed, step) if key is None else (key[0], key[1])
+        return corrupt_ref(x0, valid, seed, step, *rest)
+    if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
+        raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
+    from . import corrupt_triton
+
+    return corrupt_triton.corrupt(x0, valid, key, seed, step, *rest)
+
+
+def corrupt(x0, valid, seed, step, *rest):
+    return _corrupt_with(x0, valid, None, seed & MASK, step & MASK, *rest)
+
+
+def corrupt_at(x0, valid, key, *rest):
+    return _corrupt_with(x0, valid, key, 0, 0, *rest)
+
+
 def register(device: str) -> None:
     """Let the kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
     lce_forward.register_kernel(device)(forward)
     lce_backward_weight.register_kernel(device)(backward_weight)
+    _corrupt.register_kernel(device)(corrupt)
+    _corrupt_at.register_kernel(device)(corrupt_at)
 
 
 register("cuda")

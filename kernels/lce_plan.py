@@ -31,11 +31,13 @@ class Tiles(NamedTuple):
     vocab: int
     warps: int
     stages: int
+    registers: int = 0  # at most, a thread; 0 leaves it to the compiler
 
     @property
     def options(self) -> dict:
-        # Triton 3.9 warns that its default of this will change.
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        # Triton 3.9 warns that its default of fp fusion will change.
+        capped = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | capped
 
 
 SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
@@ -50,10 +52,10 @@ _WGMMA = {
     256: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     512: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
 }
-_MMA = {
-    16: (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3)),
-    32: (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3)),
-    64: (Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3)),
+_MMA = {  # 168 registers let three programs of four warps share a multiprocessor
+    16: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
+    32: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
+    64: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
     128: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
     512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
@@ -145,6 +147,7 @@ def configurations(card: int) -> Iterator[tuple[str, dict, Tiles]]:
                 if plan is None or plan.half_sums != half or plan.dtype != dtype:
                     continue
                 of = {"dtype": dtype, "block_d": block_d, "half_sums": half, "headroom": plan.headroom}
+                of["combine_rows"] = plan.combine_rows
                 yield "forward", of | {"need_dh": True}, plan.forward
                 yield "forward", of | {"need_dh": False}, plan.forward
                 yield "weight", of, plan.weight

@@ -16,7 +16,7 @@ from .lce_plan import SMALL
 from .lce_triton import LOG2E, _live, _scale
 
 CHUNK_BYTES = 256 << 20
-HEADROOM = 12
+HEADROOM, BLOCK = 12, 1024
 
 
 @triton.jit(do_not_specialize=["first", "N", "V"])
@@ -82,7 +82,7 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Te
     dh = h.new_empty(N if need_dh else 0, h.shape[1])
     for i, j in _chunks(N, V, dtype.itemsize):
         z = x[i:j] @ w.T
-        softmax_kernel[(j - i,)](z, y, n_rows, lse, nll, i, N, V, WRITE=need_dh, BLOCK=1024, **SMALL)
+        softmax_kernel[(j - i,)](z, y, n_rows, lse, nll, i, N, V, WRITE=need_dh, BLOCK=BLOCK, **SMALL)
         if need_dh:
             dh[i:j] = _product(z, w)
     return nll, lse, dh
@@ -99,8 +99,8 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -
     dw = weight.new_zeros(weight.shape, dtype=torch.float32)
     for i, j in _chunks(N, V, dtype.itemsize):
         z = x[i:j] @ w.T
-        grid = (j - i, triton.cdiv(V, 1024))
-        weigh_kernel[grid](z, y, n_rows, lse, g, top, i, N, V, HEADROOM=HEADROOM, BLOCK=1024, **SMALL)
+        grid = (j - i, triton.cdiv(V, BLOCK))
+        weigh_kernel[grid](z, y, n_rows, lse, g, top, i, N, V, HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL)
         dw[:V] += _product(z.T, x[i:j])
     if top is not None:
         dw /= torch.where(top > 1e-30, torch.exp2(HEADROOM - top.log2().floor()), 1.0)

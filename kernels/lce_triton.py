@@ -40,6 +40,31 @@ def _parts(live, V, programs, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, MAX_
     return tiles, tl.maximum(splits, 1)
 
 
+@triton.jit
+def _attend(x, m, total, acc, W, j, V, D, LAST: tl.constexpr, NEED_DH: tl.constexpr, HALF_SUMS: tl.constexpr,
+            BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Tile j of the vocabulary by the online softmax; the LAST one ends past V and reads its last row again there."""
+    SUM: tl.constexpr = tl.float16 if HALF_SUMS else tl.float32
+    v, d = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_D)
+    left = V - j * BLOCK_V
+    row = tl.minimum(v, left - 1) if LAST else v
+    at = tl.cast(j * BLOCK_V, tl.int64) * D + row[:, None] * D + d[None, :]
+    w = tl.load(W + at, mask=(d < D)[None, :], other=0.0)
+    z = tl.dot(x, tl.trans(w), input_precision="ieee", out_dtype=SUM).to(tl.float32)
+    if LAST:
+        z = tl.where((v < left)[None, :], z, float("-inf"))
+    m_new = tl.maximum(m, tl.max(z, 1))
+    p = tl.exp2(z * LOG2E - (m_new * LOG2E)[:, None])
+    alpha = tl.exp2((m - m_new) * LOG2E)
+    total = total * alpha + tl.sum(p, 1)
+    if NEED_DH:
+        if HALF_SUMS:
+            acc = acc * alpha[:, None] + tl.dot(p.to(w.dtype), w, out_dtype=SUM).to(tl.float32)
+        else:
+            acc = tl.dot(p.to(w.dtype), w, acc * alpha[:, None], input_precision="ieee")
+    return m_new, total, acc
+
+
 @triton.jit(do_not_specialize=["N", "V"])
 def forward_kernel(H, W, N_ROWS, M, L, ACC, N, V, D, NEED_DH: tl.constexpr, HALF_SUMS: tl.constexpr,
                    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -56,26 +81,15 @@ def forward_kernel(H, W, N_ROWS, M, L, ACC, N, V, D, NEED_DH: tl.constexpr, HALF
     m = tl.full([BLOCK_N], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
     acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    SUM: tl.constexpr = tl.float16 if HALF_SUMS else tl.float32
-    v = tl.arange(0, BLOCK_V)
     v_tiles = tl.cdiv(V, BLOCK_V)
-    for j in range(part * v_tiles // splits, (part + 1) * v_tiles // splits):
-        left = V - j * BLOCK_V
-        at = tl.cast(j * BLOCK_V, tl.int64) * D + tl.minimum(v, left - 1)[:, None] * D + d[None, :]
-        w = tl.load(W + at, mask=(d < D)[None, :], other=0.0)
-        z = tl.dot(x, tl.trans(w), input_precision="ieee", out_dtype=SUM).to(tl.float32)
-        if left < BLOCK_V:  # the tile that V ends in read its last row again
-            z = tl.where((v < left)[None, :], z, float("-inf"))
-        m_new = tl.maximum(m, tl.max(z, 1))
-        p = tl.exp2(z * LOG2E - (m_new * LOG2E)[:, None])
-        alpha = tl.exp2((m - m_new) * LOG2E)
-        total = total * alpha + tl.sum(p, 1)
-        if NEED_DH:
-            if HALF_SUMS:
-                acc = acc * alpha[:, None] + tl.dot(p.to(w.dtype), w, out_dtype=SUM).to(tl.float32)
-            else:
-                acc = tl.dot(p.to(w.dtype), w, acc * alpha[:, None], input_precision="ieee")
-        m = m_new
+    first, last = part * v_tiles // splits, (part + 1) * v_tiles // splits
+    whole = tl.minimum(last, V // BLOCK_V)
+    # Two bodies and no branch: across one, Triton no longer sees that the second product takes the first, splits the
+    # columns over warps too, and each row's maximum goes through shared memory: 14.0 instructions a logit, not 11.5.
+    for j in range(first, whole):
+        m, total, acc = _attend(x, m, total, acc, W, j, V, D, False, NEED_DH, HALF_SUMS, BLOCK_V, BLOCK_D)
+    if whole < last:
+        m, total, acc = _attend(x, m, total, acc, W, whole, V, D, True, NEED_DH, HALF_SUMS, BLOCK_V, BLOCK_D)
     at = tl.program_id(0).to(tl.int64) * BLOCK_N
     tl.store(M + at + r, m)
     tl.store(L + at + r, total)

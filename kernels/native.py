@@ -133,7 +133,7 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
 
 @_corrupt.register_kernel("cpu")
 def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
-    if _isa is None:
+    if _isa is None or sampling == "counts":
         return _corrupt._init_fn(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
     if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
         raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")

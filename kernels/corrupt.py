@@ -32,7 +32,7 @@ class Corruption(NamedTuple):
     n_masked: Tensor  # () int64, stays on the device
 
 
-def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, step: int, device) -> Tensor:
+def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, step: int | Tensor, device) -> Tensor:
     """The level of t, an integer in [0, 2^16), of rows row_offset .. row_offset + B of a batch: (B,) int64."""
     row = torch.arange(row_offset, row_offset + B, device=device)
     source = row // 2 if sampling == "antithetic" else row
@@ -46,12 +46,12 @@ def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, s
 
 @torch.library.custom_op("tdlm::corrupt", mutates_args=())
 def _corrupt(
-    x0: Tensor, valid: Tensor | None, seed: int, step: int, mask_token_id: int,
+    x0: Tensor, valid: Tensor | None, seed: int, step: Tensor, mask_token_id: int,
     schedule: str, sampling: str, row_offset: int, batch_rows: int,
 ) -> list[Tensor]:  # fmt: skip
     B, T = x0.shape
     level = levels(B, row_offset, batch_rows, sampling, seed, step, x0.device)
-    threshold, weight = (a.to(x0.device)[level, None] for a in table(schedule))
+    threshold, weight = (a[level, None] for a in table(schedule, x0.device))
     index = torch.arange(row_offset * T, (row_offset + B) * T, device=x0.device).view(B, T)
     masked = random_words(index, seed=seed, step=step, stream=STREAM_TOKEN) < threshold
     if valid is not None:
@@ -75,7 +75,7 @@ def _compact(x0: Tensor, masked: Tensor, weights: Tensor) -> list[Tensor]:
     return [rows, targets, row_weights, n]
 
 
-def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, step: int) -> Tensor:
+def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, step: int | Tensor) -> Tensor:
     """(B, T) bool: in each row a uniform subset of counts (B, 1) of its valid tokens; index (B, T) is global."""
     words = random_words(index, seed=seed, step=step, stream=STREAM_SUBSET)
     order = torch.argsort(torch.where(valid, words, 2**33), dim=1, stable=True)
@@ -114,7 +114,7 @@ def corrupt(
     x0: Tensor,  # (B, T) int64
     *,
     seed: int,
-    step: int,
+    step: int | Tensor,  # a () int64 tensor on x0's device costs no transfer and may change under a captured graph
     mask_token_id: int,
     schedule: str = "linear",
     sampling: str = "stratified",
@@ -138,6 +138,8 @@ def corrupt(
     rows = batch_rows if batch_rows is not None else row_offset + x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
+    if not isinstance(step, Tensor):
+        step = x0.new_full((), step)
     if sampling == "counts":
         return Corruption(*_corrupt_by_counts(x0, valid, seed, step, mask_token_id, schedule, row_offset, rows))
     return Corruption(*_corrupt(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, rows))

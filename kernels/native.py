@@ -144,7 +144,7 @@ def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, 
     t, row_weights = weights.new_empty(B), weights.new_empty(B * T)
     threshold, weight = table(schedule)
     n = _library.tdlm_corrupt(
-        x0.data_ptr(), None if valid is None else valid.data_ptr(), B, T, seed & MASK, step & MASK, mask_token_id,
+        x0.data_ptr(), None if valid is None else valid.data_ptr(), B, T, seed & MASK, int(step) & MASK, mask_token_id,
         threshold.data_ptr(), weight.data_ptr(), SAMPLINGS.index(sampling), row_offset, batch_rows,
         *(a.data_ptr() for a in (xt, masked, weights, t, rows, targets, row_weights)),
     )  # fmt: skip

@@ -37,8 +37,10 @@ def mask_probability(t: Tensor, schedule: str) -> Tensor:
 
 
 @functools.cache
-def table(schedule: str) -> tuple[Tensor, Tensor]:
+def table(schedule: str, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Per level of t: the threshold m * 2^32 (int64) below which a word masks, and the weight m'/m (fp64)."""
+    if device is not None and device.type != "cpu":  # copied there once
+        return tuple(a.to(device) for a in table(schedule))
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; it must be one of {', '.join(SCHEDULES)}")
     t = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS

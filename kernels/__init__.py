@@ -3,9 +3,9 @@
 if __name__ == "kernels":
     raise ImportError("this folder is imported as tdlm_fast.kernels (pip install -e .), not as kernels")
 
-from . import native  # noqa: E402
+from . import gpu, native  # noqa: E402
 from .attention import attention  # noqa: E402
 from .corrupt import Corruption, corrupt  # noqa: E402
 from .linear_cross_entropy import linear_cross_entropy  # noqa: E402
 
-__all__ = ["Corruption", "attention", "corrupt", "linear_cross_entropy", "native"]
+__all__ = ["Corruption", "attention", "corrupt", "gpu", "linear_cross_entropy", "native"]

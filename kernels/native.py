@@ -132,7 +132,7 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
 
 @_corrupt.register_kernel("cpu")
 def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
-    if _isa is None:
+    if _isa is None or sampling == "counts":
         return _corrupt._init_fn(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
     if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
         raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
@@ -144,7 +144,7 @@ def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, 
     t, row_weights = weights.new_empty(B), weights.new_empty(B * T)
     threshold, weight = table(schedule)
     n = _library.tdlm_corrupt(
-        x0.data_ptr(), None if valid is None else valid.data_ptr(), B, T, seed & MASK, int(step) & MASK, mask_token_id,
+        x0.data_ptr(), None if valid is None else valid.data_ptr(), B, T, seed & MASK, step & MASK, mask_token_id,
         threshold.data_ptr(), weight.data_ptr(), SAMPLINGS.index(sampling), row_offset, batch_rows,
         *(a.data_ptr() for a in (xt, masked, weights, t, rows, targets, row_weights)),
     )  # fmt: skip

@@ -25,7 +25,7 @@ def _mul(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def philox4x32(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]) -> tuple[Tensor, ...]:
+def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32. counter: four int64 tensors of words in [0, 2^32); the same back."""
     c0, c1, c2, c3 = counter
     k0, k1 = key[0] & MASK, key[1] & MASK
@@ -37,7 +37,7 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tenso
     return c0, c1, c2, c3
 
 
-def random_words(index: Tensor, *, seed: int, step: int | Tensor, stream: int) -> Tensor:
+def random_words(index: Tensor, *, seed: int, step: int, stream: int) -> Tensor:
     """One 32-bit word for every index (any shape, int64, >= 0): int64 in [0, 2^32)."""
     zero = torch.zeros_like(index)
     return philox4x32((index & MASK, index >> 32, zero + stream, zero), (seed, step))[0]

@@ -37,10 +37,8 @@ def mask_probability(t: Tensor, schedule: str) -> Tensor:
 
 
 @functools.cache
-def table(schedule: str, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+def table(schedule: str) -> tuple[Tensor, Tensor]:
     """Per level of t: the threshold m * 2^32 (int64) below which a word masks, and the weight m'/m (fp64)."""
-    if device is not None and device.type != "cpu":  # copied there once
-        return tuple(a.to(device) for a in table(schedule))
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; it must be one of {', '.join(SCHEDULES)}")
     t = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
@@ -58,3 +56,15 @@ def inverse(m: Tensor, schedule: str) -> Tensor:
         "cosine-maskgit": lambda: 2 / math.pi * torch.asin(m),
         "polynomial": lambda: m.sqrt(),
     }[schedule]()
+
+
+@functools.lru_cache(maxsize=8)
+def count_weights(schedule: str, T: int, padding: bool) -> Tensor:
+    """Per length n and count l of masked tokens the weight 1 / (l (m^-1(l/n) - m^-1((l-1)/n))): [n, l] fp32.
+
+    (T + 1, T + 1) for rows with padding, else its last row alone; 0 where l is not in 1..n.
+    """
+    n = torch.arange(0 if padding else T, T + 1, dtype=torch.float64)[:, None]
+    count = torch.arange(T + 1, dtype=torch.float64)
+    share = inverse((count / n).clamp(max=1), schedule) - inverse(((count - 1) / n).clamp(0, 1), schedule)
+    return torch.where((count >= 1) & (count <= n), 1 / (count * share), 0.0).float()

@@ -61,6 +61,7 @@ class Train:
     epochs: float = about(5.0, "passes over the training split")
     max_steps: int = about(0, "optimizer steps; 0: as many as the epochs need")
     accumulation: int = about(1, "micro-batches an optimizer step; must divide batch_size")
+    capture: str = about("auto", "replay the step as one CUDA graph where the device can", ("auto", "off"))
     log_every: int = about(10, "steps between lines of metrics.jsonl")
     save_every: int = about(0, "steps between checkpoints; 0: at every evaluation")
 

@@ -60,7 +60,7 @@ def autoregressive_loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, loss tokens) of x0 (B, T) after start_token_id. Nothing is drawn: seed, step and noise are not used."""
     nll = next_token_nll(model, x0, start_token_id=start_token_id, valid=valid)
-    n = torch.tensor(x0.numel(), device=x0.device) if valid is None else valid.sum()
+    n = x0.new_full((), x0.numel()) if valid is None else valid.sum()
     return nll.sum() / (n if divisor is None else divisor), n
 
 

@@ -5,6 +5,7 @@ Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safeten
 
 import argparse
 import json
+import math
 import signal
 import sys
 import time
@@ -53,7 +54,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite."""
     import torch
 
-    from . import checkpoint, data, likelihood, sample, step
+    from . import captured, checkpoint, data, likelihood, sample, step
     from .doctor import pick_device, versions
     from .log import Log, peak_memory_mb
     from .optim import adamw
@@ -114,31 +115,40 @@ def train(config, folder: Path, resume: bool) -> dict:
             with open(folder / "samples.txt", "a", encoding="utf-8") as f:
                 f.write(f"--- step {state['step']}\n{text}\n")
 
-    pending: list[dict] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if not state["step"] and not resume:
         evaluate_valid()
-    started = time.monotonic()
-    stop = Stop()
+    runner = captured.start(model, optimizer, loss_of, train_split, config, steps=steps, first=state["step"])
+    told, marked, started, stop = "", state["step"], time.monotonic(), Stop()
+
+    def report(first: int, outcomes: list[dict]):
+        nonlocal started
+        bad = [s for s, o in enumerate(outcomes, first) if not math.isfinite(o["loss"] + o["grad_norm"])]
+        entry = _entry(outcomes, first, steps, config, state, started)
+        entry["peak_memory_mb"] = peak_memory_mb(device)
+        if bad:
+            raise step.NonFinite(step.where(config, train_split, bad[0]))
+        started = time.monotonic()
+        log.record(entry)
+        log.progress(entry["step"], entry)
+
     try:
         with stop:
-            while state["step"] < steps and not stop.asked:
-                pending.append(
-                    step.train_step(model, optimizer, loss_of, train_split, config, step=state["step"], steps=steps)
-                )
-                state["step"] += 1
+            while (state["step"] < steps and not stop.asked) or marked < state["step"]:
+                if state["step"] < steps and not stop.asked:
+                    runner.run(state["step"])
+                    state["step"] += 1
                 at = state["step"]
+                if runner.why != told:
+                    told = runner.why
+                    log.say(f"steps run one by one: {told}")
                 stops = stop.asked or at == steps or at % every == 0 or at % save_every == 0
                 if at % config.train.log_every == 0 or stops:
-                    entry = _entry(pending, at, optimizer, state, started)
-                    entry["peak_memory_mb"] = peak_memory_mb(device)
-                    for before, o in enumerate(pending, at - len(pending)):
-                        if not torch.isfinite(o["loss"] + o["grad_norm"]):
-                            raise step.NonFinite(step.where(config, train_split, before))
-                    started, pending = time.monotonic(), []
-                    log.record(entry)
-                    log.progress(at, entry)
+                    runner.mark(marked, at)
+                    marked = at
+                    for first, outcomes in runner.read(keep=0 if stops else 1):
+                        report(first, outcomes)
                 if at % every == 0 and at < steps:
                     evaluate_valid()
                 if at % save_every == 0 or stops:
@@ -172,17 +182,18 @@ def train(config, folder: Path, resume: bool) -> dict:
     return summary
 
 
-def _entry(pending: list[dict], step: int, optimizer, state: dict, started: float) -> dict:
-    """The line of metrics.jsonl for the steps since the last one; brings the run's counters up to date."""
-    loss_tokens = sum(int(o["loss_tokens"]) for o in pending)
-    tokens = sum(int(o["tokens"]) for o in pending)
-    seconds = time.monotonic() - started
+def _entry(outcomes: list[dict], first: int, steps: int, config, state: dict, started: float) -> dict:
+    """The line of metrics.jsonl for steps first, first + 1, …; brings the run's counters up to date."""
+    from .optim import learning_rate
+
+    loss_tokens, tokens = (sum(o[k] for o in outcomes) for k in ("loss_tokens", "tokens"))
+    seconds, last = time.monotonic() - started, first + len(outcomes) - 1
     state["tokens"] += tokens
     state["loss_tokens"] += loss_tokens
     state["seconds"] += seconds
     return {
-        "step": step, "loss": float(pending[-1]["loss"]), "lr": optimizer.param_groups[0]["lr"],
-        "grad_norm": float(pending[-1]["grad_norm"]), "tokens_per_s": tokens / seconds,
+        "step": last + 1, "loss": outcomes[-1]["loss"], "lr": learning_rate(last, steps, config.optim),
+        "grad_norm": outcomes[-1]["grad_norm"], "tokens_per_s": tokens / seconds,
         "loss_tokens_per_s": loss_tokens / seconds, "tokens": state["tokens"], "seconds": state["seconds"],
     }  # fmt: skip
 

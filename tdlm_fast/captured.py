@@ -113,8 +113,8 @@ class DeviceSteps:
         self.warm += 1
 
     def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
                 self.body()
         except Exception as error:  # whatever an op or a driver cannot do in a capture, it can do outside
@@ -127,7 +127,7 @@ class DeviceSteps:
         """Let the outcomes of steps first .. end travel to the host, behind the steps started so far."""
         if end - first > len(self.log):
             raise ValueError(f"{end - first} steps are more than the log of {len(self.log)} holds")
-        host = self.log.to("cpu", non_blocking=True)
+        host = self.log.to("cpu", non_blocking=True, copy=True)  # into pinned memory
         arrived = None
         if self.stream is not None:
             arrived = torch.cuda.Event()

@@ -4,6 +4,7 @@ Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safeten
 """
 
 import argparse
+import hashlib
 import json
 import signal
 import sys
@@ -53,7 +54,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite."""
     import torch
 
-    from . import checkpoint, data, likelihood, sample, step
+    from . import checkpoint, data, diagnostics, likelihood, published, sample, step
     from .doctor import pick_device, versions
     from .log import Log, peak_memory_mb
     from .optim import adamw
@@ -79,7 +80,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     train_split = corpus.splits["train"]
     per_epoch = data.steps_per_epoch(train_split, config.train.batch_size)
     steps = config.train.max_steps or max(1, int(config.train.epochs * per_epoch))
-    every = config.eval.every or per_epoch
+    every, early = config.eval.every or per_epoch, settings.early_steps(config)
     save_every = config.train.save_every or every
     model = step.build_model(config, corpus.tokenizer).to(device).train()
     optimizer = adamw(model, config.optim)
@@ -100,12 +101,22 @@ def train(config, folder: Path, resume: bool) -> dict:
     scored |= dict(batch_size=config.eval.batch_size)
 
     def evaluate_valid():
-        n = config.eval.samples
-        found = likelihood.likelihood(
-            model, corpus.splits["valid"], config.objective, max_samples=n, min_samples=n, **scored
+        n, valid = config.eval.samples, corpus.splits["valid"]
+        found, metric = published.both(
+            model, valid, config.objective, draws=config.eval.published, max_samples=n, min_samples=n, **scored
         )
         log.say(f"step {state['step']}  valid {found}")
-        log.record({"step": state["step"], "seconds": state["seconds"], "valid": found.asdict()})
+        entry = {key: state[key] for key in ("step", "seconds", "tokens", "loss_tokens")} | {"valid": found.asdict()}
+        if metric:
+            entry["published"] = metric.asdict()
+        if config.eval.probe:
+            entry["diagnostics"] = diagnostics.diagnose(
+                model, valid, config.objective, rows=config.eval.probe, loss_weight=config.loss_weight,
+                precision=config.precision, start_token_id=corpus.tokenizer.start_token_id,
+            )  # fmt: skip
+        if not state["step"]:
+            entry["initial_weights"] = weights_hash(model)
+        log.record(entry)
         if state["best"] is None or found.nats_per_token < state["best"]:
             state["best"] = found.nats_per_token
             checkpoint.save(checkpoints / "best.safetensors", model, None, state)
@@ -129,8 +140,9 @@ def train(config, folder: Path, resume: bool) -> dict:
                 )
                 state["step"] += 1
                 at = state["step"]
-                stops = stop.asked or at == steps or at % every == 0 or at % save_every == 0
-                if at % config.train.log_every == 0 or stops:
+                evaluates = at < steps and (at % every == 0 or at in early)
+                stops = stop.asked or at == steps or at % save_every == 0
+                if at % config.train.log_every == 0 or stops or evaluates:
                     entry = _entry(pending, at, optimizer, state, started)
                     entry["peak_memory_mb"] = peak_memory_mb(device)
                     for before, o in enumerate(pending, at - len(pending)):
@@ -139,11 +151,11 @@ def train(config, folder: Path, resume: bool) -> dict:
                     started, pending = time.monotonic(), []
                     log.record(entry)
                     log.progress(at, entry)
-                if at % every == 0 and at < steps:
+                if evaluates:
                     evaluate_valid()
-                if at % save_every == 0 or stops:
-                    checkpoint.save(last, model, optimizer, state)
                 if stops:
+                    checkpoint.save(last, model, optimizer, state)
+                if stops or evaluates:
                     started = time.monotonic()
     finally:
         log.close()
@@ -172,6 +184,14 @@ def train(config, folder: Path, resume: bool) -> dict:
     return summary
 
 
+def weights_hash(model) -> str:
+    """Hash of all weights, by which runs show that they began alike."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _entry(pending: list[dict], step: int, optimizer, state: dict, started: float) -> dict:
     """The line of metrics.jsonl for the steps since the last one; brings the run's counters up to date."""
     loss_tokens = sum(int(o["loss_tokens"]) for o in pending)
@@ -183,7 +203,8 @@ def _entry(pending: list[dict], step: int, optimizer, state: dict, started: floa
     return {
         "step": step, "loss": float(pending[-1]["loss"]), "lr": optimizer.param_groups[0]["lr"],
         "grad_norm": float(pending[-1]["grad_norm"]), "tokens_per_s": tokens / seconds,
-        "loss_tokens_per_s": loss_tokens / seconds, "tokens": state["tokens"], "seconds": state["seconds"],
+        "loss_tokens_per_s": loss_tokens / seconds, "tokens": state["tokens"], "loss_tokens": state["loss_tokens"],
+        "seconds": state["seconds"],
     }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class Published:
     single_draw_sd: float  # spread of one draw, which is what the published code reports
     published_metric: float  # exp(reweighted_loss), what the publication calls perplexity
     draws: int
+    each: list[float]  # the reweighted loss of each draw; both objectives share the draws of a seed
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -120,7 +121,7 @@ def published_metric(
     each = [a / b for a, b in zip(tops, bottoms, strict=True)]
     # One draw shows its spread over the rows, whose noise levels are independent (a quotient's linearisation).
     spread = float(np.std(each, ddof=1)) if draws > 1 else math.sqrt(squares[0]) / bottoms[0]
-    return Published(value, spread / math.sqrt(draws), spread, math.exp(min(value, 700)), draws)
+    return Published(value, spread / math.sqrt(draws), spread, math.exp(min(value, 700)), draws, each)
 
 
 def both(

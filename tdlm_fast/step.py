@@ -34,6 +34,8 @@ def objective(config: Config, tokenizer):
     kw = dict(seed=config.seed, start_token_id=tokenizer.start_token_id)
     if config.objective == "diffusion":
         kw |= dict(schedule=config.noise.schedule, sampling=config.noise.sampling, loss_weight=config.loss_weight)
+    else:
+        kw |= dict(input_masking=config.noise.input_masking)
     return functools.partial(OBJECTIVES[config.objective], **kw)
 
 

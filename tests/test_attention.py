@@ -12,9 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import attention
+from tdlm_fast.kernels import attention, native
 
 A = importlib.import_module("tdlm_fast.kernels.attention")
+
+
+@pytest.fixture(autouse=True)
+def without_native_kernels():  # tests/test_native_attention.py tests them
+    native.use("none")
+    yield
+    native.use(os.environ.get("TDLM_CPU_ISA"))
 
 
 def problem(T=9, K=8, B=2, H=3):

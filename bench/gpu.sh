@@ -64,7 +64,7 @@ for objective in diffusion autoregressive; do
   part "experiment-$objective" 60 bash -c "experiment $objective"
 done
 if [ -f bench/bench_kernels.py ]; then
-  part kernels 100 "$PY" -m bench.bench_kernels --json "$OUT/kernels.json"
+  part kernels 100 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
 fi
 if command -v compute-sanitizer > /dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1

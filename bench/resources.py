@@ -6,12 +6,9 @@ some again and compares. The projected time is arithmetic on that mix and the da
 """
 
 import argparse
-import json
-import os
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import torch

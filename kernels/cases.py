@@ -64,10 +64,23 @@ LCE = (
     Lce("extreme logits", 40, 64, 300, scale=60.0),
     Lce("all alike", 70, 32, 200, alike=True, weights="ones"),
     Lce("no weight", 33, 32, 100, weights="zeros"),
-    Lce("tiny", 8192, 64, 50257, weights="ones"),
-    Lce("tiny, masked half", 8192, 64, 50257, n_rows=4096, weights="ones"),
-    Lce("small", 8192, 768, 50257, weights="ones"),
+    Lce("odd, whole vocabulary", 507, 80, 50257, valid_vocab=50256),
+    Lce("wide, whole vocabulary", 507, 768, 50257, valid_vocab=50256, n_rows=300),
 )
+
+
+def _sweep(name: str, N: int, D: int, **more) -> Lce:
+    return Lce(name, N, D, 50257, scale=1 / D**0.5, weights="ones", **more)
+
+
+LCE_BENCH = (
+    _sweep("tiny", 8192, 64),
+    _sweep("tiny, masked half", 8192, 64, n_rows=4096),
+    _sweep("small", 8192, 768),
+    *(_sweep(f"D {D}", 8192, D) for D in (128, 256, 512, 1024, 2048, 4096)),
+    *(_sweep(f"N {N}", N, 64) for N in (512, 2048, 32768)),
+)
+LCE_BENCH_CPU = (_sweep("an eighth of tiny", 1024, 64), _sweep("an eighth of tiny, masked half", 1024, 64, n_rows=512))
 
 
 class Corrupt(NamedTuple):

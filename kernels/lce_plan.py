@@ -1,10 +1,10 @@
 """Which form, tiles and scratch the linear cross-entropy takes on a GPU: arithmetic only, so it needs neither.
 
     fused    no logits in memory, lce_triton.py: a tile of rows and a tile of the vocabulary, D wide, stay in the chip
-    stored   logits of some rows at a time, lce_stored.py: where those tiles no longer fit, or the model says so
+    stored   logits of some rows at a time, lce_stored.py: where those tiles no longer fit, D above 512
 
-The model (per logit, forward and both gradients): fused pays one matmul more than stored, 2 D flop; stored pays
-STORED_BYTES of traffic. They break even at D = STORED_BYTES flop/s / (2 byte/s): a projection, not a measurement.
+Both make four products of 2 D flop a logit; stored moves STORED_BYTES a logit besides, fused may reach a smaller share
+of the flop/s that cuBLAS does. `crossover` is where they break even: a projection, until somebody measures it.
 
 TDLM_FP16_ACCUMULATE=1 lets GeForce cards, whose tensor cores add in fp16 at twice the rate, take the 16-bit products
 of a model up to 64 wide in fp16: each tile of 64 is added up in fp16, the tiles in fp32.
@@ -20,7 +20,7 @@ SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # a program's
 GEFORCE = (86, 89, 120)
 SCRATCH_BYTES = (16 << 20) - 1  # a call at tiny holds no more beside its inputs and outputs
 MAX_SPLITS, FOLD_ROWS = 16, 256
-STORED_BYTES = 6  # a probability in 16 bits, written once and read by two matmuls
+STORED_BYTES = 18  # 2 each: forward writes z, reads it twice, writes p, reads p; backward does with one read less
 # Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, measured.
 RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (790e12, 4.3e12),
          100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
@@ -86,10 +86,13 @@ def half_sums(card: int) -> bool:
     return os.environ.get("TDLM_FP16_ACCUMULATE") == "1" and card in GEFORCE
 
 
-def crossover(card: int) -> float:
-    """The width from which the stored form is projected to be the faster one."""
+def crossover(card: int, share: float) -> float:
+    """The width from which the stored form is projected to be faster, if the fused one reaches `share` of its flop/s.
+
+    4 * 2 D / (share * flop/s) = 4 * 2 D / (flop/s) + STORED_BYTES / (byte/s), solved for D.
+    """
     flops, bandwidth = RATES[card]
-    return STORED_BYTES * flops / (2 * bandwidth)
+    return STORED_BYTES * flops / (8 * bandwidth * (1 / share - 1))
 
 
 class Plan(NamedTuple):
@@ -121,7 +124,7 @@ def fused(
     half = (half_sums(card) if half is None else half and card in GEFORCE) and block_d <= 64 and dtype != torch.float32
     dtype = torch.float16 if half else dtype
     found = tiles(card, dtype, block_d)
-    if found is None or D > crossover(card):
+    if found is None:
         return None
     forward, weight = found
     copies = sum(n * D * dtype.itemsize for n, of in ((N, h_dtype), (V, w_dtype)) if of != dtype)

@@ -3,8 +3,8 @@
     softmax   z -> lse, nll, and softmax(z) - onehot(y) in the place of z
     weigh     z, lse -> g (e^(z - lse) - onehot(y)) in the place of z
 
-Above lce_plan.crossover recomputing the probabilities costs more than storing them. At most CHUNK_BYTES of logits live
-at once; nothing waits for the host, so it can be captured in a CUDA graph. Rows past the count cost their products.
+For widths whose tiles no longer fit in the chip. At most CHUNK_BYTES of logits live at once; nothing waits for the
+host, so it can be captured in a CUDA graph, and so rows past the count cost their products too.
 """
 
 import torch

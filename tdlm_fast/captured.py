@@ -113,6 +113,7 @@ class DeviceSteps:
         self.warm += 1
 
     def _capture(self) -> None:
+        before = self.generator.clone_state()
         try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
@@ -120,6 +121,8 @@ class DeviceSteps:
         except Exception as error:  # whatever an op or a driver cannot do in a capture, it can do outside
             self.why = f"the step cannot be captured: {str(error).splitlines()[0] if str(error) else type(error)}"
             self.optimizer.zero_grad(set_to_none=True)
+            if self.stream is not None:  # the generator's own state may think that it is captured still
+                self.generator.graphsafe_set_state(before)
         else:
             self.graph = graph
 

@@ -2,8 +2,8 @@
 
 The whole step of captured.py runs under fake tensors, which have shapes and lifetimes but no data, so an op that would
 wait for the device (.item(), nonzero, a copy from the host) cannot run. Every storage is counted from its first
-appearance to its release, in the 512-byte units of PyTorch's CUDA allocator. Not counted: what the ops allocate inside
-themselves, fragments, and the CUDA context (about 300 to 500 MB, outside the allocator).
+appearance to its release, in the 512-byte units of PyTorch's CUDA allocator, and the head's scratch is added while the
+head runs. Not counted: the scratch of other ops, fragments, and the CUDA context (some 300 to 500 MB, no allocator's).
 """
 
 import argparse
@@ -22,9 +22,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import config as settings
 from . import data, step
 from .captured import DeviceSteps
+from .kernels import lce_plan
 from .optim import adamw
 
-CAPABILITY = (8, 6)  # of the GPU that the step is traced for
+CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 3070 Ti Laptop
+STORED_BYTES = 256 << 20  # lce_stored.CHUNK_BYTES, which needs Triton to be read
+
+
+def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
+    """Bytes that tdlm::lce_forward or lce_backward_weight holds beside its inputs and outputs."""
+    (N, D), V = h.shape, len(weight)
+    card = lce_plan.card(CAPABILITY)
+    plan = lce_plan.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
+    if plan is not None:
+        return plan.forward_scratch if name == "lce_forward" else plan.weight_scratch
+    chunk = min(STORED_BYTES, N * V * dtype.itemsize)
+    return chunk + (N + V) * D * dtype.itemsize + (4 * V * D if name == "lce_backward_weight" else 4 * N * D)
 
 
 class HostTransfer(RuntimeError):
@@ -53,8 +66,12 @@ class Meter(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.guarded and func._schema.name.split("::")[1] in self.CROSSING:
+        name = func._schema.name.split("::")[1]
+        if self.guarded and name in self.CROSSING:
             raise HostTransfer(f"{func} moves data between the host and the device")
+        if name in ("lce_forward", "lce_backward_weight"):
+            dtype = next(a for a in args if isinstance(a, torch.dtype))
+            self.peak = max(self.peak, self.live + head_scratch(name, *args[:2], dtype))
         out = func(*args, **kwargs or {})
         for a in tree_iter(out):
             if isinstance(a, torch.Tensor):

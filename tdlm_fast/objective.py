@@ -10,7 +10,7 @@ n counts all valid tokens, masked or not, so both score the same tokens. The wei
 import torch
 from torch import Tensor
 
-from .kernels import Corruption, corrupt, linear_cross_entropy
+from .kernels import Corruption, corrupt, linear_cross_entropy, take_rows
 from .kernels.philox import STREAM_TOKEN, random_words
 from .kernels.schedules import mask_probability
 
@@ -48,7 +48,7 @@ def diffusion_loss(
         x0, seed=seed, step=step, mask_token_id=model.mask_token_id, schedule=schedule, sampling=sampling,
         valid=valid, row_offset=row_offset, batch_rows=batch_rows,
     )  # fmt: skip
-    h = model(c.xt, causal=False, valid=valid).flatten(0, 1)[c.rows]
+    h = take_rows(model(c.xt, causal=False, valid=valid).flatten(0, 1), c.rows, c.n_masked)
     if divisor is None:
         divisor = x0.numel() if valid is None else valid.sum()
     weights = _row_weights(c, schedule, loss_weight, divisor, len(x0) / (batch_rows or len(x0)))
@@ -94,7 +94,7 @@ def next_token_nll(
     # Padding is moved behind the real tokens, where the row count leaves it out of the head.
     order = torch.argsort(~valid.flatten(), stable=True)
     nll = linear_cross_entropy(
-        h.flatten(0, 1)[order], model.head, x0.flatten()[order], n_rows=valid.sum(), reduction="none"
+        take_rows(h.flatten(0, 1), order), model.head, x0.flatten()[order], n_rows=valid.sum(), reduction="none"
     )
     return torch.zeros_like(nll).scatter(0, order, nll).view_as(x0)
 

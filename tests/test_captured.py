@@ -176,6 +176,17 @@ def test_the_step_fits(name, limit_mb, objective):
     assert weights < memory.estimate(c, tokens=tokens) < limit_mb
 
 
+def test_the_head_is_counted_with_its_scratch():
+    """Stored form: at least the chunk of logits; fused form: its plan. lce_stored holds the chunk's size."""
+    h, w = torch.empty(8192, 768, dtype=torch.bfloat16), torch.empty(50257, 768)
+    assert memory.head_scratch("lce_backward_weight", h, w, torch.bfloat16) > memory.STORED_BYTES + 4 * w.numel()
+    assert memory.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
+    pytest.importorskip("triton", reason="Triton is an extra: pip install tdlm_fast[triton]")
+    from tdlm_fast.kernels import lce_stored
+
+    assert memory.STORED_BYTES == lce_stored.CHUNK_BYTES
+
+
 def test_the_command_prints_it(capsys):
     assert memory.main(["configs/tiny.yaml", "model.layers=1"]) == 0
     assert "MB at the peak of a step" in capsys.readouterr().out

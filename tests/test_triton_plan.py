@@ -31,10 +31,17 @@ def test_width_decides_the_form():
         return lce_plan.fused(card, 8192, D, 50257, dtype, dtype, dtype, processors=46) is not None
 
     for card in lce_plan.SHARED_KB:
-        assert fused(card, 16) and fused(card, 64) and fused(card, 128) and not fused(card, 1024)
-        assert fused(card, int(lce_plan.crossover(card))) or lce_plan.crossover(card) > 512
-    assert not fused(90, 768) and not fused(86, 768)
-    assert 500 < lce_plan.crossover(90) < 600 and 200 < lce_plan.crossover(86) < 250
+        for dtype in (BF16, torch.float16, FP32):
+            assert fused(card, 16, dtype) and fused(card, 80, dtype) and fused(card, 512, dtype)
+            assert not fused(card, 513, dtype) and not fused(card, 768, dtype)
+
+
+def test_the_crossover_is_where_both_forms_are_projected_to_take_as_long():
+    for card, (flops, bandwidth) in lce_plan.RATES.items():
+        D = lce_plan.crossover(card, 0.7)
+        fused, stored = 8 * D / flops / 0.7, 8 * D / flops + lce_plan.STORED_BYTES / bandwidth
+        assert fused == pytest.approx(stored)
+        assert lce_plan.crossover(card, 0.9) > lce_plan.crossover(card, 0.6)
 
 
 def test_capabilities_fall_to_the_card_before_them():

@@ -130,7 +130,7 @@ class DeviceSteps:
         """Let the outcomes of steps first .. end travel to the host, behind the steps started so far."""
         if end - first > len(self.log):
             raise ValueError(f"{end - first} steps are more than the log of {len(self.log)} holds")
-        host = self.log.to("cpu", non_blocking=True)
+        host = self.log.to("cpu", non_blocking=True, copy=True)
         arrived = None
         if self.stream is not None:
             arrived = torch.cuda.Event()

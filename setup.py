@@ -51,6 +51,7 @@ library = Extension(
 setup(
     packages=["tdlm_fast", "tdlm_fast.kernels"],
     package_dir={"tdlm_fast.kernels": "kernels"},
+    package_data={"tdlm_fast": ["claims.json"]},
     ext_modules=[library],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

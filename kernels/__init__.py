@@ -6,6 +6,9 @@ if __name__ == "kernels":
 from . import gpu, native  # noqa: E402
 from .attention import attention  # noqa: E402
 from .corrupt import Corruption, corrupt  # noqa: E402
+from .embedding import embedding, take_rows  # noqa: E402
 from .linear_cross_entropy import linear_cross_entropy  # noqa: E402
 
-__all__ = ["Corruption", "attention", "corrupt", "gpu", "linear_cross_entropy", "native"]
+__all__ = [
+    "Corruption", "attention", "corrupt", "embedding", "gpu", "linear_cross_entropy", "native", "take_rows",
+]  # fmt: skip

@@ -182,7 +182,9 @@ def _tile_fits(T: int, K: int) -> bool:
 def backend(q: Tensor, masked: bool) -> str:
     """Which of "tile", "flash-attn" and "sdpa" serves q (B, H, T, K); masked: padding or documents."""
     if not q.is_cuda:
-        return "sdpa"
+        from .native import serves_attention
+
+        return "tile" if q.device.type == "cpu" and serves_attention(q) else "sdpa"
     if q.dtype not in (torch.float16, torch.bfloat16) or _capability(q.device) < (8, 0):
         return "sdpa"
     if HAS_TRITON and _tile_fits(*q.shape[2:]):

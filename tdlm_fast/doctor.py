@@ -40,6 +40,8 @@ def main() -> int:
     for name, version in found["versions"].items():
         print(f"{name:12}{version or 'not installed'}")
     print(f"cpu         {native.describe()}")
+    graph = "one CUDA graph" if torch.cuda.is_available() else "eager: CUDA graphs need a GPU"
+    print(f"step        {graph}")
     return 0
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import attention
+from .kernels import attention, embedding
 
 
 def rotate(x: Tensor) -> Tensor:  # (B, H, T, K)
@@ -99,7 +99,7 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor, *, causal: bool, valid: Tensor | None = None) -> Tensor:
         T = tokens.shape[1]
-        x = self.embedding(tokens)
+        x = embedding(tokens, self.embedding.weight)
         if self.positions is not None:
             if T > self.positions.num_embeddings:
                 raise ValueError(f"{T} tokens are more than the table of {self.positions.num_embeddings} positions")

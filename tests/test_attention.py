@@ -17,6 +17,9 @@ from tdlm_fast.kernels import attention
 A = importlib.import_module("tdlm_fast.kernels.attention")
 
 
+pytestmark = pytest.mark.usefixtures("references")  # tests/test_native_attention.py tests the native kernels
+
+
 def problem(T=9, K=8, B=2, H=3):
     g = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, B, H, T, K, generator=g)

@@ -11,7 +11,7 @@ from tdlm_fast.objective import autoregressive_loss
 def test_input_masking_hides_what_is_read_never_what_is_predicted():
     model = Model(vocab=40, width=16, layers=1, heads=2, inner=24, dropout=0.0)
     x0, read = torch.randint(0, 40, (64, 32)), []
-    hook = model.embedding.register_forward_pre_hook(lambda _m, tokens: read.append(tokens[0]))
+    hook = model.register_forward_pre_hook(lambda _m, tokens: read.append(tokens[0]))
     kw = dict(seed=3, start_token_id=7, input_masking=0.25)
     loss, n = autoregressive_loss(model, x0, step=0, **kw)
     assert n == x0.numel()  # every token is predicted

@@ -14,16 +14,6 @@ from torch import Tensor, nn
 from .kernels import attention, embedding
 
 
-def rotate(x: Tensor) -> Tensor:  # (B, H, T, K)
-    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K)."""
-    T, half = x.shape[-2], x.shape[-1] // 2
-    rate = 10000.0 ** (-torch.arange(half, device=x.device) / half)
-    angle = torch.arange(T, device=x.device)[:, None] * rate
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.split(half, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-
 class Block(nn.Module):
     """One pre-norm block: multi-head attention, then the MLP, each added to the residual stream."""
 
@@ -40,9 +30,7 @@ class Block(nn.Module):
         B, T, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
-        if self.rope:
-            q, k = rotate(q), rotate(k)
-        a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
+        a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
         up = self.up(self.norm2(x))
         if self.mlp == "gelu":

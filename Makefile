@@ -22,8 +22,14 @@ test: .venv/ready  ## run the test suite
 lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .
 
-bench: .venv/ready  ## time the kernels here, JSON into bench/results
-	$(PY) bench/bench_cpu_head.py --json bench/results/cpu-head.json
+test-gpu: .venv/ready  ## the tests of the Triton kernels on the GPU that is here
+	$(PY) -m pytest -q tests/triton
+
+bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
+	$(PY) -m pytest -q bench/bench_kernels.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
+
+resources: .venv/ready  ## compile every Triton kernel for six cards: registers, shared memory, spills
+	$(PY) -m bench.resources
 
 resources-cuda: .venv/ready  ## registers, spills and shared memory of csrc/cuda (nvcc, cuobjdump), JSON into bench/results
 	$(PY) -m bench.resources_cuda
@@ -39,5 +45,5 @@ sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSa
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		.venv/bin/pytest -q tests/test_native.py
 
-.PHONY: help train test lint bench resources-cuda report sanitize
+.PHONY: help train test test-gpu lint bench resources resources-cuda report sanitize
 .DEFAULT_GOAL := help

@@ -22,7 +22,7 @@ except ImportError:  # setuptools < 70.1
 FLAGS = "-std=c++17 -O3 -g0 -fvisibility=hidden -pthread -Wno-uninitialized -Wno-maybe-uninitialized"
 # --threads=0: the architectures are compiled beside each other. cudart is linked in, so nothing is looked for later.
 CUDA_FLAGS = ["-std=c++17", "-O3", "--ftz=true", "--threads=0", "--cudart=static"]
-ARCHS = os.environ.get("TDLM_CUDA_ARCHS", "80 90").split()
+ARCHS = (os.environ.get("TDLM_CUDA_ARCHS") or "80 90").split()
 
 
 def nvcc():
@@ -82,6 +82,7 @@ cuda_library = Extension(
 setup(
     packages=["tdlm_fast", "tdlm_fast.kernels"],
     package_dir={"tdlm_fast.kernels": "kernels"},
+    package_data={"tdlm_fast": ["claims.json"]},
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

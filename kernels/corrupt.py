@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, random_words
-from .schedules import LEVELS, SCHEDULES, inverse, mask_probability, table
+from .philox import MASK, STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, random_words
+from .schedules import LEVELS, SCHEDULES, count_weights, table
 
 SAMPLINGS = ("stratified", "antithetic", "independent", "counts")
 
@@ -44,18 +44,22 @@ def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, s
     return u >> 16
 
 
-@torch.library.custom_op("tdlm::corrupt", mutates_args=())
-def _corrupt(
-    x0: Tensor, valid: Tensor | None, seed: int, step: int, mask_token_id: int,
-    schedule: str, sampling: str, row_offset: int, batch_rows: int,
-) -> list[Tensor]:  # fmt: skip
+def corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows) -> list[Tensor]:
+    """The fields of a Corruption; seed and step are ints or () int64 tensors on x0's device."""
     B, T = x0.shape
-    level = levels(B, row_offset, batch_rows, sampling, seed, step, x0.device)
-    threshold, weight = (a.to(x0.device)[level, None] for a in table(schedule))
-    index = torch.arange(row_offset * T, (row_offset + B) * T, device=x0.device).view(B, T)
-    masked = random_words(index, seed=seed, step=step, stream=STREAM_TOKEN) < threshold
-    if valid is not None:
-        masked = masked & valid
+    device, counts = x0.device, sampling == "counts"
+    level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, seed, step, device)
+    threshold, weight = (a.to(device)[level, None] for a in table(schedule))
+    index = torch.arange(row_offset * T, (row_offset + B) * T, device=device).view(B, T)
+    if counts:
+        real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
+        n = real.sum(1, keepdim=True)
+        count = ((threshold * n + 2**32 - 1) >> 32).clamp(min=1)
+        masked = random_subsets(count, real, index, seed=seed, step=step)
+        weight = count_weights(schedule, T, valid is not None).to(device)[n if valid is not None else 0, count]
+    else:
+        masked = random_words(index, seed=seed, step=step, stream=STREAM_TOKEN) < threshold
+        masked = masked if valid is None else masked & valid
     xt = torch.where(masked, mask_token_id, x0)
     weights = torch.where(masked, weight, 0.0).float()
     t = ((level + 0.5) / LEVELS).float()
@@ -84,23 +88,25 @@ def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, s
     return (rank < counts) & valid
 
 
-def _corrupt_by_counts(x0, valid, seed, step, mask_token_id, schedule, row_offset, batch_rows) -> list[Tensor]:
-    B, T = x0.shape
-    valid = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
-    level = levels(B, row_offset, batch_rows, "stratified", seed, step, x0.device)[:, None]
-    t = (level.double() + 0.5) / LEVELS
-    n = valid.sum(1, keepdim=True).clamp(min=1).double()
-    count = (mask_probability(t, schedule) * n).ceil().clamp(min=1)
-    index = torch.arange(row_offset * T, (row_offset + B) * T, device=x0.device).view(B, T)
-    masked = random_subsets(count.long(), valid, index, seed=seed, step=step)
-    share = inverse((count / n).clamp(max=1), schedule) - inverse(((count - 1) / n).clamp(max=1), schedule)
-    weights = torch.where(masked, 1 / (count * share), 0.0).float()
-    xt = torch.where(masked, mask_token_id, x0)
-    return [xt, masked, weights, t[:, 0].float(), *_compact(x0, masked, weights)]
+@torch.library.custom_op("tdlm::corrupt", mutates_args=())
+def _corrupt(
+    x0: Tensor, valid: Tensor | None, seed: int, step: int, mask_token_id: int,
+    schedule: str, sampling: str, row_offset: int, batch_rows: int,
+) -> list[Tensor]:  # fmt: skip
+    return corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
+
+
+@torch.library.custom_op("tdlm::corrupt_at", mutates_args=())
+def _corrupt_at(
+    x0: Tensor, valid: Tensor | None, key: Tensor, mask_token_id: int,
+    schedule: str, sampling: str, row_offset: int, batch_rows: int,
+) -> list[Tensor]:  # fmt: skip
+    """tdlm::corrupt with key = (seed, step), (2,) int64 on the device: a captured graph reads it at each replay."""
+    return corrupt_ref(x0, valid, key[0], key[1], mask_token_id, schedule, sampling, row_offset, batch_rows)
 
 
 @_corrupt.register_fake
-def _(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
+def _fake(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
     B, T = x0.shape
     row = x0.new_empty(B * T)
     return [
@@ -110,11 +116,16 @@ def _(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batc
     ]  # fmt: skip
 
 
+@_corrupt_at.register_fake
+def _(x0, valid, key, *rest):
+    return _fake(x0, valid, 0, 0, *rest)
+
+
 def corrupt(
     x0: Tensor,  # (B, T) int64
     *,
-    seed: int,
-    step: int,
+    seed: int | Tensor,  # a tensor: () int64 on x0's device, read there, as a captured graph needs it
+    step: int | Tensor,
     mask_token_id: int,
     schedule: str = "linear",
     sampling: str = "stratified",
@@ -138,6 +149,8 @@ def corrupt(
     rows = batch_rows if batch_rows is not None else row_offset + x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
-    if sampling == "counts":
-        return Corruption(*_corrupt_by_counts(x0, valid, seed, step, mask_token_id, schedule, row_offset, rows))
-    return Corruption(*_corrupt(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, rows))
+    rest = (mask_token_id, schedule, sampling, row_offset, rows)
+    if isinstance(seed, int) and isinstance(step, int):
+        return Corruption(*_corrupt(x0, valid, seed, step, *rest))
+    key = [torch.full((), k & MASK, device=x0.device) if isinstance(k, int) else k.long() for k in (seed, step)]
+    return Corruption(*_corrupt_at(x0, valid, torch.stack(key), *rest))

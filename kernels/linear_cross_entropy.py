@@ -122,7 +122,7 @@ def linear_cross_entropy(
     V = weight.shape[0] if valid_vocab is None else valid_vocab
     if not 0 < V <= weight.shape[0]:
         raise ValueError(f"valid_vocab is {V}; it must lie in 1..{weight.shape[0]}")
-    if targets.device.type == "cpu" and len(targets) and not 0 <= targets.min() <= targets.max() < V:
+    if targets.is_cpu and len(targets) and not 0 <= targets.min() <= targets.max() < V:
         raise ValueError(f"targets reach from {targets.min()} to {targets.max()}; they must lie in 0..{V - 1}")
     device = h.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype

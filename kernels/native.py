@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .attention import _rows_first, _threshold, tile_attention, tile_attention_backward
 from .corrupt import SAMPLINGS, _corrupt
 from .linear_cross_entropy import _count, lce_backward_weight, lce_forward
 from .philox import MASK
@@ -132,7 +133,7 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
 
 @_corrupt.register_kernel("cpu")
 def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
-    if _isa is None:
+    if _isa is None or sampling == "counts":
         return _corrupt._init_fn(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
     if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
         raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
@@ -149,6 +150,51 @@ def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, 
         *(a.data_ptr() for a in (xt, masked, weights, t, rows, targets, row_weights)),
     )  # fmt: skip
     return [xt, masked, weights, t, rows, targets, row_weights, torch.tensor(n)]
+
+
+def serves_attention(q: Tensor) -> bool:
+    """Whether q (B, H, T, K) has kernels here; others take PyTorch's attention."""
+    return _isa is not None and q.dtype in (torch.float32, torch.bfloat16) and q.numel() > 0
+
+
+def _attend(inputs: tuple, out: Tensor, grads: tuple) -> None:
+    """Fill out, or, where there are grads to fill, read it as the gradient of the output."""
+    q, k, v, valid, segments, key, causal, dropout_p = inputs
+    B, H, T, K = q.shape
+    if not (q.shape == k.shape == v.shape == out.shape and q.dtype == k.dtype == v.dtype == out.dtype):
+        raise ValueError(f"q, k, v have shapes {[tuple(a.shape) for a in (q, k, v)]} or types that differ")
+    if any(a is not None and a.shape != (B, T) for a in (valid, segments)):
+        raise ValueError(f"valid and segments must be (B, T) = {(B, T)}")
+    tensors = [a if a.stride(-1) == 1 else a.contiguous() for a in (q, k, v, out)] + list(grads)
+    valid = None if valid is None else valid.bool().contiguous()
+    segments = None if segments is None else segments.long().contiguous()
+    words = (ctypes.c_uint32 * 2)(*key.tolist()) if dropout_p else None
+    error = _library.tdlm_attention(
+        ISAS.index(_isa), torch.get_num_threads(), bool(grads), q.dtype == torch.bfloat16, causal,
+        (_P * 7)(*(a.data_ptr() for a in tensors)), (_L * 21)(*(s for a in tensors for s in a.stride()[:3])),
+        B, H, T, K, None if valid is None else valid.data_ptr(), None if segments is None else segments.data_ptr(),
+        words, _threshold(dropout_p), 1 / (1 - dropout_p),
+    )  # fmt: skip
+    if error:
+        raise MemoryError("no memory for the scratch of the CPU kernels") if error == 2 else ValueError("bad attention")
+
+
+@tile_attention.register_kernel("cpu")
+def _tile_attention(*inputs):
+    if not serves_attention(inputs[0]):
+        return tile_attention._init_fn(*inputs)
+    out = _rows_first(inputs[0])
+    _attend(inputs, out, ())
+    return out
+
+
+@tile_attention_backward.register_kernel("cpu")
+def _tile_attention_backward(dout, *inputs):
+    if not serves_attention(inputs[0]):
+        return tile_attention_backward._init_fn(dout, *inputs)
+    grads = tuple(_rows_first(inputs[0]) for _ in range(3))
+    _attend(inputs, dout.to(inputs[0].dtype), grads)
+    return grads
 
 
 use(os.environ.get("TDLM_CPU_ISA"))

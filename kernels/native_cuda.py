@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .gpu import _fit, _hardware
+from .gpu import describe as describe_triton
 from .linear_cross_entropy import lce_backward_weight, lce_forward
 
 BACKENDS = ("triton", "native", "none")
@@ -79,6 +81,8 @@ def describe() -> str:
     names = {"triton": "Triton", "native": "native CUDA", "none": "torch references"}
     if not torch.cuda.is_available():
         return f"no GPU here; one would have {names[backend]}: {_why}"
+    if backend == "triton":
+        return describe_triton()
     if backend == "native" and (error := _error(torch.cuda.current_device())):
         return f"torch references: {error}"
     return f"{names[backend]}: {_why}"
@@ -89,20 +93,9 @@ def _serves(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     return types and h.numel() > 0 and h.shape[1] <= MAX_WIDTH and not _error(h.get_device())
 
 
-def _check(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
-    """The kernels trust sizes, so a direct call of the op must not get past here with others."""
-    if not 0 < V <= weight.shape[0] or h.shape[1:] != weight.shape[1:] or any(a.shape != h.shape[:1] for a in per_row):
-        shapes = [tuple(a.shape) for a in (h, weight, *per_row)]
-        raise ValueError(f"shapes {shapes} with a vocabulary of {V} do not fit together")
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
 def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None, V: int, parts: int,
           out: Tensor, *more: Tensor | None) -> None:  # fmt: skip
-    """Launch on the current stream of h's device. On the CPU, where only the tests' emulator runs, there is none."""
+    """Launch on the current stream of h's device; on the CPU only the tests' emulator runs, and it has none."""
     stream = torch.cuda.current_stream(h.device).cuda_stream if h.is_cuda else None
     n_rows = None if n_rows is None else n_rows.to(h.device, torch.int64)
     tensors = (None if a is None else a.data_ptr() for a in (h, weight, targets, n_rows))
@@ -119,11 +112,11 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
     """lce_forward. A target outside the vocabulary gives NaN: to look for one would wait for the device."""
     if not _serves(h, weight, dtype):
         return lce_forward._init_fn(h, weight, targets, n_rows, valid_vocab, dtype, need_dh)
-    _check(h, weight, valid_vocab, targets)
+    _fit(h, weight, valid_vocab, targets)
     N, D = h.shape
     x, w = h.to(dtype).contiguous(), weight[:valid_vocab].to(dtype).contiguous()
     row_tiles = -(-N // ROWS)
-    parts = max(1, min(MAX_PARTS, 4 * _processors(h.device) // row_tiles, -(-valid_vocab // ROWS)))
+    parts = max(1, min(MAX_PARTS, 4 * _hardware(h.device)[1] // row_tiles, -(-valid_vocab // ROWS)))
     m, total = (h.new_empty(parts, N, dtype=torch.float32) for _ in range(2))
     nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
     acc = h.new_empty(parts, N, D, dtype=torch.float32) if need_dh else None
@@ -137,7 +130,7 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     """lce_backward_weight."""
     if not _serves(h, weight, dtype):
         return lce_backward_weight._init_fn(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
-    _check(h, weight, valid_vocab, targets, lse, grad)
+    _fit(h, weight, valid_vocab, targets, lse, grad)
     N, D = h.shape
     x, w = h.to(dtype).contiguous(), weight[:valid_vocab].to(dtype).contiguous()
     lse, grad = lse.float().contiguous(), grad.float().contiguous()
@@ -145,7 +138,7 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     if dtype == torch.float16:  # rows past the count may hold anything
         top = grad if n_rows is None else grad.where(torch.arange(N, device=h.device) < n_rows, 0)
         top = top.abs().amax()
-    parts = max(1, min(MAX_PARTS, 2 * _processors(h.device) // -(-valid_vocab // ROWS), -(-N // ROWS)))
+    parts = max(1, min(MAX_PARTS, 2 * _hardware(h.device)[1] // -(-valid_vocab // ROWS), -(-N // ROWS)))
     whole = parts == 1 and weight.dtype == dtype
     dw = h.new_empty(parts, valid_vocab, D, dtype=dtype if whole else torch.float32)
     _call("tdlm_cuda_lce_backward_weight", x, w, targets.long().contiguous(), n_rows, valid_vocab, parts, dw,

@@ -56,3 +56,15 @@ def inverse(m: Tensor, schedule: str) -> Tensor:
         "cosine-maskgit": lambda: 2 / math.pi * torch.asin(m),
         "polynomial": lambda: m.sqrt(),
     }[schedule]()
+
+
+@functools.lru_cache(maxsize=8)
+def count_weights(schedule: str, T: int, padding: bool) -> Tensor:
+    """Per length n and count l of masked tokens the weight 1 / (l (m^-1(l/n) - m^-1((l-1)/n))): [n, l] fp32.
+
+    (T + 1, T + 1) for rows with padding, else its last row alone; 0 where l is not in 1..n.
+    """
+    n = torch.arange(0 if padding else T, T + 1, dtype=torch.float64)[:, None]
+    count = torch.arange(T + 1, dtype=torch.float64)
+    share = inverse((count / n).clamp(max=1), schedule) - inverse(((count - 1) / n).clamp(0, 1), schedule)
+    return torch.where((count >= 1) & (count <= n), 1 / (count * share), 0.0).float()

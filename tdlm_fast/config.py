@@ -61,6 +61,7 @@ class Train:
     epochs: float = about(5.0, "passes over the training split")
     max_steps: int = about(0, "optimizer steps; 0: as many as the epochs need")
     accumulation: int = about(1, "micro-batches an optimizer step; must divide batch_size")
+    capture: str = about("auto", "replay the step as one CUDA graph where the device can", ("auto", "off"))
     log_every: int = about(10, "steps between lines of metrics.jsonl")
     save_every: int = about(0, "steps between checkpoints; 0: at every evaluation")
 
@@ -84,11 +85,15 @@ class Noise:
         "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked",
         ("stratified", "antithetic", "independent", "counts"),
     )
+    input_masking: float = about(0.0, "control arm of the autoregressive objective: share of the tokens read as [MASK]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     every: int = about(0, "steps between evaluations; 0: once an epoch")
+    early: str = about("", "further steps to evaluate at, as 2,10,20,50")
+    published: int = about(1, "draws of the published metric (not a likelihood) at every evaluation; 0: none")
+    probe: int = about(16, "sequences of the probe batch of the diagnostics at every evaluation; 0: none")
     samples: int = about(4, "noise draws a sequence at most, in an evaluation while training")
     target_stderr: float = about(0.01, "standard error in nats per token at which the final evaluation stops drawing")
     max_samples: int = about(64, "noise draws a sequence at most, in the final evaluation")
@@ -110,6 +115,11 @@ class Config:
     optim: Optim = Optim()
     noise: Noise = Noise()
     eval: Eval = Eval()
+
+
+def early_steps(config: Config) -> set[int]:
+    """The steps of eval.early."""
+    return {int(part) for part in config.eval.early.split(",") if part.strip()}
 
 
 def fields(cls=Config, prefix: str = "") -> dict[str, dataclasses.Field]:
@@ -228,10 +238,11 @@ def _check(c: Config) -> None:
         need(_get(c, key) > 0, f"{key} is {_get(c, key)}; it must be greater than 0")
     for key in (
         "seed", "model.inner", "train.max_steps", "train.save_every", "optim.lr", "optim.min_lr",
-        "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr",
+        "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr", "eval.published",
+        "eval.probe",
     ):  # fmt: skip
         need(_get(c, key) >= 0, f"{key} is {_get(c, key)}; it must not be negative")
-    for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2"):
+    for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2", "noise.input_masking"):
         need(0 <= _get(c, key) < 1, f"{key} is {_get(c, key)}; it must lie in 0 <= {key} < 1")
     need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")
     m, t = c.model, c.train
@@ -249,6 +260,12 @@ def _check(c: Config) -> None:
         not (c.noise.sampling == "antithetic" and (t.batch_size // t.accumulation) % 2),
         "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even",
     )
+    need(
+        not c.noise.input_masking or c.objective == "autoregressive",
+        "noise.input_masking is for objective=autoregressive; diffusion masks by noise.schedule",
+    )
+    early = [part.strip() for part in c.eval.early.split(",") if c.eval.early]
+    need(all(part.isdigit() for part in early), f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")
     device = c.device.split(":")
     ok = device[0] in ("auto", "cpu", "cuda", "mps", "xpu") and len(device) < 3 and all(d.isdigit() for d in device[1:])
     need(ok, f"device is {c.device!r}; it must be auto, cpu, cuda or cuda:N")

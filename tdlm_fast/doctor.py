@@ -41,6 +41,8 @@ def main() -> int:
         print(f"{name:12}{version or 'not installed'}")
     print(f"cpu         {native.describe()}")
     print(f"cuda        {native_cuda.describe()}")
+    graph = "one CUDA graph" if torch.cuda.is_available() else "eager: CUDA graphs need a GPU"
+    print(f"step        {graph}")
     return 0
 
 

@@ -23,6 +23,18 @@ from .kernels.philox import STREAM_SAMPLE, STREAM_TIME, random_words
 from .objective import next_token_nll
 
 MIN_DRAWS = 4  # fewer do not show their own spread
+# 97.5 % quantiles of Student's t for 1, 2, … 30 degrees of freedom (published tables)
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def t_975(freedom: int) -> float:
+    """Half-width of a 95 % interval in standard errors, for a spread seen with that many degrees of freedom."""
+    if freedom < 1:
+        raise ValueError("an interval needs two values or more")
+    return T_975[freedom - 1] if freedom <= len(T_975) else 1.96 + 2.5 / freedom
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,14 @@ class Likelihood:
         rest = f"ppl {self.ppl:.2f}, {self.bits_per_byte:.4f} bits/byte{words} ({self.bound}, {self.tokens:,} tokens)"
         return f"{self.nats_per_token:.4f}{error} nats/token, {rest}"
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the estimate, nats per token: Student's t over the draws; a point where it is exact."""
+        half = self.stderr * t_975(self.samples - 1) if self.samples else 0.0
+        return self.nats_per_token - half, self.nats_per_token + half
+
     def asdict(self) -> dict:
-        return asdict(self)
+        return asdict(self) | {"interval": list(self.interval)}
 
 
 def report(nats: float, stderr: float, split: Split, samples: int, bound: str) -> Likelihood:
@@ -60,19 +78,20 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def _batches(split: Split, batch_size: int, device):
+def batches(split: Split, batch_size: int, device):
     for i in range(0, len(split), batch_size):
         index = np.arange(i, min(i + batch_size, len(split)))
         yield torch.from_numpy(index).to(device), *split.rows(index, device)
 
 
 @torch.no_grad()
-def autoregressive_nats(model, split: Split, *, start_token_id: int, batch_size: int, device) -> float:
-    """Nats of the split, exact."""
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for _, x0, valid in _batches(split, batch_size, device):
-        total += next_token_nll(model, x0, start_token_id=start_token_id, valid=valid).double().sum()
-    return total.item()
+def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: int, device) -> Tensor:
+    """-log p of every token of the split, exact: (R, T) fp32 nats, 0 at padding."""
+    parts = [
+        next_token_nll(model, x0, start_token_id=start_token_id, valid=valid)
+        for _, x0, valid in batches(split, batch_size, device)
+    ]
+    return torch.cat(parts)
 
 
 def draw_counts(lengths: Tensor, *, seed: int, draw: int) -> Tensor:
@@ -83,20 +102,48 @@ def draw_counts(lengths: Tensor, *, seed: int, draw: int) -> Tensor:
     return lengths * ((rank << 32) + u) // (len(lengths) << 32) + 1
 
 
+def row_lengths(split: Split) -> Tensor:
+    """(R,) int64, the tokens of each row."""
+    return torch.from_numpy(np.ascontiguousarray(split.lengths))
+
+
+def chosen(split: Split, row: Tensor, x0: Tensor, valid: Tensor | None, counts: Tensor, *, seed: int, draw: int):
+    """(B, T) bool: a uniform subset of counts[row] of the tokens of each row, a function of (seed, draw, row)."""
+    real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
+    place = row[:, None] * split.seq_len + torch.arange(split.seq_len, device=x0.device)
+    return random_subsets(counts[row, None], real, place, seed=seed, step=draw)
+
+
 @torch.no_grad()
+def masked_sums(model, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int, device) -> Tensor:
+    """(R,) fp64: in each row sum_{i in S} -log p(x0_i | x0 with S masked), S a random subset of counts (R,) tokens."""
+    counts, total = counts.to(device), torch.zeros(len(split), dtype=torch.float64, device=device)
+    for row, x0, valid in batches(split, batch_size, device):
+        masked = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
+        h = model(torch.where(masked, model.mask_token_id, x0), causal=False, valid=valid)[masked]
+        nll = linear_cross_entropy(h, model.head, x0[masked], reduction="none")
+        total.index_add_(0, row[:, None].expand_as(masked)[masked], nll.double())
+    return total
+
+
 def diffusion_draw(model, split: Split, *, seed: int, draw: int, batch_size: int, device) -> float:
     """One unbiased estimate of the bound on the nats of the split."""
-    counts = draw_counts(torch.from_numpy(np.ascontiguousarray(split.lengths)), seed=seed, draw=draw).to(device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for row, x0, valid in _batches(split, batch_size, device):
-        real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
-        place = row[:, None] * split.seq_len + torch.arange(split.seq_len, device=device)
-        masked = random_subsets(counts[row, None], real, place, seed=seed, step=draw)
-        h = model(torch.where(masked, model.mask_token_id, x0), causal=False, valid=valid)[masked]
-        weights = (real.sum(1) / counts[row])[:, None].expand_as(masked)[masked]
-        nll = linear_cross_entropy(h, model.head, x0[masked], reduction="none")
-        total += (nll.double() * weights).sum()
-    return total.item()
+    lengths = row_lengths(split)
+    counts = draw_counts(lengths, seed=seed, draw=draw)
+    sums = masked_sums(model, split, counts, seed=seed, draw=draw, batch_size=batch_size, device=device)
+    return (sums.cpu() * lengths / counts).sum().item()
+
+
+@contextlib.contextmanager
+def scoring(model, precision: str):
+    """Inside `with`: no dropout, products in the precision. Yields the model's device."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with autocast(device, precision):
+            yield device
+    finally:
+        model.train(was_training)
 
 
 def likelihood(
@@ -107,26 +154,16 @@ def likelihood(
 
     Diffusion draws until the standard error is at most target_stderr nats per token or max_samples draws are made.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        with autocast(device, precision):
-            if objective == "autoregressive":
-                nats = autoregressive_nats(
-                    model, split, start_token_id=start_token_id, batch_size=batch_size, device=device
-                )
-                return report(nats, 0.0, split, 0, "exact")
-            draws: list[float] = []
-            while len(draws) < max(max_samples, 2):
-                draws.append(
-                    diffusion_draw(model, split, seed=seed, draw=len(draws), batch_size=batch_size, device=device)
-                )
-                if len(draws) >= max(min_samples, 2):
-                    stderr = float(np.std(draws, ddof=1)) / len(draws) ** 0.5
-                    if stderr / split.scored <= target_stderr:
-                        break
-            stderr = float(np.std(draws, ddof=1)) / len(draws) ** 0.5
-            return report(float(np.mean(draws)), stderr, split, len(draws), "upper bound")
-    finally:
-        model.train(was_training)
+    with scoring(model, precision) as device:
+        if objective == "autoregressive":
+            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
+            return report(nll.double().sum().item(), 0.0, split, 0, "exact")
+        draws: list[float] = []
+        while len(draws) < max(max_samples, 2):
+            draws.append(diffusion_draw(model, split, seed=seed, draw=len(draws), batch_size=batch_size, device=device))
+            if len(draws) >= max(min_samples, 2):
+                stderr = float(np.std(draws, ddof=1)) / len(draws) ** 0.5
+                if stderr / split.scored <= target_stderr:
+                    break
+        stderr = float(np.std(draws, ddof=1)) / len(draws) ** 0.5
+        return report(float(np.mean(draws)), stderr, split, len(draws), "upper bound")

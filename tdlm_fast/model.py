@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels import attention, embedding
+
 
 def rotate(x: Tensor) -> Tensor:  # (B, H, T, K)
     """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K)."""
@@ -34,13 +36,13 @@ class Block(nn.Module):
         self.up = nn.Linear(width, (2 if mlp == "swiglu" else 1) * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, causal: bool, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, causal: bool, valid: Tensor | None) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
         if self.rope:
             q, k = rotate(q), rotate(k)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=p)
+        a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
         up = self.up(self.norm2(x))
         if self.mlp == "gelu":
@@ -97,18 +99,12 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor, *, causal: bool, valid: Tensor | None = None) -> Tensor:
         T = tokens.shape[1]
-        keep = None
-        if valid is not None:
-            own = torch.eye(T, dtype=torch.bool, device=tokens.device)  # no row is empty
-            keep = valid[:, None, None, :] | own
-            if causal:
-                keep = keep & torch.ones_like(own).tril()
-        x = self.embedding(tokens)
+        x = embedding(tokens, self.embedding.weight)
         if self.positions is not None:
             if T > self.positions.num_embeddings:
                 raise ValueError(f"{T} tokens are more than the table of {self.positions.num_embeddings} positions")
             x = x + self.positions.weight[:T]
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, causal, keep)
+            x = block(x, causal, valid)
         return self.norm(x)

@@ -10,7 +10,8 @@ n counts all valid tokens, masked or not, so both score the same tokens. The wei
 import torch
 from torch import Tensor
 
-from .kernels import Corruption, corrupt, linear_cross_entropy
+from .kernels import Corruption, corrupt, linear_cross_entropy, take_rows
+from .kernels.philox import STREAM_TOKEN, random_words
 from .kernels.schedules import mask_probability
 
 LOSS_WEIGHTS = ("elbo", "uniform", "published")
@@ -47,7 +48,7 @@ def diffusion_loss(
         x0, seed=seed, step=step, mask_token_id=model.mask_token_id, schedule=schedule, sampling=sampling,
         valid=valid, row_offset=row_offset, batch_rows=batch_rows,
     )  # fmt: skip
-    h = model(c.xt, causal=False, valid=valid).flatten(0, 1)[c.rows]
+    h = take_rows(model(c.xt, causal=False, valid=valid).flatten(0, 1), c.rows, c.n_masked)
     if divisor is None:
         divisor = x0.numel() if valid is None else valid.sum()
     weights = _row_weights(c, schedule, loss_weight, divisor, len(x0) / (batch_rows or len(x0)))
@@ -56,19 +57,36 @@ def diffusion_loss(
 
 def autoregressive_loss(
     model, x0: Tensor, *, seed: int, step: int, start_token_id: int, valid: Tensor | None = None,
-    divisor: Tensor | float | None = None, **_noise,
+    row_offset: int = 0, divisor: Tensor | float | None = None, input_masking: float = 0.0, **_noise,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(loss, loss tokens) of x0 (B, T) after start_token_id. Nothing is drawn: seed, step and noise are not used."""
-    nll = next_token_nll(model, x0, start_token_id=start_token_id, valid=valid)
-    n = torch.tensor(x0.numel(), device=x0.device) if valid is None else valid.sum()
+    """(loss, loss tokens) of x0 (B, T) after start_token_id.
+
+    input_masking is a control arm (Gao et al. 2025, arXiv 2510.04071): that share of the tokens that are read, never of
+    those that are predicted, is replaced by [MASK], by (seed, step, global row, place). Nothing else is drawn.
+    """
+    hidden = None
+    if input_masking:
+        index = torch.arange(row_offset * x0.shape[1], (row_offset + len(x0)) * x0.shape[1], device=x0.device)
+        words = random_words(index.view_as(x0), seed=seed, step=step, stream=STREAM_TOKEN)
+        hidden = words < int(input_masking * 2**32)
+    nll = next_token_nll(model, x0, start_token_id=start_token_id, valid=valid, hidden=hidden)
+    n = x0.new_full((), x0.numel()) if valid is None else valid.sum()
     return nll.sum() / (n if divisor is None else divisor), n
 
 
-def next_token_nll(model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None) -> Tensor:
-    """-log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding."""
+def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What next-token reads to predict x0 (B, T): (inputs (B, T), which of them are no padding, None for all)."""
     shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
     # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
-    seen = None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
+    return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
+
+
+def next_token_nll(
+    model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None, hidden: Tensor | None = None
+) -> Tensor:
+    """-log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding; hidden (B, T) marks tokens read as [MASK]."""
+    read = x0 if hidden is None else torch.where(hidden, model.mask_token_id, x0)
+    shifted, seen = next_token_inputs(read, start_token_id, valid)
     if valid is None:
         h = model(shifted, causal=True)
         return linear_cross_entropy(h.flatten(0, 1), model.head, x0.flatten(), reduction="none").view_as(x0)
@@ -76,7 +94,7 @@ def next_token_nll(model, x0: Tensor, *, start_token_id: int, valid: Tensor | No
     # Padding is moved behind the real tokens, where the row count leaves it out of the head.
     order = torch.argsort(~valid.flatten(), stable=True)
     nll = linear_cross_entropy(
-        h.flatten(0, 1)[order], model.head, x0.flatten()[order], n_rows=valid.sum(), reduction="none"
+        take_rows(h.flatten(0, 1), order), model.head, x0.flatten()[order], n_rows=valid.sum(), reduction="none"
     )
     return torch.zeros_like(nll).scatter(0, order, nll).view_as(x0)
 

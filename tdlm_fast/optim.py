@@ -26,4 +26,5 @@ def adamw(model: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
     decayed = [p for p in model.parameters() if p.dim() == 2 and id(p) not in tables]
     rest = [p for p in model.parameters() if p.dim() != 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
+    on_gpu = any(p.is_cuda for p in model.parameters())  # there a graph may replay it, with a learning rate in memory
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True, capturable=on_gpu)

@@ -34,16 +34,15 @@ def objective(config: Config, tokenizer):
     kw = dict(seed=config.seed, start_token_id=tokenizer.start_token_id)
     if config.objective == "diffusion":
         kw |= dict(schedule=config.noise.schedule, sampling=config.noise.sampling, loss_weight=config.loss_weight)
+    else:
+        kw |= dict(input_masking=config.noise.input_masking)
     return functools.partial(OBJECTIVES[config.objective], **kw)
 
 
-def train_step(model, optimizer, loss_of, split: data.Split, config: Config, *, step: int, steps: int) -> dict:
-    """Train on batch `step` (from 0) of `steps`; {"loss", "grad_norm", "loss_tokens", "tokens"} as device tensors."""
-    device = next(model.parameters()).device
-    size, parts = config.train.batch_size, config.train.accumulation
-    torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
-    x0, valid = data.batch(split, seed=config.seed, step=step, batch_size=size, device=device)
-    n = torch.tensor(x0.numel(), device=device) if valid is None else valid.sum()
+def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
+    """Gradients of a batch, in its micro-batches: (loss, tokens that bore loss, tokens), scalars on the device."""
+    device, size, parts = x0.device, config.train.batch_size, config.train.accumulation
+    n = x0.new_full((), x0.numel()) if valid is None else valid.sum()
     loss, loss_tokens = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     for i in range(0, size, size // parts):
         rows = slice(i, i + size // parts)
@@ -52,14 +51,51 @@ def train_step(model, optimizer, loss_of, split: data.Split, config: Config, *, 
             value, k = loss_of(model, x0[rows], step=step, valid=part, row_offset=i, batch_rows=size, divisor=n)
         value.backward()
         loss, loss_tokens = loss + value.detach(), loss_tokens + k
+    return loss, loss_tokens, n
+
+
+def update(model, optimizer, loss, config: Config):
+    """Clip, step and clear the gradients; returns their norm before clipping, a scalar on the device."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or float("inf"), foreach=True)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, steps, config.optim)
     # Fused AdamW skips this step where found_inf is 1, so no such gradient reaches the weights; the host need not wait.
     optimizer.found_inf = (~torch.isfinite(loss + norm)).float()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def train_step(model, optimizer, loss_of, split: data.Split, config: Config, *, step: int, steps: int) -> dict:
+    """Train on batch `step` (from 0) of `steps`; {"loss", "grad_norm", "loss_tokens", "tokens"} as device tensors."""
+    device = next(model.parameters()).device
+    torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
+    x0, valid = data.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, steps, config.optim)
+    loss, loss_tokens, n = backward(model, loss_of, x0, valid, config, step)
+    norm = update(model, optimizer, loss, config)
     return {"loss": loss, "grad_norm": norm, "loss_tokens": loss_tokens, "tokens": n}
+
+
+class EagerSteps:
+    """Steps one by one, batches drawn on the host; the interface of captured.DeviceSteps."""
+
+    why = ""
+
+    def __init__(self, model, optimizer, loss_of, split: data.Split, config: Config, *, steps: int):
+        self.step = functools.partial(train_step, model, optimizer, loss_of, split, config, steps=steps)
+        self.done: list[dict] = []
+        self.unread: list[tuple] = []
+
+    def run(self, step: int) -> None:
+        self.done.append(self.step(step=step))
+
+    def mark(self, first: int, end: int) -> None:
+        self.unread.append((first, self.done))
+        self.done = []
+
+    def read(self, keep: int = 0) -> list[tuple[int, list[dict]]]:
+        found, self.unread = self.unread, []
+        return [(first, [{k: v.item() for k, v in o.items()} for o in done]) for first, done in found]
 
 
 def where(config: Config, split: data.Split, step: int) -> str:

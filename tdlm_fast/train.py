@@ -4,7 +4,9 @@ Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safeten
 """
 
 import argparse
+import hashlib
 import json
+import math
 import signal
 import sys
 import time
@@ -53,7 +55,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite."""
     import torch
 
-    from . import checkpoint, data, likelihood, sample, step
+    from . import captured, checkpoint, data, diagnostics, likelihood, published, sample, step
     from .doctor import pick_device, versions
     from .log import Log, peak_memory_mb
     from .optim import adamw
@@ -79,7 +81,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     train_split = corpus.splits["train"]
     per_epoch = data.steps_per_epoch(train_split, config.train.batch_size)
     steps = config.train.max_steps or max(1, int(config.train.epochs * per_epoch))
-    every = config.eval.every or per_epoch
+    every, early = config.eval.every or per_epoch, settings.early_steps(config)
     save_every = config.train.save_every or every
     model = step.build_model(config, corpus.tokenizer).to(device).train()
     optimizer = adamw(model, config.optim)
@@ -100,12 +102,22 @@ def train(config, folder: Path, resume: bool) -> dict:
     scored |= dict(batch_size=config.eval.batch_size)
 
     def evaluate_valid():
-        n = config.eval.samples
-        found = likelihood.likelihood(
-            model, corpus.splits["valid"], config.objective, max_samples=n, min_samples=n, **scored
+        n, valid = config.eval.samples, corpus.splits["valid"]
+        found, metric = published.both(
+            model, valid, config.objective, draws=config.eval.published, max_samples=n, min_samples=n, **scored
         )
         log.say(f"step {state['step']}  valid {found}")
-        log.record({"step": state["step"], "seconds": state["seconds"], "valid": found.asdict()})
+        entry = {key: state[key] for key in ("step", "seconds", "tokens", "loss_tokens")} | {"valid": found.asdict()}
+        if metric:
+            entry["published"] = metric.asdict()
+        if config.eval.probe:
+            entry["diagnostics"] = diagnostics.diagnose(
+                model, valid, config.objective, rows=config.eval.probe, loss_weight=config.loss_weight,
+                precision=config.precision, start_token_id=corpus.tokenizer.start_token_id,
+            )  # fmt: skip
+        if not state["step"]:
+            entry["initial_weights"] = weights_hash(model)
+        log.record(entry)
         if state["best"] is None or found.nats_per_token < state["best"]:
             state["best"] = found.nats_per_token
             checkpoint.save(checkpoints / "best.safetensors", model, None, state)
@@ -114,36 +126,47 @@ def train(config, folder: Path, resume: bool) -> dict:
             with open(folder / "samples.txt", "a", encoding="utf-8") as f:
                 f.write(f"--- step {state['step']}\n{text}\n")
 
-    pending: list[dict] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if not state["step"] and not resume:
         evaluate_valid()
-    started = time.monotonic()
-    stop = Stop()
+    runner = captured.start(model, optimizer, loss_of, train_split, config, steps=steps, first=state["step"])
+    told, marked, started, stop = "", state["step"], time.monotonic(), Stop()
+
+    def report(first: int, outcomes: list[dict], seconds: float):
+        bad = [s for s, o in enumerate(outcomes, first) if not math.isfinite(o["loss"] + o["grad_norm"])]
+        entry = _entry(outcomes, first, steps, config, state, seconds)
+        entry["peak_memory_mb"] = peak_memory_mb(device)
+        if bad:
+            raise step.NonFinite(step.where(config, train_split, bad[0]))
+        log.record(entry)
+        log.progress(entry["step"], entry)
+
     try:
         with stop:
-            while state["step"] < steps and not stop.asked:
-                pending.append(
-                    step.train_step(model, optimizer, loss_of, train_split, config, step=state["step"], steps=steps)
-                )
-                state["step"] += 1
+            while (state["step"] < steps and not stop.asked) or marked < state["step"]:
+                if state["step"] < steps and not stop.asked:
+                    runner.run(state["step"])
+                    state["step"] += 1
                 at = state["step"]
-                stops = stop.asked or at == steps or at % every == 0 or at % save_every == 0
-                if at % config.train.log_every == 0 or stops:
-                    entry = _entry(pending, at, optimizer, state, started)
-                    entry["peak_memory_mb"] = peak_memory_mb(device)
-                    for before, o in enumerate(pending, at - len(pending)):
-                        if not torch.isfinite(o["loss"] + o["grad_norm"]):
-                            raise step.NonFinite(step.where(config, train_split, before))
-                    started, pending = time.monotonic(), []
-                    log.record(entry)
-                    log.progress(at, entry)
-                if at % every == 0 and at < steps:
+                if runner.why != told:
+                    told = runner.why
+                    log.say(f"steps run one by one: {told}")
+                evaluates = at < steps and (at % every == 0 or at in early)
+                stops = stop.asked or at == steps or at % save_every == 0
+                if at % config.train.log_every == 0 or stops or evaluates:
+                    runner.mark(marked, at)
+                    marked = at
+                    windows = runner.read(keep=0 if stops or evaluates else 1)
+                    now = time.monotonic()
+                    for first, outcomes in windows:  # windows that arrive together share the time
+                        report(first, outcomes, (now - started) * len(outcomes) / sum(len(o) for _, o in windows))
+                    started = now if windows else started
+                if evaluates:
                     evaluate_valid()
-                if at % save_every == 0 or stops:
-                    checkpoint.save(last, model, optimizer, state)
                 if stops:
+                    checkpoint.save(last, model, optimizer, state)
+                if stops or evaluates:
                     started = time.monotonic()
     finally:
         log.close()
@@ -172,18 +195,28 @@ def train(config, folder: Path, resume: bool) -> dict:
     return summary
 
 
-def _entry(pending: list[dict], step: int, optimizer, state: dict, started: float) -> dict:
-    """The line of metrics.jsonl for the steps since the last one; brings the run's counters up to date."""
-    loss_tokens = sum(int(o["loss_tokens"]) for o in pending)
-    tokens = sum(int(o["tokens"]) for o in pending)
-    seconds = time.monotonic() - started
+def weights_hash(model) -> str:
+    """Hash of all weights, by which runs show that they began alike."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _entry(outcomes: list[dict], first: int, steps: int, config, state: dict, seconds: float) -> dict:
+    """The line of metrics.jsonl for steps first, first + 1, … of so many seconds; brings the counters up to date."""
+    from .optim import learning_rate
+
+    loss_tokens, tokens = (sum(o[k] for o in outcomes) for k in ("loss_tokens", "tokens"))
+    last = first + len(outcomes) - 1
     state["tokens"] += tokens
     state["loss_tokens"] += loss_tokens
     state["seconds"] += seconds
     return {
-        "step": step, "loss": float(pending[-1]["loss"]), "lr": optimizer.param_groups[0]["lr"],
-        "grad_norm": float(pending[-1]["grad_norm"]), "tokens_per_s": tokens / seconds,
-        "loss_tokens_per_s": loss_tokens / seconds, "tokens": state["tokens"], "seconds": state["seconds"],
+        "step": last + 1, "loss": outcomes[-1]["loss"], "lr": learning_rate(last, steps, config.optim),
+        "grad_norm": outcomes[-1]["grad_norm"], "tokens_per_s": tokens / seconds,
+        "loss_tokens_per_s": loss_tokens / seconds, "tokens": state["tokens"], "loss_tokens": state["loss_tokens"],
+        "seconds": state["seconds"],
     }  # fmt: skip
 
 

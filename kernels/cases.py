@@ -1,0 +1,120 @@
+"""Per op the shapes, inputs, work and traffic that tests and benchmarks loop over: a case is covered by being here."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Lce(NamedTuple):
+    """A linear cross-entropy of h (N, D) with weight (V, D)."""
+
+    name: str
+    N: int
+    D: int
+    V: int
+    valid_vocab: int | None = None
+    n_rows: int | None = None
+    scale: float = 1.0  # of the logits; at 1 their standard deviation is 0.3 sqrt(D)
+    weights: str = "mixed"  # mixed: negative ones, and 0 and 1000 among them; or ones, zeros
+    alike: bool = False  # one hidden state, one target
+
+    @property
+    def live(self) -> int:
+        return self.N if self.n_rows is None else self.n_rows
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """h, weight, targets (N,) int64, token weights (N,) fp32, n_rows () int64 or None."""
+        g = torch.Generator().manual_seed(self.N + self.D + self.V)
+        h, w = torch.randn(self.N, self.D, generator=g), torch.randn(self.V, self.D, generator=g) * 0.3 * self.scale
+        y = torch.randint(0, self.valid_vocab or self.V, (self.N,), generator=g)
+        weights = torch.randn(self.N, generator=g)
+        weights[1::5], weights[::3] = 1000, 0
+        if self.weights != "mixed":
+            weights = torch.full((self.N,), float(self.weights == "ones"))
+        if self.alike:
+            h, y = h[:1].expand_as(h).clone(), y[:1].expand_as(y).clone()
+        n_rows = None if self.n_rows is None else torch.tensor(self.n_rows, device=device)
+        return h.to(device, dtype), w.to(device, dtype), y.to(device), weights.to(device), n_rows
+
+    @property
+    def flop(self) -> int:
+        """Of the least products that forward and both gradients need: z, dh and dw."""
+        return 3 * 2 * self.live * self.D * self.V
+
+    def bytes(self, itemsize: int) -> int:
+        """Inputs read and gradients written, once."""
+        return 2 * (self.live + self.V) * self.D * itemsize + 12 * self.live
+
+    def __str__(self) -> str:
+        return self.name
+
+
+LCE = (
+    Lce("odd", 507, 80, 131),
+    Lce("odd width", 29, 33, 259),
+    Lce("one row", 1, 64, 1000),
+    Lce("one word", 5, 16, 1),
+    Lce("three words", 13, 16, 3),
+    Lce("wide", 70, 96, 515, valid_vocab=500),
+    Lce("some rows", 100, 64, 301, n_rows=61),
+    Lce("no rows", 9, 16, 50, n_rows=0),
+    Lce("more rows than there are", 9, 16, 50, n_rows=12),
+    Lce("empty", 0, 16, 50),
+    Lce("extreme logits", 40, 64, 300, scale=60.0),
+    Lce("all alike", 70, 32, 200, alike=True, weights="ones"),
+    Lce("no weight", 33, 32, 100, weights="zeros"),
+    Lce("odd, whole vocabulary", 507, 80, 50257, valid_vocab=50256),
+    Lce("wide, whole vocabulary", 507, 768, 50257, valid_vocab=50256, n_rows=300),
+)
+
+
+def _sweep(name: str, N: int, D: int, **more) -> Lce:
+    return Lce(name, N, D, 50257, scale=1 / D**0.5, weights="ones", **more)
+
+
+LCE_BENCH = (
+    _sweep("tiny", 8192, 64),
+    _sweep("tiny, masked half", 8192, 64, n_rows=4096),
+    _sweep("small", 8192, 768),
+    *(_sweep(f"D {D}", 8192, D) for D in (128, 256, 512, 1024, 2048, 4096)),
+    *(_sweep(f"N {N}", N, 64) for N in (512, 2048, 32768)),
+)
+LCE_BENCH_CPU = (_sweep("an eighth of tiny", 1024, 64), _sweep("an eighth of tiny, masked half", 1024, 64, n_rows=512))
+
+
+class Corrupt(NamedTuple):
+    """A corruption of x0 (B, T)."""
+
+    name: str
+    B: int
+    T: int
+    padding: float = 0.0  # share of positions that are padding
+    row_offset: int = 0
+    batch_rows: int | None = None
+
+    def inputs(self, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
+        """x0 (B, T) int64, valid (B, T) bool or None."""
+        g = torch.Generator().manual_seed(self.B + self.T)
+        x0 = torch.randint(0, 50257, (self.B, self.T), generator=g).to(device)
+        valid = torch.rand(self.B, self.T, generator=g) >= self.padding
+        return x0, valid.to(device) if self.padding else None
+
+    def bytes(self) -> int:
+        """x0 read; xt, masked, weights, rows, targets and row weights written."""
+        return self.B * self.T * (8 + 8 + 1 + 4 + 8 + 8 + 4)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CORRUPT = (
+    Corrupt("one token", 1, 1),
+    Corrupt("one row", 1, 128),
+    Corrupt("odd", 7, 33),
+    Corrupt("part of a batch", 4, 21, row_offset=4, batch_rows=12),
+    Corrupt("padding", 6, 50, padding=0.3),
+    Corrupt("all padding", 3, 20, padding=1.0),
+    Corrupt("tiny", 64, 128),
+    Corrupt("small", 8, 1024),
+)

@@ -1,0 +1,126 @@
+"""The Triton kernels as the CUDA backend of the ops. Triton is imported when an op first runs on a GPU.
+
+Without Triton, before Ampere (compute capability 8.0) and for fp64 the torch references run. With TRITON_INTERPRET=1
+the same code serves CPU tensors, through `interpret()`: that is how the tests prove it without a GPU.
+"""
+
+import functools
+import importlib.util
+import warnings
+
+import torch
+
+from . import lce_plan
+from .corrupt import _corrupt, _corrupt_at, corrupt_ref
+from .linear_cross_entropy import lce_backward_weight, lce_forward
+from .philox import MASK
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_T = 1 << 14  # of corrupt: a program holds its sequence, and places in it are 14 bits beside a random word
+
+
+@functools.cache
+def _hardware(device: torch.device) -> tuple[int | None, int]:
+    """(card of lce_plan, multiprocessors); of a small sm_86 where the interpreter stands in for it."""
+    if device.type != "cuda":
+        return 86, 4
+    properties = torch.cuda.get_device_properties(device)
+    return lce_plan.card((properties.major, properties.minor)), properties.multi_processor_count
+
+
+@functools.cache
+def missing() -> str:
+    """Why Triton kernels cannot run at all, or nothing."""
+    if importlib.util.find_spec("triton") is None:
+        why = "Triton is not installed: pip install triton (triton-windows on Windows)"
+        warnings.warn(f"tdlm_fast: the torch references run on the GPU. {why}", stacklevel=3)
+        return why
+    return ""
+
+
+def describe() -> str:
+    """Which kernels serve the GPU, and why."""
+    if not torch.cuda.is_available():
+        return "no GPU here"
+    found, _ = _hardware(torch.device("cuda", torch.cuda.current_device()))
+    if missing() or found is None:
+        return f"torch references: {missing() or 'the Triton kernels need compute capability 8.0'}"
+    sums = "fp16" if lce_plan.half_sums(found) else "fp32"
+    return f"Triton, tiles of sm_{found}, sums of products in {sums}"
+
+
+def _serves(device: torch.device, *dtypes: torch.dtype) -> bool:
+    return not missing() and _hardware(device)[0] is not None and all(d in DTYPES for d in dtypes)
+
+
+def _plan(h, weight, dtype, need_dh=True) -> lce_plan.Plan | None:
+    card, processors = _hardware(h.device)
+    return lce_plan.fused(
+        card, len(h), h.shape[1], len(weight), h.dtype, weight.dtype, dtype, processors=processors, need_dh=need_dh
+    )
+
+
+def _fit(h, weight, valid_vocab, *per_row):
+    """The kernels trust sizes, so a direct call of the op must not get past here with others."""
+    rows = any(a.shape != h.shape[:1] for a in per_row)
+    if not 0 < valid_vocab <= len(weight) or h.dim() != 2 or h.shape[1:] != weight.shape[1:] or rows:
+        shapes = [tuple(a.shape) for a in (h, weight, *per_row)]
+        raise ValueError(f"shapes {shapes} with a vocabulary of {valid_vocab} do not fit together")
+
+
+def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
+    if not h.numel() or not _serves(h.device, h.dtype, weight.dtype, dtype):
+        return lce_forward._init_fn(h, weight, targets, n_rows, valid_vocab, dtype, need_dh)
+    _fit(h, weight, valid_vocab, targets)
+    plan = _plan(h, weight, dtype, need_dh)
+    if plan is None:
+        from . import lce_stored
+
+        return lce_stored.forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh)
+    from . import lce_triton
+
+    return lce_triton.forward(h, weight, targets, n_rows, valid_vocab, need_dh, plan)
+
+
+def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
+    if not h.numel() or not _serves(h.device, h.dtype, weight.dtype, dtype):
+        return lce_backward_weight._init_fn(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
+    _fit(h, weight, valid_vocab, targets, lse, grad)
+    plan = _plan(h, weight, dtype)
+    if plan is None:
+        from . import lce_stored
+
+        return lce_stored.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
+    from . import lce_triton
+
+    return lce_triton.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, plan)
+
+
+def _corrupt_with(x0, valid, key, seed, step, *rest):
+    if not x0.numel() or x0.shape[1] > MAX_T or not _serves(x0.device):
+        seed, step = (seed, step) if key is None else (key[0], key[1])
+        return corrupt_ref(x0, valid, seed, step, *rest)
+    if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
+        raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
+    from . import corrupt_triton
+
+    return corrupt_triton.corrupt(x0, valid, key, seed, step, *rest)
+
+
+def corrupt(x0, valid, seed, step, *rest):
+    return _corrupt_with(x0, valid, None, seed & MASK, step & MASK, *rest)
+
+
+def corrupt_at(x0, valid, key, *rest):
+    return _corrupt_with(x0, valid, key, 0, 0, *rest)
+
+
+def register(device: str) -> None:
+    """Let the kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
+    lce_forward.register_kernel(device)(forward)
+    lce_backward_weight.register_kernel(device)(backward_weight)
+    _corrupt.register_kernel(device)(corrupt)
+    _corrupt_at.register_kernel(device)(corrupt_at)
+
+
+register("cuda")

@@ -1,0 +1,156 @@
+"""Which form, tiles and scratch the linear cross-entropy takes on a GPU: arithmetic only, so it needs neither.
+
+    fused    no logits in memory, lce_triton.py: a tile of rows and a tile of the vocabulary, D wide, stay in the chip
+    stored   logits of some rows at a time, lce_stored.py: where those tiles no longer fit, D above 512
+
+Both make four products of 2 D flop a logit; stored moves STORED_BYTES a logit besides, fused may reach a smaller share
+of the flop/s that cuBLAS does. `crossover` is where they break even: a projection, until somebody measures it.
+
+TDLM_FP16_ACCUMULATE=1 lets GeForce cards, whose tensor cores add in fp16 at twice the rate, take the 16-bit products
+of a model up to 64 wide in fp16: each tile of 64 is added up in fp16, the tiles in fp32.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # a program's shared memory, by compute capability
+GEFORCE = (86, 89, 120)
+SCRATCH_BYTES = (16 << 20) - 1  # a call at tiny holds no more beside its inputs and outputs
+MAX_SPLITS, FOLD_ROWS = 16, 256
+STORED_BYTES = 18  # 2 each: forward writes z, reads it twice, writes p, reads p; backward does with one read less
+# Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, measured.
+RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (790e12, 4.3e12),
+         100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
+
+
+class Tiles(NamedTuple):
+    rows: int
+    vocab: int
+    warps: int
+    stages: int
+    registers: int = 0  # at most, a thread; 0 leaves it to the compiler
+
+    @property
+    def options(self) -> dict:
+        # Triton 3.9 warns that its default of fp fusion will change.
+        capped = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | capped
+
+
+SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
+
+# (forward, weight) per padded width, found by compiling (bench/resources.py): the largest tiles of which no register
+# spills and as many programs fit a multiprocessor as can. Hopper and after read half as often from L2 with larger ones.
+_WGMMA = {
+    16: (Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3)),
+    32: (Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3)),
+    64: (Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3)),
+    128: (Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2)),
+    256: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
+    512: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
+}
+_MMA = {  # 168 registers let three programs of four warps share a multiprocessor
+    16: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
+    32: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
+    64: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
+    128: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
+    256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
+    512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
+}
+_FP32 = {
+    16: (Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 2)),
+    32: (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
+    64: (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
+    128: (Tiles(32, 16, 4, 2), Tiles(32, 64, 8, 2)),
+    256: (Tiles(32, 16, 8, 2), Tiles(16, 32, 8, 2)),
+    512: (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
+}
+
+
+def card(capability: tuple[int, int] | int) -> int | None:
+    """The newest entry of SHARED_KB that is no newer than this compute capability; None before Ampere."""
+    number = capability if isinstance(capability, int) else 10 * capability[0] + capability[1]
+    return max((c for c in SHARED_KB if c <= number), default=None)
+
+
+def tiles(card: int, dtype: torch.dtype, block_d: int) -> tuple[Tiles, Tiles] | None:
+    """(forward, weight) tiles of the fused form; None where it does not fit."""
+    return (_FP32 if dtype == torch.float32 else _WGMMA if card in (90, 100) else _MMA).get(block_d)
+
+
+def half_sums(card: int) -> bool:
+    """Is fp16 accumulation asked for, and of use on this card?"""
+    return os.environ.get("TDLM_FP16_ACCUMULATE") == "1" and card in GEFORCE
+
+
+def crossover(card: int, share: float) -> float:
+    """The width from which the stored form is projected to be faster, if the fused one reaches `share` of its flop/s.
+
+    4 * 2 D / (share * flop/s) = 4 * 2 D / (flop/s) + STORED_BYTES / (byte/s), solved for D.
+    """
+    flops, bandwidth = RATES[card]
+    return STORED_BYTES * flops / (8 * bandwidth * (1 / share - 1))
+
+
+class Plan(NamedTuple):
+    dtype: torch.dtype  # of the products
+    half_sums: bool
+    block_d: int  # D, padded
+    forward: Tiles
+    weight: Tiles
+    programs: int  # of the forward kernel
+    row_parts: int  # sums of dw that are added up afterwards
+    forward_scratch: int  # bytes
+    weight_scratch: int
+
+    @property
+    def combine_rows(self) -> int:
+        return max(1, 2048 // self.block_d)
+
+    @property
+    def headroom(self) -> int:
+        return 0 if self.half_sums else 12
+
+
+def fused(
+    card: int, N: int, D: int, V: int, h_dtype: torch.dtype, w_dtype: torch.dtype, dtype: torch.dtype, *,
+    processors: int, need_dh: bool = True, half: bool | None = None,
+) -> Plan | None:  # fmt: skip
+    """The launch of the fused form on a card with so many multiprocessors; None where the stored form runs."""
+    block_d = max(16, 1 << (D - 1).bit_length())
+    half = (half_sums(card) if half is None else half and card in GEFORCE) and block_d <= 64 and dtype != torch.float32
+    dtype = torch.float16 if half else dtype
+    found = tiles(card, dtype, block_d)
+    if found is None:
+        return None
+    forward, weight = found
+    copies = sum(n * D * dtype.itemsize for n, of in ((N, h_dtype), (V, w_dtype)) if of != dtype)
+    row_tiles, part = -(-N // forward.rows), forward.rows * (4 * D * need_dh + 8)
+    # Four programs a multiprocessor, twice over so that the last ones to end wait little, and within the scratch.
+    programs = max(row_tiles, min((SCRATCH_BYTES - copies) // part, 8 * processors), 1)
+    v_tiles = -(-V // weight.vocab)
+    row_parts = max(1, min(8, 2 * processors // v_tiles, -(-N // weight.rows)))
+    padded = -(-N // weight.rows) * weight.rows
+    partial = 4 * row_parts * V * D if row_parts > 1 else 0
+    return Plan(
+        dtype, half, block_d, forward, weight, programs, row_parts,
+        forward_scratch=copies + programs * part, weight_scratch=copies + 12 * padded + partial,
+    )  # fmt: skip
+
+
+def configurations(card: int) -> Iterator[tuple[str, dict, Tiles]]:
+    """Every fused kernel that can be launched on a card: its name, what it is specialised to, its tiles."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for block_d in (16, 32, 64, 128, 256, 512):
+            for half in (False, True):
+                plan = fused(card, 8192, block_d, 50257, dtype, dtype, dtype, processors=64, half=half)
+                if plan is None or plan.half_sums != half or plan.dtype != dtype:
+                    continue
+                of = {"dtype": dtype, "block_d": block_d, "half_sums": half, "headroom": plan.headroom}
+                of["combine_rows"] = plan.combine_rows
+                yield "forward", of | {"need_dh": True}, plan.forward
+                yield "forward", of | {"need_dh": False}, plan.forward
+                yield "weight", of, plan.weight

@@ -1,0 +1,281 @@
+"""Head to head: `python -m tdlm_fast.compare configs/tiny.yaml [key=value …] [--seeds 3] [--out DIR]`.
+
+Trains diffusion and autoregressive with everything but the objective alike, each run in a process of its own, evaluates
+both on the same tokens and writes DIR/report.html, report.md and compare.json. The same command goes on after any
+interruption: finished runs and finished tables are kept. --arms adds control arms (other YAML files) to the picture;
+--from RUN_A RUN_B … compares finished runs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from . import config as settings
+
+EARLY = "2,10,20,50,100,250,500"  # where the publication shows its lead, and before
+OBJECTIVES = ("diffusion", "autoregressive")
+
+
+def train(config_file: Path, overrides: list[str], folder: Path) -> None:
+    """Train in a process of its own, so that memory and time are its own. Raises ConfigError where it fails."""
+    from .train import finished
+
+    if finished(folder):
+        print(f"{folder}: finished already", file=sys.stderr)
+        return
+    command = [sys.executable, "-m", "tdlm_fast.train", str(config_file), *overrides, f"run.dir={folder}", "--resume"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal sent it to the run too, which saves
+        code = process.wait() or 130
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if code in (130, -2):
+        raise KeyboardInterrupt
+    if code:
+        raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command goes on with it")
+
+
+def read(folder: Path) -> dict:
+    """A finished run: config, summary, evaluations (with training losses in "losses"), table and tasks if there."""
+    from .train import finished
+
+    if not (folder / "config.yaml").is_file():
+        raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")
+    summary = finished(folder)
+    if summary is None:
+        raise settings.ConfigError(f"{folder} is not finished: python -m tdlm_fast.train CONFIG --resume ends it")
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    config = settings.flatten(settings.load(folder / "config.yaml"))
+    evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
+    counted = {e["step"]: e for e in entries if "loss" in e}
+    for e in evaluations:  # runs of before this file counted no tokens at evaluations
+        e.setdefault("tokens", counted.get(e["step"], {}).get("tokens", 0))
+        e.setdefault("loss_tokens", counted.get(e["step"], {}).get("loss_tokens"))
+    run = {
+        "folder": folder.name, "config": config, "summary": summary, "evaluations": evaluations, "table": None,
+        "losses": [(e["step"], e["loss"], e["tokens"]) for e in counted.values()], "tasks": None,
+    }  # fmt: skip
+    for name in ("tasks.json", "likelihoods.json"):
+        if (folder / name).is_file():
+            run["table" if name == "likelihoods.json" else "tasks"] = json.loads((folder / name).read_text())
+    return run
+
+
+def _differences(a: dict, b: dict) -> list[str]:
+    """Keys in which two configs differ, apart from the seed and what decides no number."""
+    ignored = ("run.dir", "run.wandb", "seed", "device", "data.cache", "data.path")
+    return [k for k in a if a[k] != b[k] and k not in ignored]
+
+
+def label(config: dict, base: dict) -> str:
+    """A run's name: its objective and what sets it apart from the run it is compared with."""
+    apart = [f"{k.rpartition('.')[2]}={config[k]}" for k in _differences(config, base) if k != "objective"]
+    return " ".join([config["objective"], *apart])
+
+
+def arms_of(runs: list[dict]) -> list[dict]:
+    """Runs grouped to arms: those that differ in the seed alone are one. The first diffusion and the first next-token
+    arm come first. [{"label", "objective", "runs"}]"""
+    order = sorted(range(len(runs)), key=lambda i: OBJECTIVES.index(runs[i]["config"]["objective"]) * len(runs) + i)
+    firsts = {}
+    for i in order:
+        firsts.setdefault(runs[i]["config"]["objective"], i)
+    order = [*firsts.values(), *[i for i in order if i not in firsts.values()]]
+    arms: list[dict] = []
+    for i in order:
+        run = runs[i]
+        name = label(run["config"], runs[order[0]]["config"])
+        same = [a for a in arms if a["label"] == name and not _differences(a["runs"][0]["config"], run["config"])]
+        if same:
+            same[0]["runs"].append(run)
+        else:
+            arms.append({"label": name, "objective": run["config"]["objective"], "runs": [run]})
+    for arm in arms:
+        arm["runs"].sort(key=lambda r: r["config"]["seed"])
+    return arms
+
+
+def pairs_of(arms: list[dict]) -> list[tuple[dict, dict]]:
+    """(diffusion run, autoregressive run) of every seed that both first arms have."""
+    first = {}
+    for arm in arms:
+        first.setdefault(arm["objective"], {r["config"]["seed"]: r for r in arm["runs"]})
+    if len(first) < 2:
+        return []
+    d, a = (first[o] for o in OBJECTIVES)
+    return [(d[s], a[s]) for s in d if s in a]
+
+
+def flops(run: dict, step: int, loss_tokens: int | None) -> float | None:
+    """Floating-point operations of training up to a step: 2 a multiply and add, three times the forward pass.
+
+    blocks 6 P a token and 12 L D T for the attention, over all B T places (padding is computed too); head 6 D V a token
+    that bears loss. Chowdhery et al. 2022, appendix B, with the head counted where it runs.
+    """
+    c, parts = run["config"], run["summary"]["parameters_by_part"]
+    if loss_tokens is None:
+        return None
+    places = step * c["train.batch_size"] * c["model.seq_len"]
+    attention = 12 * c["model.layers"] * c["model.width"] * c["model.seq_len"]
+    head = parts["head"] or parts["embedding"]  # a tied head has the embedding's rows
+    return float(places * (6 * parts["blocks"] + attention) + 6 * head * loss_tokens)
+
+
+def _mean_at(arm: dict, value, budget: float) -> float | None:
+    """Validation nats of an arm at a budget of value(run, evaluation), between evaluations on a straight line."""
+    found = []
+    for run in arm["runs"]:
+        points = [(value(run, e), e["valid"]["nats_per_token"]) for e in run["evaluations"]]
+        if any(x is None for x, _ in points):
+            return None
+        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+            if x0 <= budget <= x1 and x1 > x0:
+                found.append(y0 + (y1 - y0) * (budget - x0) / (x1 - x0))
+                break
+    return sum(found) / len(found) if len(found) == len(arm["runs"]) else None
+
+
+LEDGERS = {
+    "optimizer steps": lambda run, e: e["step"],
+    "training FLOPs": lambda run, e: flops(run, e["step"], e["loss_tokens"]),
+    "loss-bearing tokens": lambda run, e: e["loss_tokens"],
+    "seconds of training": lambda run, e: e["seconds"],
+}
+
+
+def ledgers(arms: list[dict]) -> list[dict]:
+    """Both objectives at one budget, the largest that both reached, for each way of counting it:
+    [{"ledger", "budget", "diffusion", "autoregressive"}], validation nats per token."""
+    first = {}
+    for arm in arms:
+        first.setdefault(arm["objective"], arm)
+    out = []
+    for name, value in LEDGERS.items() if len(first) == 2 else ():
+        ends = [value(run, run["evaluations"][-1]) for arm in first.values() for run in arm["runs"]]
+        if any(v is None for v in ends):
+            continue
+        row = {"ledger": name, "budget": min(ends)}
+        out.append(row | {o: _mean_at(first[o], value, min(ends)) for o in OBJECTIVES})
+    return out
+
+
+def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
+    """What was found alike, or not, in the runs of each seed: settings, weights before step 1, batches."""
+    words = []
+    for d, a in pairs:
+        seed, other = d["config"]["seed"], [k for k in _differences(d["config"], a["config"]) if k != "objective"]
+        hashes = [r["evaluations"][0].get("initial_weights") for r in (d, a)]
+        weights = (
+            "not recorded" if None in hashes else f"equal ({hashes[0]})" if hashes[0] == hashes[1] else "DIFFERENT"
+        )
+        shared = {step: n for step, _, n in d["losses"]}
+        counted = [(shared[step], n) for step, _, n in a["losses"] if step in shared]
+        batches = "equal" if counted and all(x == y for x, y in counted) else "DIFFERENT"
+        text = "equal" if d["summary"]["corpus_hash"] == a["summary"]["corpus_hash"] else "DIFFERENT"
+        words.append(
+            f"seed {seed}: settings apart from the objective {'DIFFERENT: ' + ', '.join(other) if other else 'equal'}; "
+            f"text {text}; weights before the first step {weights}; tokens of the batches at {len(counted)} logged "
+            f"steps {batches}"
+        )
+    return words
+
+
+def compare(arms: list[dict], out: Path) -> dict:
+    """Judge the arms and write compare.json, report.html, report.md and figures/ into out; returns compare.json."""
+    from dataclasses import asdict, is_dataclass
+
+    from . import claims, report
+    from .train import write_json
+
+    pairs = pairs_of(arms)
+    control = {k: v for k, v in claims.advantages(pairs, 0).items()} if pairs else None
+    result = {
+        "arms": arms, "claims": claims.judge(pairs) if pairs else [], "untrained": control, "rules": list(claims.RULES),
+        "ledgers": ledgers(arms), "alike": alike(pairs), "seeds": [d["config"]["seed"] for d, _ in pairs],
+    }  # fmt: skip
+
+    def plain(value):
+        if is_dataclass(value):
+            return asdict(value)
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    result = plain(result)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "compare.json", result)
+    report.write(result, out)
+    return result
+
+
+def main(argv=None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m tdlm_fast.compare", description=__doc__.split("\n")[0],
+        epilog="keys, their defaults and meanings:\n" + settings.describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("config", nargs="?", type=Path, help="YAML file, as configs/tiny.yaml")
+    p.add_argument("overrides", nargs="*", help="key=value")
+    p.add_argument("--seeds", type=int, default=1, help="seeds, from the config's upwards")
+    p.add_argument("--out", type=Path, help="folder of runs and report (default: runs/compare-NAME)")
+    p.add_argument("--arms", type=Path, nargs="+", default=[], help="YAML files of control arms, as configs/controls/*")
+    p.add_argument("--from", dest="runs", type=Path, nargs="+", default=[], help="finished runs; nothing is trained")
+    p.add_argument("--sequences", type=int, default=64, help="test sequences of the exact likelihoods; 0: none")
+    p.add_argument("--draws", type=int, default=16, help="draws of the published metric on the test split")
+    a = p.parse_intermixed_args(argv)
+    try:
+        folders = list(a.runs)
+        if a.runs:
+            if a.config:
+                raise settings.ConfigError("give a config to train, or --from RUN_A RUN_B, not both")
+            if len(a.runs) < 2:
+                raise settings.ConfigError("--from needs two runs or more")
+            out = a.out or Path("runs") / f"compare-{a.runs[0].name}"
+        else:
+            if not a.config:
+                raise settings.ConfigError("give a config, as configs/tiny.yaml, or --from RUN_A RUN_B")
+            if a.seeds < 1 or a.sequences < 0 or a.draws < 1:
+                raise settings.ConfigError("--seeds and --draws must be at least 1, --sequences not negative")
+            if any(o.startswith(("objective=", "seed=", "run.dir=")) for o in a.overrides):
+                raise settings.ConfigError("compare sets objective, seed and run.dir; use --seeds and --out")
+            out = a.out or Path("runs") / f"compare-{a.config.stem}"
+            given = [o.partition("=")[0] for o in a.overrides]
+            extra = a.overrides if "eval.early" in given else [f"eval.early={EARLY}", *a.overrides]
+            base = settings.load(a.config, extra)  # a bad key stops here, before anything runs
+            for arm in a.arms:
+                settings.load(arm, extra)
+            for seed in range(base.seed, base.seed + a.seeds):
+                jobs = [(a.config, f"{o}-seed{seed}", [*extra, f"objective={o}"]) for o in OBJECTIVES]
+                jobs += [(arm, f"{arm.stem}-seed{seed}", extra) for arm in a.arms]
+                for file, name, keys in jobs:
+                    train(file, [*keys, f"seed={seed}"], out / name)
+                    folders.append(out / name)
+        for folder in folders:
+            read(folder)  # one that is not finished is named before the tables take their time
+        if a.sequences:
+            from .table import likelihoods
+
+            for folder in folders:
+                print(f"{folder}: likelihoods", file=sys.stderr)
+                likelihoods(folder, sequences=a.sequences, draws=a.draws)
+        result = compare(arms_of([read(f) for f in folders]), out)
+    except settings.ConfigError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept, the same command goes on", file=sys.stderr)
+        return 130
+    for claim in result["claims"]:
+        print(f"{claim['verdict']:26} {claim['claim']} ({claim['reason']})")
+    print(f"report {out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

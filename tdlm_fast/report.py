@@ -1,0 +1,471 @@
+"""The report of a comparison, from its figures alone: report.html (self-contained), report.md and figures/*.svg.
+
+Both texts come from one list of blocks, so they say the same. Nothing is fetched when the page opens: charts are inline
+SVG (charts.py), there is no script and no font.
+"""
+
+import math
+import re
+from html import escape
+from pathlib import Path
+
+from . import charts
+from .charts import Series
+from .table import lines
+
+NAMES = {"diffusion": "Diffusion", "autoregressive": "Autoregressive"}
+STYLE = """
+:root{color-scheme:light dark;--ink:#1f2328;--soft:#656d76;--rule:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#116329;
+--bad:#a40e26;--odd:#8a4600;--none:#57606a}
+@media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--rule:#30363d;--page:#0d1117;--card:#161b22;
+--good:#56d364;--bad:#ff7b72;--odd:#e3a04f;--none:#9198a1}}
+*{box-sizing:border-box}body{margin:0 auto;padding:20px 16px 60px;max-width:1320px;background:var(--page);
+color:var(--ink);font:15px/1.5 system-ui,-apple-system,Segoe UI,sans-serif}
+h1{font-size:1.5rem;margin:.2em 0}
+h2{font-size:1.15rem;margin:2em 0 .5em;padding-top:.6em;border-top:1px solid var(--rule)}
+p{max-width:85ch;margin:.6em 0}p.note,li{color:var(--soft);font-size:.9rem}li{max-width:85ch}ul{padding-left:1.2em}
+.scroll{overflow-x:auto;margin-bottom:14px}table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{text-align:left;padding:.45em .7em .45em 0;border-bottom:1px solid var(--rule);vertical-align:top}
+th{color:var(--soft);font-weight:600;font-size:.8rem}td{font-variant-numeric:tabular-nums}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:14px}
+figure{margin:0;padding:10px;background:var(--card);border:1px solid var(--rule);border-radius:6px}
+svg{width:100%;height:auto;display:block}
+.v{font-weight:600;white-space:nowrap}.v.holds{color:var(--good)}.v.does{color:var(--bad)}.v.an{color:var(--odd)}
+.v.undecided{color:var(--none)}.why{color:var(--soft);font-size:.85rem}
+@media (max-width:760px){table.cards thead{display:none}table.cards tr{display:block;padding:.7em 0;
+border-bottom:1px solid var(--rule)}table.cards td{display:grid;grid-template-columns:8.5em 1fr;gap:.5em;border:0;
+padding:.12em 0}table.cards td::before{content:attr(data-label);color:var(--soft);font-size:.8rem}
+table.cards td:first-child{display:block;font-weight:600}table.cards td:first-child::before{content:none}
+table.cards td.none{display:none}.v{white-space:normal}}
+"""
+
+
+# ---- words -----------------------------------------------------------------------------------------------------
+
+
+def times(nats: float) -> str:
+    """exp(nats) in three figures."""
+    return f"{math.exp(min(nats, 700)):#.3g}".rstrip(".")
+
+
+def ratio(i: dict | None) -> str:
+    """An advantage in nats as a ratio of perplexities with its interval."""
+    if i is None:
+        return "–"
+    mid, low, high = (times(i[k]) for k in ("mean", "low", "high"))
+    return f"{mid}× [{low},\u00a0{high}]"
+
+
+def nats(i: dict | None) -> str:
+    return "–" if i is None else f"{i['mean']:+.3f} [{i['low']:+.3f},\u00a0{i['high']:+.3f}]"
+
+
+def first_arms(result: dict) -> dict[str, dict]:
+    found: dict[str, dict] = {}
+    for arm in result["arms"]:
+        found.setdefault(arm["objective"], arm)
+    return found
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def seeds_of(result: dict) -> str:
+    return "1 seed" if len(result["seeds"]) == 1 else f"{len(result['seeds'])} seeds"
+
+
+def paragraph(result: dict) -> str:
+    """What was found, in words, from the figures."""
+    arms = first_arms(result)
+    if not result["claims"]:
+        return "These runs hold one objective only, so the published claims are not judged."
+    run = arms["diffusion"]["runs"][0]
+    claims = {c["id"]: c for c in result["claims"]}
+    test = claims["test"]["right"]
+    text = [
+        f"Both objectives were trained for {run['summary']['steps']:,} steps on {run['summary']['corpus']} with "
+        f"{run['summary']['parameters']:,} parameters and {seeds_of(result)}, alike in everything but the objective."
+    ]
+    if run["summary"]["note"]:
+        text.append(f"Note: {run['summary']['note']}.")
+    if test:
+        values = [mean(r["table"]["rows"][0]["nats_per_token"] for r in arms[o]["runs"]) for o in NAMES]
+        side = "diffusion is ahead" if test["low"] > 0 else "autoregressive is ahead" if test["high"] < 0 else None
+        text.append(
+            f"On the test split diffusion's upper bound is {values[0]:.3f} nats per token (perplexity at most "
+            f"{math.exp(values[0]):,.1f}) and autoregressive's exact value {values[1]:.3f} "
+            f"({math.exp(values[1]):,.1f}): "
+            + (f"{side} by {abs(test['mean']):.3f} nats." if side else "the interval of the difference holds 0.")
+        )
+        exact = claims["test"].get("exact")
+        if exact:
+            text.append(
+                f"The best exact likelihood of the diffusion model is {abs(exact['mean']):.3f} nats "
+                f"{'ahead of' if exact['mean'] > 0 else 'behind'} autoregressive on the same test sequences "
+                f"[{exact['low']:+.3f}, {exact['high']:+.3f}]."
+            )
+        base = [r for r in run["table"]["rows"] if r["name"] == "unigram baseline"][0]["nats_per_token"]
+        text.append(
+            f"A unigram model scores {base:.3f}; " + " and ".join(
+                f"{NAMES[o].lower()} is {abs(base - v):.3f} {'below' if v < base else 'above'} it"
+                for o, v in zip(NAMES, values, strict=True)
+            ) + "."
+        )  # fmt: skip
+    zero = result["untrained"]
+    if zero and zero["as_published"]:
+        text.append(
+            f"Before any training the published computation already shows diffusion "
+            f"{math.exp(zero['as_published']['mean']):.2f} times better; on one scale the ratio is "
+            f"{math.exp(zero['one_scale']['mean']):.2f}, under the right metric {math.exp(zero['right']['mean']):.2f}."
+        )
+    counts: dict[str, int] = {}
+    for c in result["claims"]:
+        counts[c["verdict"]] = counts.get(c["verdict"], 0) + 1
+    tally = ", ".join(f"{k} {v}" for k, v in sorted(counts.items(), key=lambda kv: -kv[1]))
+    text.append(f"Of the {len(result['claims'])} published claims: {tally}.")
+    return " ".join(text)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+
+def claims_table(result: dict) -> list[list[str]]:
+    head = ["claim", "published", "computed as published", "published metric, one scale", "right metric", "nats"]
+    rows = [[*head, "verdict"]]
+    zero = result["untrained"]
+    if zero:
+        cells = [ratio(zero[k]) for k in ("as_published", "one_scale", "right")]
+        rows.append(["Before training (control)", "not reported", *cells, nats(zero["right"]), "a control, no claim"])
+    for c in result["claims"]:
+        found = {k: c.get(k) if c["kind"] == "loss" else None for k in ("as_published", "one_scale", "right")}
+        cells = [*map(ratio, found.values()), nats(found["right"])]
+        rows.append([c["claim"], c["published"], *cells, f"{c['verdict']}: {c['reason']}"])
+    return rows
+
+
+def run_table(result: dict) -> list[list[str]]:
+    head = ["arm", "seed", "test, nats per token", "test ppl", "bits/byte", "best step", "minutes", "tokens/s"]
+    rows = [[*head, "loss tokens/s", "peak MB"]]
+    for arm in result["arms"]:
+        for r in arm["runs"]:
+            s, t = r["summary"], r["summary"]["test"]
+            bound = "≤ " if t["samples"] else ""
+            error = f" ± {t['stderr']:.3f}" if t["samples"] else ""
+            memory = f"{s['peak_memory_mb']:,.0f}" if s["peak_memory_mb"] else "–"
+            rows.append([
+                arm["label"], str(r["config"]["seed"]), f"{bound}{t['nats_per_token']:.3f}{error}",
+                f"{bound}{t['ppl']:,.1f}", f"{t['bits_per_byte']:.3f}", f"{s['best_step']:,}",
+                f"{s['seconds'] / 60:.2f}", f"{s['tokens_per_s']:,.0f}", f"{s['loss_tokens_per_s']:,.0f}", memory,
+            ])  # fmt: skip
+    return rows
+
+
+def early_table(result: dict) -> list[list[str]]:
+    """Both objectives at every evaluation: the right metric and the published one, mean over seeds."""
+    arms = first_arms(result)
+    if len(arms) < 2:
+        return []
+    rows = [["step", "diffusion ≤ nats", "autoregressive nats", "ppl ratio, right", "diffusion published metric",
+             "autoregressive published metric", "ratio as published"]]  # fmt: skip
+    d, a = (by_step(arms[o]) for o in NAMES)
+    for step in sorted(d.keys() & a.keys()):
+        x, y = (mean(e["valid"]["nats_per_token"] for e in found[step]) for found in (d, a))
+        cells = [f"{step:,}", f"{x:.3f}", f"{y:.3f}", f"{times(y - x)}×"]
+        if all("published" in e for e in d[step] + a[step]):
+            p, q = (mean(e["published"]["reweighted_loss"] for e in found[step]) for found in (d, a))
+            cells += [f"{math.exp(p):,.1f}", f"{math.exp(q):,.1f}", f"{times(y - p)}×"]
+        else:
+            cells += ["–"] * 3
+        rows.append(cells)
+    return rows
+
+
+def ledger_table(result: dict) -> list[list[str]]:
+    rows = [["both stopped at the same", "budget", "diffusion ≤ nats", "autoregressive nats", "difference"]]
+    for row in result["ledgers"]:
+        pair = [row["diffusion"], row["autoregressive"]]
+        if None in pair:
+            continue
+        cells = [f"{v:.3f}" for v in pair]
+        rows.append([row["ledger"], charts.number(row["budget"]), *cells, f"{pair[1] - pair[0]:+.3f}"])
+    return rows if len(rows) > 1 else []
+
+
+def level_table(result: dict) -> list[list[str]]:
+    """Thirds of the corruption: the levels of the test split, or of the last probe where there is no table."""
+    rows = [["arm", "corruption", "loss, nats", "accuracy", "gradient norm", "share of the bound"]]
+    for arm in first_arms(result).values():
+        found = [levels(r) for r in arm["runs"]]
+        found = [f for f in found if f]
+        if not found:
+            continue
+        n = len(found[0]["loss"])
+        third = n // 3
+        thirds = {"low": range(third), "medium": range(third, n - third), "high": range(n - third, n)}
+        for name, part in thirds.items():
+            cells = []
+            for key, form in (("loss", "{:.3f}"), ("accuracy", "{:.1%}"), ("grad_norm", "{:.3f}")):
+                seen = [f[key][k] for f in found for k in part if f[key][k] is not None]
+                cells.append(form.format(mean(seen)) if seen else "–")
+            share = mean(sum(f["share"][k] or 0 for k in part) for f in found)
+            rows.append(
+                [arm["label"], f"{name}, {100 * part[0] // n}–{100 * (part[-1] + 1) // n} %", *cells, f"{share:.1%}"]
+            )
+    return rows if len(rows) > 1 else []
+
+
+# ---- charts ----------------------------------------------------------------------------------------------------
+
+
+def by_step(arm: dict) -> dict[int, list[dict]]:
+    """Evaluations at each step that every run of an arm was evaluated at."""
+    out: dict[int, list[dict]] = {}
+    for run in arm["runs"]:
+        for e in run["evaluations"]:
+            out.setdefault(e["step"], []).append(e)
+    return {step: es for step, es in out.items() if len(es) == len(arm["runs"])}
+
+
+def levels(run: dict) -> dict | None:
+    return run["table"]["levels"] if run["table"] else run["evaluations"][-1].get("diagnostics")
+
+
+def _band(arm: dict, colour: int, x, y, **kw) -> Series:
+    """A series over evaluations with the lowest and highest seed as its band."""
+    points = by_step(arm)
+    xs, ys, low, high = [], [], [], []
+    for step in sorted(points):
+        found = [y(e) for e in points[step]]
+        at = [x(e) for e in points[step]]
+        if None in found or None in at:
+            continue
+        xs.append(mean(at))
+        ys.append(mean(found))
+        low.append(min(found))
+        high.append(max(found))
+    return Series(arm["label"], xs, ys, low, high, colour % 6, **kw)
+
+
+def _valid(e):
+    return e["valid"]["nats_per_token"]
+
+
+def curve_charts(result: dict) -> dict[str, str]:
+    arms = list(enumerate(result["arms"]))
+    out = {}
+    for name, title, x, label, log in (
+        ("by-step", "Validation, nats per token, by step", lambda e: e["step"], "optimizer step", True),
+        ("by-time", "Validation, nats per token, by time", lambda e: e["seconds"] / 60, "minutes of training", False),
+        ("by-loss-token", "Validation, nats per token, by loss token", lambda e: e["loss_tokens"],
+         "tokens that bore loss", False),
+    ):  # fmt: skip
+        out[name] = charts.lines(title, [_band(a, i, x, _valid) for i, a in arms], label, xlog=log)
+    curves = []
+    for i, arm in arms[:2]:
+        curves.append(_band(arm, i, lambda e: e["step"], lambda e: e["valid"]["ppl"]))
+        metric = _band(arm, i, lambda e: e["step"], _published, dashed=True)
+        metric.label = f"{arm['objective']}, published metric"
+        curves.append(metric)
+    out["perplexity"] = charts.lines("Perplexity progression", curves, "optimizer step", xlog=True, ylog=True)
+    series = []
+    for i, arm in arms:
+        points = arm["runs"][0]["losses"]
+        size = max(1, len(points) // 60)
+        groups = [points[k : k + size] for k in range(0, len(points), size)]
+        xs, ys = [g[-1][0] for g in groups], [mean(p[1] for p in g) for g in groups]
+        series.append(Series(arm["label"], xs, ys, colour=i % 6, points=False))
+    out["training-loss"] = charts.lines("Training loss, as weighted in training", series, "optimizer step")
+    return out
+
+
+def _published(e):
+    return e["published"]["published_metric"] if "published" in e else None
+
+
+def diagnostic_charts(result: dict) -> dict[str, str]:
+    out, profiles = {}, {"loss": [], "accuracy": [], "grad_norm": []}
+    for i, arm in enumerate(result["arms"]):
+        found = [f for f in map(levels, arm["runs"]) if f]
+        for key, series in profiles.items():
+            if found:
+                n = len(found[0][key])
+                some = [k for k in range(n) if all(f[key][k] is not None for f in found)]
+                values = [[f[key][k] for f in found] for k in some]
+                xs = [100 * (k + 0.5) / n for k in some]
+                ys = [mean(v) for v in values]
+                low, high = [min(v) for v in values], [max(v) for v in values]
+                series.append(Series(arm["label"], xs, ys, low, high, i % 6))
+    titles = {"loss": "Loss by noise level, nats", "accuracy": "Prediction accuracy by noise level",
+              "grad_norm": "Gradient norm by noise level"}  # fmt: skip
+    for key, series in profiles.items():
+        name = f"level-{key.replace('_', '-')}"
+        out[name] = charts.lines(titles[key], series, "% of the tokens hidden", zero=key == "accuracy")
+    for arm in first_arms(result).values():
+        out |= _heat_maps(arm)
+    effect = []
+    for i, arm in enumerate(result["arms"]):
+        if arm["objective"] == "diffusion":
+            effect.append(_band(arm, i, lambda e: e["step"], _weight_difficulty))
+    out["weight-difficulty"] = charts.lines(
+        "Correlation of loss weight and difficulty", effect, "optimizer step", xlog=True
+    )
+    return out
+
+
+def _weight_difficulty(e):
+    return e.get("diagnostics", {}).get("weight_difficulty")
+
+
+def _heat_maps(arm: dict) -> dict[str, str]:
+    """Level by evaluation and head by evaluation, of an arm's first run."""
+    seen = [e for e in arm["runs"][0]["evaluations"] if "diagnostics" in e]
+    if not seen:
+        return {}
+    out, objective = {}, arm["objective"]
+    columns = [charts.number(e["step"]) for e in seen]
+    n = len(seen[0]["diagnostics"]["loss"])
+    rows = [f"{100 * k // n}–{100 * (k + 1) // n} %" for k in reversed(range(n))]
+    for key, what in (("loss", "loss"), ("accuracy", "accuracy"), ("grad_norm", "gradient norm"),
+                      ("weighted_variance", "variance of the weighted loss")):  # fmt: skip
+        if key in seen[0]["diagnostics"]:
+            values = [[e["diagnostics"][key][k] for e in seen] for k in reversed(range(n))]
+            if key == "weighted_variance":
+                values = [[None if v is None else math.log10(max(v, 1e-12)) for v in row] for row in values]
+                what += ", log10"
+            title = f"{NAMES[objective]}: {what} by noise level over training"
+            out[f"heat-{objective}-{key.replace('_', '-')}"] = charts.heat(title, rows, columns, values, "hidden")
+    first = seen[0]["diagnostics"]["attention"]
+    heads = [(layer, head) for layer, row in enumerate(first["entropy"]) for head in range(len(row))]
+    for key, unit in (("entropy", "nats"), ("distance", "tokens")):
+        values = [[e["diagnostics"]["attention"][key][layer][head] for e in seen] for layer, head in heads]
+        even = first[f"even_{key}"]
+        title = f"{NAMES[objective]}: attention {key}, {unit} (even: {even:.2f})"
+        rows = [f"layer {layer + 1} head {head + 1}" for layer, head in heads]
+        out[f"heat-{objective}-attention-{key}"] = charts.heat(title, rows, columns, values)
+    return out
+
+
+# ---- the two texts ---------------------------------------------------------------------------------------------
+
+
+def blocks(result: dict) -> list[tuple]:
+    """("h" or "p" or "note", text) · ("list", texts) · ("table", rows, cards?) · ("charts", {name: svg})."""
+    out: list[tuple] = [("p", paragraph(result))]
+    if result["claims"]:
+        out += [
+            ("h", "The published claims"), ("table", claims_table(result), True),
+            ("note", "Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals over "
+             f"{seeds_of(result)}; “nats” is the right metric's advantage. Computed as published: the "
+             "reweighted metric of diffusion against the exact perplexity of autoregressive. One scale: the published "
+             "metric of both on the same draws. Right metric: diffusion's upper bound against the exact value, so a "
+             "ratio below 1 may overstate how far diffusion is behind."),
+            ("note", "Rules of the verdicts:"), ("list", result["rules"]),
+        ]  # fmt: skip
+    out += [("h", "Curves"), ("charts", curve_charts(result))]
+    out += [("note", "Bands: lowest and highest seed. Step 0 is drawn where 1 is.")]
+    out += [("h", "Runs"), ("table", run_table(result), True)]
+    if early := early_table(result):
+        out += [("h", "Every evaluation"), ("table", early, False)]
+    for arm in first_arms(result).values():
+        tables = [r["table"] for r in arm["runs"] if r["table"]]
+        if tables:
+            out += [("h", f"Likelihoods: {arm['label']}, first seed"), ("table", lines(tables[0]), True)]
+    if any(r["table"] for arm in result["arms"] for r in arm["runs"]):
+        out.append(("note", "95 % intervals: of the estimate where all sequences are scored, over sequences where some "
+                    "are. The exact orders reveal one token a step, left to right or the most certain first (DUEL, "
+                    "arXiv 2603.01367)."))  # fmt: skip
+    if ledger := ledger_table(result):
+        out += [("h", "At equal budgets"), ("table", ledger, True),
+                ("note", "Validation nats per token on straight lines between evaluations; learning rates are those of "
+                 "the whole runs. FLOPs: 6 per parameter of the blocks and place, 12 L D T for attention, 6 D V per "
+                 "token that bears loss.")]  # fmt: skip
+    if level := level_table(result):
+        out += [("h", "Diagnostics"), ("table", level, True)]
+    else:
+        out += [("h", "Diagnostics")]
+    out += [
+        ("charts", diagnostic_charts(result)),
+        ("note", "Noise level of a masked token: the share of its sequence that is masked; of a next token: the share "
+         "that comes after it or is it. Gradient norms are from a backward pass for each level on a fixed probe "
+         "batch."),
+    ]  # fmt: skip
+    if result["alike"]:
+        out += [("h", "What was alike"), ("list", result["alike"])]
+    machines = sorted({f"{r['summary']['device']}, torch {r['summary']['versions']['torch']}"
+                       for arm in result["arms"] for r in arm["runs"]})  # fmt: skip
+    return [*out, ("h", "Machines"), ("list", machines)]
+
+
+def _html_table(rows: list[list[str]], cards: bool) -> str:
+    head = "".join(f"<th>{escape(c)}</th>" for c in rows[0])
+    body = []
+    for row in rows[1:]:
+        cells = []
+        for name, text in zip(rows[0], row, strict=True):
+            inner = escape(text)
+            if name == "verdict":
+                what, _, why = inner.partition(": ")
+                inner = f'<span><span class="v {what.split()[0]}">{what}</span> <span class="why">{why}</span></span>'
+            blank = ' class="none"' if text == "–" else ""
+            cells.append(f'<td{blank} data-label="{escape(name)}">{inner}</td>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    kind = ' class="cards"' if cards else ""
+    table = f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
+
+
+def html(result: dict, title: str) -> str:
+    parts = []
+    for kind, *what in blocks(result):
+        if kind == "h":
+            parts.append(f"<h2>{escape(what[0])}</h2>")
+        elif kind in ("p", "note"):
+            parts.append(f"<p{' class=note' if kind == 'note' else ''}>{escape(what[0])}</p>")
+        elif kind == "list":
+            parts.append("<ul>" + "".join(f"<li>{escape(t)}</li>" for t in what[0]) + "</ul>")
+        elif kind == "table":
+            parts.append(_html_table(*what))
+        else:
+            figures = "".join(f"<figure>{svg}</figure>" for svg in what[0].values() if svg)
+            parts.append(f'<div class="grid">{figures}</div>')
+    style = STYLE + charts.STYLE
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><h1>{escape(title)}</h1>"
+        f"{''.join(parts)}</body></html>\n"
+    )
+
+
+def markdown(result: dict, title: str, figures: str = "figures") -> str:
+    parts = [f"# {title}"]
+    for kind, *what in blocks(result):
+        if kind == "h":
+            parts.append(f"## {what[0]}")
+        elif kind in ("p", "note"):
+            parts.append(what[0])
+        elif kind == "list":
+            parts.append("\n".join(f"- {t}" for t in what[0]))
+        elif kind == "table":
+            rows = [[c.replace("|", "\\|") for c in row] for row in what[0]]
+            text = ["| " + " | ".join(row) + " |" for row in rows]
+            parts.append("\n".join([text[0], "|" + "---|" * len(rows[0]), *text[1:]]))
+        else:
+            names = [(name, re.search(r"<title>(.*?)</title>", svg)[1]) for name, svg in what[0].items() if svg]
+            parts.append("\n".join(f"![{t}]({figures}/{name}.svg)" for name, t in names))
+    return "\n\n".join(parts) + "\n"
+
+
+def write(result: dict, out: Path) -> None:
+    """report.html, report.md and figures/ from what compare.json holds."""
+    title = "Diffusion against autoregressive"
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for kind, *what in blocks(result):
+        if kind == "charts":
+            for name, svg in what[0].items():
+                if svg:
+                    (out / "figures" / f"{name}.svg").write_text(charts.standalone(svg), encoding="utf-8")
+    (out / "report.html").write_text(html(result, title), encoding="utf-8")
+    (out / "report.md").write_text(markdown(result, title), encoding="utf-8")

@@ -1,0 +1,263 @@
+"""The step written for a CUDA graph: the bits of the eager step, nothing that waits for the device, and its memory."""
+
+import json
+import os
+import signal
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from tdlm_fast import captured, data, memory, step, train
+from tdlm_fast import config as settings
+from tdlm_fast.captured import DeviceData, DeviceSteps
+from tdlm_fast.kernels.corrupt import SAMPLINGS
+from tdlm_fast.kernels.schedules import SCHEDULES
+from tdlm_fast.objective import LOSS_WEIGHTS
+from tdlm_fast.optim import adamw
+from tdlm_fast.step import EagerSteps
+
+SMALL = [
+    "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
+    "train.batch_size=8", "optim.lr=1e-2",
+]  # fmt: skip
+
+
+def config(*overrides):
+    return settings.load("configs/tiny.yaml", [*SMALL, *overrides])
+
+
+def split(padded: bool, rows=20, T=16, vocab=257):
+    g = np.random.default_rng(0)
+    lengths = g.integers(1, T + 1, rows) if padded else np.full(rows, T)
+    starts = np.cumsum(lengths) - lengths
+    dtype = np.uint16 if vocab <= 1 << 16 else np.uint32
+    return data.Split(g.integers(0, vocab - 1, lengths.sum()).astype(dtype), lengths, T, padded, starts, 1, None)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("vocab", [60_000, 100_000])  # uint16 past its sign bit, uint32
+def test_the_device_draws_the_same_batches(padded, vocab):
+    s = split(padded, vocab=vocab)
+    on_device = DeviceData(s, 5, 8, "cpu")
+    for i in range(7):  # 2 steps an epoch
+        on_device.begin(i)
+        x0, valid = on_device.batch(torch.tensor(i))
+        truth, seen = data.batch(s, seed=5, step=i, batch_size=8)
+        assert torch.equal(x0, truth) and (valid is None) == (seen is None) == (not padded)
+        assert valid is None or torch.equal(valid, seen)
+
+
+def runs(cls, c, first=0, end=7, model=None, device="cpu", **kw):
+    """((model, optimizer), outcomes, runner) of steps first .. end of 9."""
+    vocabulary = memory.Vocabulary(c.data.tokenizer)
+    if model is None:
+        model = step.build_model(c, vocabulary).to(device).train()
+        model = model, adamw(model, c.optim)
+    runner = cls(*model, step.objective(c, vocabulary), split(c.data.layout == "paragraphs"), c, steps=9, **kw)
+    return model, outcomes(runner, first, end), runner
+
+
+def outcomes(runner, first, end):
+    for i in range(first, end):
+        runner.run(i)
+    runner.mark(first, end)
+    ((marked, found),) = runner.read()
+    assert marked == first
+    return found
+
+
+CASES = [
+    ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=1"),
+    ("objective=diffusion", "data.layout=packed", "train.accumulation=4", "noise.sampling=counts"),
+    ("objective=autoregressive", "data.layout=paragraphs", "train.accumulation=2"),
+    ("objective=autoregressive", "data.layout=packed", "train.accumulation=1", "precision=fp32"),
+]
+
+
+@pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
+def test_the_step_gives_the_eager_steps_bits(overrides):
+    c = config(*overrides)
+    (a, _), eager, _ = runs(EagerSteps, c)
+    (b, _), ours, _ = runs(DeviceSteps, c)
+    assert eager == ours and len({o["loss"] for o in ours}) == 7
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_a_later_start_goes_on_with_the_same_bits():
+    c = config()
+    _, whole, _ = runs(EagerSteps, c)
+    model, before, _ = runs(EagerSteps, c, end=4)
+    vocabulary = memory.Vocabulary("bytes")
+    runner = DeviceSteps(*model, step.objective(c, vocabulary), split(True), c, steps=9, first=4)
+    assert before + outcomes(runner, 4, 7) == whole
+
+
+def test_a_capture_that_fails_says_why_and_the_steps_go_on():
+    c = config()
+    _, eager, _ = runs(EagerSteps, c)
+    vocabulary = memory.Vocabulary("bytes")
+    model = step.build_model(c, vocabulary).train()
+    runner = DeviceSteps(model, adamw(model, c.optim), step.objective(c, vocabulary), split(True), c, steps=9)
+    assert runner.why == "CUDA graphs need a GPU"
+    if not torch.cuda.is_available():
+        runner.why = ""  # as on a GPU; a PyTorch without CUDA fails in the capture
+    assert outcomes(runner, 0, 7) == eager and runner.why
+    assert torch.cuda.is_available() or runner.why.startswith("the step cannot be captured: ")
+
+
+# ---- without a host ----------------------------------------------------------------------------------------------
+
+LAYOUTS = [("data.layout=paragraphs", "train.accumulation=2"), ("data.layout=packed", "train.accumulation=1")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda o: " ".join(o))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_diffusion_step_never_waits_for_the_device(schedule, sampling, layout):
+    memory.trace(config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda o: " ".join(o))
+@pytest.mark.parametrize("override", ["objective=autoregressive", *(f"loss_weight={w}" for w in LOSS_WEIGHTS)])
+def test_nor_does_any_other(override, layout):
+    options = "precision=fp32", "model.tied=true", "model.positions=learned", "model.mlp=gelu", "optim.clip=0"
+    memory.trace(config(override, *layout), tokens=400)
+    memory.trace(config(override, *layout, *options), tokens=400)
+
+
+@pytest.mark.parametrize(
+    "sync",
+    [
+        lambda x: x.sum().item(),
+        lambda x: torch.tensor(3.0),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: float(x.sum()),
+        lambda x: torch.arange(5)[x.sum().long()],
+    ],
+)
+def test_the_trace_finds_what_would_wait(monkeypatch, sync):
+    def waits(*args, **kw):
+        sync(args[1].float())
+        return real(*args, **kw)
+
+    real = step.OBJECTIVES["diffusion"]
+    memory.trace(config(), tokens=400)
+    monkeypatch.setitem(step.OBJECTIVES, "diffusion", waits)
+    with pytest.raises(Exception) as error:  # ours, or that of fake tensors
+        memory.trace(config(), tokens=400)
+    assert type(error.value).__name__ in ("HostTransfer", "DynamicOutputShapeException", "DataDependentOutputException")
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_the_meter_counts_what_is_alive():
+    with memory.FakeTensorMode(), memory.Meter() as meter:
+        a = torch.empty(1000, 1000)
+        b = a.view(-1)[5:]  # no new storage
+        c = a + 1
+        one = 4_000_256  # 512-byte units
+        assert meter.live == meter.peak == 2 * one
+        del a, b
+        c.add_(1)
+        torch.empty(1)
+        assert meter.peak == 2 * one and meter.live == one
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+@pytest.mark.parametrize("name, limit_mb", [("tiny", 300), ("base", 7500)])  # 8 GB less the CUDA context
+def test_the_step_fits(name, limit_mb, objective):
+    # A quarter of base's micro-batches, of the same size: the peak is within one of them.
+    fewer = ["train.batch_size=8", "train.accumulation=2"] if name == "base" else []
+    c = settings.load(f"configs/{name}.yaml", [f"objective={objective}", *fewer])
+    tokens = {"tiny": 2_500_000, "base": 120_000_000}[name]  # WikiText-2, WikiText-103
+    weights = 16 * {"tiny": 6_539_776, "base": 90_000_000}[name] / 1e6  # weights, gradients, moments in fp32
+    assert weights < memory.estimate(c, tokens=tokens) < limit_mb
+
+
+def test_the_head_is_counted_with_its_scratch():
+    """Stored form: at least the chunk of logits; fused form: its plan. lce_stored holds the chunk's size."""
+    h, w = torch.empty(8192, 768, dtype=torch.bfloat16), torch.empty(50257, 768)
+    assert memory.head_scratch("lce_backward_weight", h, w, torch.bfloat16) > memory.STORED_BYTES + 4 * w.numel()
+    assert memory.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
+    pytest.importorskip("triton", reason="Triton is an extra: pip install tdlm_fast[triton]")
+    from tdlm_fast.kernels import lce_stored
+
+    assert memory.STORED_BYTES == lce_stored.CHUNK_BYTES
+
+
+def test_the_command_prints_it(capsys):
+    assert memory.main(["configs/tiny.yaml", "model.layers=1"]) == 0
+    assert "MB at the peak of a step" in capsys.readouterr().out
+    assert memory.main(["configs/tiny.yaml", "model.layer=1"]) == 2
+
+
+# ---- train through the same interface -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Makes train.py run DeviceSteps, as it does on a GPU."""
+
+    def start(*args, steps, first):
+        return DeviceSteps(*args, steps=steps, first=first, window=args[-1].train.log_every)
+
+    return lambda: monkeypatch.setattr(captured, "start", start)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [(e["step"], e["loss"], e["lr"], e["grad_norm"], e["tokens"]) for e in metrics(folder) if "loss" in e]
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_a_run_resumes_and_logs_as_the_eager_one(tiny, tmp_path, monkeypatch, on_device, objective):
+    args = [*tiny, f"objective={objective}", "train.log_every=3", "train.max_steps=20", "eval.text=0"]
+    assert train.main(["configs/tiny.yaml", *args]) == 0
+    on_device()
+    real, count = DeviceSteps.run, 0
+
+    def interrupted(self, step):
+        nonlocal count
+        count += 1
+        if count == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, step)
+
+    monkeypatch.setattr(DeviceSteps, "run", interrupted)
+    again = [*args, f"run.dir={tmp_path / 'device'}"]
+    assert train.main(["configs/tiny.yaml", *again]) == 130
+    assert metrics(tmp_path / "device")[-1]["step"] == 8
+    assert train.main(["configs/tiny.yaml", *again, "--resume"]) == 0
+    eager, ours = losses(tmp_path / "run"), losses(tmp_path / "device")
+    assert [e[0] for e in ours if e[0] < 9] == [3, 5, 6, 8]  # log_every, save_every, and where it was stopped
+    assert [e for e in ours if e[0] != 8] == eager
+
+
+def test_a_loss_that_is_no_number_stops_it_too(tiny, on_device, capsys):
+    on_device()
+    args = [*tiny, "optim.lr=1e18", "optim.clip=0", "optim.min_lr=0", "train.log_every=4"]
+    assert train.main(["configs/tiny.yaml", *args]) == 1
+    assert "not finite at step" in capsys.readouterr().err
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
+def test_captured_steps_give_the_eager_bits_and_never_wait(overrides):
+    c = config(*overrides)
+    (a, _), eager, _ = runs(DeviceSteps, c, device="cuda", mode="off")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (b, _), ours, runner = runs(DeviceSteps, c, device="cuda")
+    assert runner.graph is not None, runner.why
+    assert eager == ours
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))

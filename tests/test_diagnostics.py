@@ -1,0 +1,115 @@
+"""Diagnostics against the same quantities computed plainly."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import enumerated_bound, sharp_model, split_of
+
+from tdlm_fast.diagnostics import LEVELS, attention_health, diagnose, trained_weight
+from tdlm_fast.kernels.schedules import table
+from tdlm_fast.likelihood import likelihood
+from tdlm_fast.model import Model
+from tdlm_fast.objective import OBJECTIVES
+
+
+def rows_of(lengths, vocab=9):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randint(0, vocab, (n,), generator=g).tolist() for n in lengths]
+
+
+def test_levels_average_to_the_bound_and_to_the_exact_likelihood():
+    model, split = sharp_model(9), split_of(rows_of([20] * 200), 20)
+    kw = dict(rows=200, start_token_id=0)
+    bound = likelihood(model, split, "diffusion", start_token_id=0, max_samples=40)
+    found = diagnose(model, split, "diffusion", **kw)
+    assert np.mean(found["loss"]) == pytest.approx(bound.nats_per_token, rel=0.03)
+    assert sum(found["share"]) == pytest.approx(1, abs=1e-3)
+    assert found["tokens"] == [200 * round((k + 0.5) * 2) for k in range(LEVELS)]  # masked tokens of 20
+    found = diagnose(model, split, "autoregressive", **kw)
+    exact = likelihood(model, split, "autoregressive", start_token_id=0).nats_per_token
+    assert np.mean(found["loss"]) == pytest.approx(exact, rel=1e-4)
+    assert found["tokens"] == [400] * LEVELS and "weighted_variance" not in found
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_norms_and_accuracy_are_those_of_a_plain_loop(objective):
+    model = sharp_model(9, width=12)
+    row = rows_of([10])[0]
+    found = diagnose(model, split_of([row], 10), objective, rows=1, start_token_id=0)
+    x0 = torch.tensor(row)
+    seen = []
+    hook = model.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0].clone()))
+    diagnose(model, split_of([row], 10), objective, rows=1, start_token_id=0)
+    hook.remove()
+    for level in (0, 4, 9):
+        if objective == "diffusion":
+            logits, here = model(seen[level], causal=False)[0] @ model.head.T, seen[level][0] == 9
+            assert here.sum() == max(1, round(level + 0.5))
+        else:
+            logits = model(torch.tensor([[0, *row[:-1]]]), causal=True)[0] @ model.head.T
+            here = torch.arange(10) == 9 - level  # the last token sees the most
+        loss = F.cross_entropy(logits[here], x0[here])
+        model.zero_grad()
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+        assert found["grad_norm"][level] == pytest.approx(norm.item(), rel=1e-3)
+        assert found["loss"][level] == pytest.approx(loss.item(), rel=1e-3)
+        assert found["accuracy"][level] == pytest.approx(
+            (logits.argmax(-1) == x0)[here].float().mean().item(), abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_attention_is_what_the_model_attends_with(causal, positions, monkeypatch, references):
+    """Entropy and distance from the probabilities of the very call that the model makes."""
+    model = sharp_model(9, positions=positions, seq_len=8)
+    tokens = torch.randint(0, 9, (3, 8))
+    valid = torch.arange(8) < torch.tensor([[8], [5], [3]])
+    probabilities = []
+
+    def attend(q, k, v, attn_mask, is_causal, dropout_p):
+        probabilities.append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~attn_mask, -1e9).softmax(-1))
+        return probabilities[-1] @ v
+
+    found = attention_health(model, tokens, causal=causal, valid=valid)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    with torch.no_grad():
+        model(tokens, causal=causal, valid=valid)
+    monkeypatch.undo()
+    p = probabilities[0].double()
+    count = valid[:, None].double()
+    entropy = torch.special.entr(p).sum(-1)
+    far = (p * (torch.arange(8)[:, None] - torch.arange(8)).abs()).sum(-1)
+    for name, value in (("entropy", entropy), ("distance", far)):
+        np.testing.assert_allclose(found[name][0], (value * count).sum((0, 2)) / count.sum(), rtol=1e-3, atol=1e-5)
+    assert max(found["entropy"][0]) <= found["even_entropy"] + 1e-4
+    whole = attention_health(model, tokens, causal=False, valid=None)
+    assert whole["even_entropy"] == pytest.approx(np.log(8), abs=1e-4) and whole["even_distance"] == 63 / 24
+
+
+def test_the_bounds_weight_does_not_depend_on_the_schedule():
+    m = table("linear")[0].double() / 2**32
+    torch.testing.assert_close(trained_weight(m.double(), "elbo"), table("linear")[1])
+
+
+@pytest.mark.parametrize("loss_weight", ["elbo", "uniform", "published"])
+def test_weight_effectiveness(loss_weight):
+    model, split = sharp_model(9), split_of(rows_of([30] * 40), 30)
+    found = diagnose(model, split, "diffusion", rows=40, start_token_id=0, loss_weight=loss_weight)
+    assert (found["weight_difficulty"] is None) == (loss_weight == "uniform")
+    spread = np.array(found["weighted_variance"])
+    assert (spread > 0).all()
+    if loss_weight == "elbo":  # one masked token of thirty, weighed by 20: the spread that the bound pays for
+        assert spread[0] > spread[-1]
+
+
+def test_nothing_is_left_behind():
+    model = Model(vocab=9, width=16, layers=2, heads=2, inner=24, dropout=0.5).train()
+    before = torch.get_rng_state()
+    found = diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
+    assert torch.equal(before, torch.get_rng_state()) and model.training
+    assert all(p.grad is None for p in model.parameters()) and not model.blocks[0].qkv._forward_hooks
+    assert found == diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
+    assert enumerated_bound(model.eval(), [1, 2]) > 0

@@ -1,0 +1,107 @@
+"""Exact likelihoods of a masked model, and the bound against the average over orders, by enumeration."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import enumerated_bound, sharp_model, split_of
+
+from tdlm_fast.likelihood import likelihood
+from tdlm_fast.orders import ORDERS, TIE, confidence, left_to_right, mean_and_stderr, subset
+from tdlm_fast.unigram import Unigram, log_probabilities, scored_tokens, unigram
+
+
+def log_p(model, row, revealed):
+    """log-probabilities (n, V) given the tokens of the row at the revealed places."""
+    xt = torch.tensor([[t if i in revealed else model.mask_token_id for i, t in enumerate(row)]])
+    with torch.no_grad():
+        return (model(xt, causal=False)[0] @ model.head.T).log_softmax(-1)
+
+
+def along(model, row, order):
+    return -sum(log_p(model, row, order[:s])[i, row[i]].item() for s, i in enumerate(order))
+
+
+def by_confidence(model, row):
+    revealed, total = [], 0.0
+    while len(revealed) < len(row):
+        p = log_p(model, row, revealed)
+        left = [j for j in range(len(row)) if j not in revealed]
+        i = next(j for j in left if p[j].max() >= max(p[k].max() for k in left) - TIE)
+        total -= p[i, row[i]].item()
+        revealed.append(i)
+    return total
+
+
+ROWS = [[0, 2, 1, 2], [1, 0], [2, 2, 0], [1], [0, 1, 2, 0]]
+
+
+def test_exact_orders_are_the_chain_rule_step_by_step():
+    model, split = sharp_model(3), split_of(ROWS, 4)
+    expected = [along(model, row, list(range(len(row)))) for row in ROWS]
+    np.testing.assert_allclose(left_to_right(model, split, batch_size=3), expected, rtol=1e-5)
+    expected = [by_confidence(model, row) for row in ROWS]
+    np.testing.assert_allclose(confidence(model, split, batch_size=2), expected, rtol=1e-5)
+
+
+def test_each_order_is_a_distribution():
+    """Over all 3^3 sequences the probabilities add up to 1: the policy has not looked at the answer."""
+    model = sharp_model(3)
+    split = split_of([list(x) for x in itertools.product(range(3), repeat=3)], 3)
+    for order in ORDERS.values():
+        assert torch.exp(-order(model, split)).sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_bound_is_the_mean_over_orders_and_lies_above_the_likelihood_of_a_random_order():
+    model = sharp_model(3)
+    for row in ROWS:
+        each = [along(model, row, list(order)) for order in itertools.permutations(range(len(row)))]
+        bound = enumerated_bound(model, row)
+        assert bound == pytest.approx(np.mean(each), rel=1e-5)  # any-order autoregression
+        mixture = -math.log(np.mean(np.exp([-nats for nats in each])))
+        assert bound >= mixture - 1e-6 and bound >= min(each) - 1e-6
+    found = likelihood(model, split_of(ROWS * 200, 4), "diffusion", start_token_id=0, max_samples=16)
+    mixtures = sum(
+        -math.log(np.mean([math.exp(-along(model, r, list(o))) for o in itertools.permutations(range(len(r)))]))
+        for r in ROWS
+    )
+    assert found.interval[1] >= mixtures / sum(map(len, ROWS))
+
+
+def test_a_subset_keeps_rows_and_counts_their_bytes():
+    class Tokenizer:
+        @staticmethod
+        def token_bytes():
+            return [1, 2, 3]
+
+    split = split_of(ROWS * 4, 4)
+    few = subset(split, 6, Tokenizer, seed=1)
+    assert len(few) == 6 and few.bytes == (scored_tokens(few) + 1).sum() and few.words is None
+    assert subset(split, 99, Tokenizer).scored == split.scored
+    assert not np.array_equal(few.starts, subset(split, 6, Tokenizer, seed=2).starts)
+
+
+def test_the_error_over_rows_covers():
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, 60, (4000,), generator=g)
+    nats = tokens * (3 + torch.randn(4000, generator=g)) + torch.randn(4000, generator=g)
+    truth, inside = nats.sum() / tokens.sum(), 0
+    for _ in range(400):
+        pick = torch.randint(0, 4000, (40,), generator=g)
+        mean, stderr = mean_and_stderr(nats[pick], tokens[pick])
+        inside += abs(mean - truth) < 2.02 * stderr
+    assert 0.91 < inside / 400 < 0.98
+
+
+def test_unigram_counts_once_and_scores_alike_under_both_objectives():
+    train, split = split_of([[0, 0, 1], [2, 0]], 3), split_of([[0, 3], [1, 1, 1]] * 30, 3)
+    p = (np.array([3, 1, 1, 0, 0]) + 1) / 10
+    np.testing.assert_allclose(log_probabilities(train, 5).exp(), p)
+    found = unigram(train, split, 5)
+    assert found.nats_per_token == pytest.approx(-(math.log(p[0]) + math.log(p[3]) + 3 * math.log(p[1])) / 5)
+    model = Unigram(log_probabilities(train, 5))
+    for objective in ("autoregressive", "diffusion"):
+        other = likelihood(model, split, objective, start_token_id=0, max_samples=64)
+        assert abs(other.nats_per_token - found.nats_per_token) < 5 * other.stderr + 1e-6, objective

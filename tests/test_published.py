@@ -1,0 +1,115 @@
+"""The published metric: its factor 5/6, its formula by hand, and both objectives on one scale."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import sharp_model, split_of
+
+from tdlm_fast import data
+from tdlm_fast.config import Data
+from tdlm_fast.likelihood import autoregressive_nll, likelihood
+from tdlm_fast.model import Model
+from tdlm_fast.objective import OBJECTIVES
+from tdlm_fast.published import both, draw_shares, published_metric, uniform_factor
+
+SHARED = Path(os.environ.get("TDLM_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def test_the_factor_is_five_sixths_for_long_rows_and_its_integral_for_short_ones():
+    assert uniform_factor([10**5]) == pytest.approx(5 / 6, abs=1e-4)
+    r = (np.arange(4_000_000) + 0.5) / 4_000_000
+    for lengths in ([7], [2, 31, 31]):
+        masked = sum((r * n).astype(int) * np.minimum((1 - r) / r, 5) for n in lengths).mean()
+        assert uniform_factor(lengths) == pytest.approx(masked / sum((r * n).astype(int) for n in lengths).mean(), 1e-4)
+    with pytest.raises(ValueError, match="rows of one token"):
+        uniform_factor([1, 1])
+
+
+def test_draws_are_uniform_and_weighted_as_published():
+    lengths = torch.full((40_000,), 8)
+    counts, weights = draw_shares(lengths, seed=0, draw=0)
+    share = counts.bincount(minlength=8) / len(lengths)
+    assert (share - 1 / 8).abs().max() < 0.01 and counts.max() == 7  # int(m n) never masks every token
+    low, high = counts == 0, counts == 7  # m < 1/8 weighs 5, m >= 7/8 at most 1/7
+    assert weights[low].eq(5).all() and weights[high].max() < 1 / 7 + 1e-6
+    assert not torch.equal(counts, draw_shares(lengths, seed=0, draw=1)[0])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_untrained_model_scores_five_sixths_of_ln_v_and_ln_v_under_the_likelihood(objective):
+    model = Model(vocab=500, width=16, layers=1, heads=2, inner=24, dropout=0.1)
+    rows = torch.randint(0, 500, (150, 96), generator=torch.Generator().manual_seed(0)).tolist()
+    split, kw = split_of(rows, 96), dict(start_token_id=0, seed=0)
+    metric = published_metric(model, split, objective, draws=24, **kw)
+    found = likelihood(model, split, objective, max_samples=8, **kw)
+    expected = uniform_factor(split.lengths) * math.log(500)
+    assert abs(metric.reweighted_loss - expected) < 4 * metric.stderr < 0.5
+    assert abs(expected - 5 / 6 * math.log(500)) < 0.02 * math.log(500)
+    assert found.nats_per_token == pytest.approx(math.log(500), abs=0.02)
+    assert metric.published_metric == pytest.approx(math.exp(metric.reweighted_loss))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_it_is_its_formula_and_next_token_uses_the_same_draws(objective):
+    model, rows = sharp_model(9), [[1, 2, 3, 4, 5, 6], [8, 7, 6], [0, 0, 1, 2], [3, 5]] * 5
+    split = split_of(rows, 6)
+    counts, weights = draw_shares(torch.tensor([len(r) for r in rows]), seed=3, draw=0)
+    hidden = []  # the tokens that the model reads as [MASK], by running it on the diffusion side
+    hook = model.register_forward_pre_hook(lambda _m, tokens: hidden.append(tokens[0] == 9))
+    published_metric(model, split, "diffusion", start_token_id=0, seed=3, batch_size=7)
+    hook.remove()
+    masked = torch.cat(hidden)
+    assert torch.equal(masked.sum(1), counts)
+    top = 0.0
+    with torch.no_grad():
+        for row, here, w in zip(rows, masked, weights, strict=True):
+            x0 = torch.tensor(row)
+            here = here[: len(row)]
+            if objective == "diffusion":
+                logits = model(torch.where(here, 9, x0)[None], causal=False)[0] @ model.head.T
+            else:
+                logits = model(torch.tensor([[0, *row[:-1]]]), causal=True)[0] @ model.head.T
+            top += w * F.cross_entropy(logits, x0, reduction="none")[here].sum()
+    found = published_metric(model, split, objective, start_token_id=0, seed=3, batch_size=4)
+    assert found.reweighted_loss == pytest.approx((top / counts.sum()).item(), rel=1e-5)
+
+
+def test_the_error_of_one_draw_is_its_spread_over_draws():
+    model = sharp_model(9)
+    split = split_of([torch.randint(0, 9, (12,)).tolist() for _ in range(200)], 12)
+    kw = dict(start_token_id=0, seed=1)
+    one = published_metric(model, split, "diffusion", draws=1, **kw)
+    many = published_metric(model, split, "diffusion", draws=60, **kw)
+    assert 0.8 < one.stderr / many.single_draw_sd < 1.6  # the rows' spread also counts the rows' own differences
+    assert many.stderr == pytest.approx(many.single_draw_sd / 60**0.5)
+
+
+def test_both_is_both(monkeypatch):
+    model, split = sharp_model(9), split_of([[1, 2, 3, 4], [8, 7, 6]], 4)
+    kw = dict(start_token_id=0, seed=0, batch_size=2, precision="fp32")
+    for objective in OBJECTIVES:
+        found, metric = both(model, split, objective, draws=2, max_samples=4, **kw)
+        assert found == likelihood(model, split, objective, max_samples=4, **kw)
+        assert metric == published_metric(model, split, objective, draws=2, **kw)
+        assert both(model, split, objective, draws=0, max_samples=4, **kw)[1] is None
+
+
+def test_real_paragraphs_have_the_factor_that_was_found(tmp_path):
+    if not (SHARED / "wikitext-2-raw" / "valid.txt").is_file():
+        pytest.skip(f"no WikiText-2 raw under {SHARED} (set TDLM_FAST_DATA)")
+    text = (SHARED / "wikitext-2-raw" / "valid.txt").read_text()
+    for name in data.SPLITS:
+        (tmp_path / f"{name}.txt").write_text(text)
+    corpus = data.load(Data(path=str(tmp_path), layout="paragraphs", cache=str(tmp_path / "cache")), 128)
+    split = corpus.splits["test"]
+    assert uniform_factor(split.lengths) == pytest.approx(0.824, abs=0.001)
+    model = Model(vocab=50257, width=8, layers=1, heads=1, inner=8)
+    few = data.Split(**{**vars(split), "lengths": split.lengths[:300], "starts": split.starts[:300]})
+    nll = autoregressive_nll(model.eval(), few, start_token_id=50256, batch_size=64, device="cpu")
+    metric = published_metric(model, few, "autoregressive", start_token_id=50256, draws=40, nll=nll)
+    assert metric.reweighted_loss == pytest.approx(uniform_factor(few.lengths) * math.log(50257), abs=0.15)

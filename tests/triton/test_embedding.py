@@ -1,0 +1,53 @@
+"""The embedding's backward pass in Triton against fp64, where one row takes all, none, or most gradients."""
+
+import os
+
+import pytest
+import torch
+
+if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1 as tests/test_triton.py sets it", allow_module_level=True)
+pytest.importorskip("triton", reason="Triton is an extra: pip install tdlm_fast[triton]")
+
+import importlib  # noqa: E402
+
+E = importlib.import_module("tdlm_fast.kernels.embedding")
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+if DEVICE == "cpu":
+    E.register("cpu")
+
+
+def tokens_of(kind: str, N: int, V: int, g) -> torch.Tensor:
+    tokens = torch.randint(0, V - 1, (N,), generator=g)
+    if kind == "half hot":
+        tokens[torch.rand(N, generator=g) < 0.5] = V - 1
+    elif kind == "all hot":
+        tokens[:] = V - 1
+    elif kind == "two hot":
+        tokens = (torch.arange(N) % 2) * (V - 1)
+    elif kind == "all different":
+        tokens = torch.randperm(N, generator=g)
+    elif kind == "runs of chunks":  # runs that begin and end where chunks do
+        tokens = torch.arange(N) // 32
+    return tokens
+
+
+@pytest.mark.parametrize("kind", ["half hot", "all hot", "two hot", "all different", "runs of chunks"])
+@pytest.mark.parametrize("N, D", [(1, 64), (31, 16), (32, 64), (65, 20), (1500, 16), (260, 80)])
+def test_every_row_gets_its_sum(kind, N, D):
+    V, g = 1601, torch.Generator().manual_seed(N + D)
+    tokens, dx = tokens_of(kind, N, V, g).to(DEVICE), torch.randn(N, D, generator=g).to(DEVICE)
+    truth = E.embedding_backward_ref(dx.double(), tokens, V)
+    mine, theirs = E.embedding_backward(dx, tokens, V), E.embedding_backward_ref(dx, tokens, V)
+    assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + 1e-6
+    assert torch.equal(mine, E.embedding_backward(dx, tokens, V))
+    absent = torch.ones(V, dtype=torch.bool, device=DEVICE).index_fill_(0, tokens, False)
+    assert (mine[absent] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_opcheck_and_dtype(dtype):
+    args = torch.randn(40, 16, device=DEVICE).to(dtype), torch.randint(0, 9, (40,), device=DEVICE), 9
+    torch.library.opcheck(E.embedding_backward, args)
+    assert E.embedding_backward(*args).dtype == dtype

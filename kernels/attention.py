@@ -28,9 +28,9 @@ TILE_T, TILE_K = 128, 64
 TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers on sm_86
 
 
-def rotate(x: Tensor) -> Tensor:  # (B, H, T, K)
-    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K)."""
-    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device).to(x.dtype).chunk(2, -1)
+def rotate(x: Tensor, first: int = 0) -> Tensor:  # (B, H, T, K)
+    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K), from `first` on."""
+    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device, first).to(x.dtype).chunk(2, -1)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -42,11 +42,11 @@ def _rotate_back(x: Tensor) -> Tensor:
     return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)
 
 
-def rotation(T: int, K: int, device) -> Tensor:
-    """(T, K) fp32: the K / 2 cosines of each position, then its sines."""
+def rotation(T: int, K: int, device, first: int = 0) -> Tensor:
+    """(T, K) fp32: the K / 2 cosines of each position from `first` on, then its sines."""
     half = K // 2
     rate = 10000.0 ** (-torch.arange(half, device=device) / half)
-    angle = torch.arange(T, device=device)[:, None] * rate
+    angle = torch.arange(first, first + T, device=device)[:, None] * rate
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 

@@ -1,14 +1,18 @@
 """What the compiled Triton kernels take of each card, without one: `python -m bench.resources` (`make resources`).
 
-Every kernel that lce_plan.configurations or corrupt_triton can launch is compiled for sm_80 to sm_120; registers, shared
-memory and spills come from cuobjdump, the instruction mix of the head at tiny on sm_86 from nvdisasm. A test compiles
-some again and compares. The projected time is arithmetic on that mix and the data sheet: nobody measured it.
+Every kernel that lce_plan.configurations or corrupt_triton can launch is compiled for sm_80 to sm_120, with all its
+arguments and widths that are multiples of 16; for bf16 with any other width too, and corruption for some of its padded
+lengths. Registers, shared memory and spills come from cuobjdump, the instruction mix of the head at tiny on sm_86 from
+nvdisasm. A test compiles some again and compares. The projected time is arithmetic on that mix and the data sheet:
+nobody measured it.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -26,14 +30,16 @@ REGISTERS, WARPS = 65536, {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}  # 
 SHARED = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB of a multiprocessor; each program pays 1 KB more
 
 
-def compiled(kernel, card: int, types: dict, constants: dict, options: dict):
-    """The compiled kernel. types: Triton type of each argument that is neither constant nor None."""
+def compiled(kernel, card: int, types: dict, constants: dict, options: dict, aligned: bool = True):
+    """The compiled kernel. types: Triton type of each argument that is neither constant nor None.
+
+    The launcher finds 16-byte alignment, and aligned says that it finds widths to be multiples of 16.
+    """
     names = kernel.arg_names
     signature = {n: types.get(n, "constexpr") for n in names}
     values = {(i,): constants.get(n) for i, n in enumerate(names) if n not in types}
-    # What the launcher finds out of the tensors: 16-byte alignment, and widths that are multiples of 16.
-    aligned = [n for n in types if types[n][0] == "*" or n == "D" or n == "T"]
-    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
+    whole = [n for n in types if types[n][0] == "*" or n in ("D", "T") and aligned]
+    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in whole}
     source = ASTSource(kernel, signature, values, attributes)
     return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
 
@@ -92,7 +98,7 @@ def kernels(card: int):
     drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "KEY": i64, "seed": "i32"}
     drawn |= dict.fromkeys(("step", "mask_token_id", "row_offset", "batch_rows"), "i32")
     listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "B": "i32"}
-    for block in (1 << i for i in range(4, 15)):
+    for block in (16, 64, 128, 256, 1024, 4096, 16384):
         options = corrupt_triton.launch_options(block)
         for i, sampling in enumerate(corrupt_triton.SAMPLINGS):
             constants = {"SAMPLING": i, "BLOCK_T": block}
@@ -105,8 +111,11 @@ def measure(card: int, only=lambda name: True) -> dict:
     """{name: resources} of what can be launched on a card and `only` takes."""
     found = {}
     for name, kernel, types, constants, options in kernels(card):
-        if only(name):
-            found[name] = resources(compiled(kernel, card, types, constants, options), card, options["num_warps"])
+        twice = "bfloat16" in name and "D" in types and "without" not in name
+        for title, aligned in ((name, True), (name + ", odd width", False))[: 1 + twice]:
+            if only(title):
+                code = compiled(kernel, card, types, constants, options, aligned)
+                found[title] = resources(code, card, options["num_warps"])
     return found
 
 
@@ -118,18 +127,76 @@ def faults(card: int, found: dict) -> list[str]:
     return spills + [f"sm_{card} {n} takes {r['shared']} bytes" for n, r in found.items() if r["shared"] > limit]
 
 
+def loop_mix(sass: str) -> Counter:
+    """Instructions a warp issues in one round of the kernel's main loop, without blocks that are branched over."""
+    code, label = [], {}
+    for line in sass.splitlines():
+        if found := re.match(r"(\.L\w+):", line):
+            label[found[1]] = len(code)
+        elif re.search(r"/\*[0-9a-f]{4,}\*/", line):
+            code.append(re.sub(r"/\*[0-9a-f]+\*/", "", line).strip())
+    jumps = [(i, label.get(m[1], i + 1)) for i, c in enumerate(code) if (m := re.search(r"BRA `\((\.L\w+)\)", c))]
+    products = [i for i, c in enumerate(code) if "HMMA" in c]
+    end, start = max(((i, to) for i, to in jumps if to <= i), key=lambda j: sum(j[1] <= p <= j[0] for p in products))
+    rare = set()
+    for i, to in jumps:
+        if start <= i < to <= end and not any(i < p < to for p in products):
+            rare |= set(range(i + 1, to))
+    body = [re.sub(r"^@!?U?P\w+ ", "", code[i]) for i in range(start, end + 1) if i not in rare]
+    names = (c.split()[0].rstrip(";") for c in body)
+    return Counter(n if n.startswith(("MUFU", "HMMA")) else n.split(".")[0] for n in names)
+
+
+# RTX 3070 Ti Laptop, data sheet: multiprocessors, Hz at which it reaches RATES[86], and what one does a clock.
+CHIP = {"multiprocessors": 46, "hertz": 1.40e9, "exp_a_clock": 16, "instructions_a_clock": 4}
+
+
+def projection(N: int = 8192, D: int = 64, V: int = 50257) -> dict:
+    """The head at tiny on sm_86 from its instruction mix: milliseconds of each pipe, and between which it lies."""
+    found = {"chip": CHIP, "note": "a projection from the compiled code and the data sheet; nobody measured it"}
+    plans = [(lce_plan.fused(86, N, D, V, *[torch.bfloat16] * 3, processors=46, half=h), h) for h in (False, True)]
+    for plan, half in plans:
+        sides, title = {}, "fp16 sums" if half else "bf16"
+        for name, tiles in (("forward", plan.forward), ("weight", plan.weight)):
+            wanted = f"{name}, {'float16, fp16 sums' if half else 'bfloat16'}, D {D}"
+            launch = next(k for k in kernels(86) if k[0] == wanted)
+            mix = loop_mix(_tool("nvdisasm", compiled(launch[1], 86, *launch[2:]).asm["cubin"], "-c"))
+            rounds = -(-N // tiles.rows) * -(-V // tiles.vocab) * tiles.warps
+            clocks = CHIP["multiprocessors"] * CHIP["hertz"] / 1e3  # a millisecond
+            rate = lce_plan.RATES[86][0] * (2 if half else 1)
+            exps = 32 * sum(n for k, n in mix.items() if k.startswith("MUFU"))
+            pipes = {
+                "products": 2 * 2 * N * D * V / rate * 1e3,
+                "exp": rounds * exps / CHIP["exp_a_clock"] / clocks,
+                "issue": rounds * sum(mix.values()) / CHIP["instructions_a_clock"] / clocks,
+            }
+            a_logit = round(rounds * 32 * sum(mix.values()) / N / V, 2)
+            ms = {k: round(v, 3) for k, v in pipes.items()}
+            sides[name] = {"mix": dict(mix.most_common()), "instructions_a_logit": a_logit, "ms": ms}
+        ms = [s["ms"] for s in sides.values()]
+        sides["projected_ms"] = {
+            "all overlapped": round(sum(max(m.values()) for m in ms), 2),
+            "products and exp in turn": round(sum(m["products"] + m["exp"] for m in ms), 2),
+        }
+        found[title] = sides
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cards", type=int, nargs="*", default=list(lce_plan.SHARED_KB))
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    cards, wrong = {}, []
+    found = json.loads(args.output.read_text()) if args.output.exists() else {"cards": {}}
+    wrong = []
     for card in args.cards:
-        cards[card] = measure(card)
-        wrong += faults(card, cards[card])
-        print(f"sm_{card}: {len(cards[card])} kernels", flush=True)
+        found["cards"][str(card)] = measure(card)
+        wrong += faults(card, found["cards"][str(card)])
+        print(f"sm_{card}: {len(found['cards'][str(card)])} kernels", flush=True)
+    found |= {"triton": triton.__version__, "head at tiny, sm_86": projection()}
+    args.output.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(wrong) or "no spills, shared memory within every card's limit")
-    return len(wrong)
+    return bool(wrong)
 
 
 if __name__ == "__main__":

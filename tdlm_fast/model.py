@@ -12,16 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import attention, embedding
-
-
-def rotate(x: Tensor, first: int = 0) -> Tensor:  # (B, H, T, K)
-    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K), from `first` on."""
-    T, half = x.shape[-2], x.shape[-1] // 2
-    rate = 10000.0 ** (-torch.arange(half, device=x.device) / half)
-    angle = torch.arange(first, first + T, device=x.device)[:, None] * rate
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.split(half, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+from .kernels.attention import rotate
 
 
 class Block(nn.Module):
@@ -40,16 +31,18 @@ class Block(nn.Module):
         B, T, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
-        read = cache[0].shape[2] if cache else 0
-        if self.rope:
-            q, k = rotate(q, read), rotate(k, read)
-        if cache is not None:
+        if cache is None:
+            a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
+        else:
+            read = cache[0].shape[2] if cache else 0
+            if self.rope:
+                q, k = rotate(q, read), rotate(k, read)
             k, v = (torch.cat(pair, 2) for pair in zip(cache, (k, v), strict=True)) if read else (k, v)
             cache[:] = k, v
-        if read:  # one token, which sees all before it
-            a = F.scaled_dot_product_attention(q, k, v)
-        else:
-            a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
+            if read:  # one token, which sees all before it
+                a = F.scaled_dot_product_attention(q, k, v)
+            else:
+                a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
         up = self.up(self.norm2(x))
         if self.mlp == "gelu":

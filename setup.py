@@ -1,10 +1,15 @@
-"""Adds what pyproject.toml cannot say: where tdlm_fast.kernels lies, and its native CPU library.
+"""Adds what pyproject.toml cannot say: where tdlm_fast.kernels lies, and its native CPU and CUDA libraries.
 
-The library is plain C behind ctypes, so one build serves every Python and torch of a platform. Without a C++
-compiler the install goes on, and the kernels run as their torch references.
+The libraries are plain C behind ctypes, so one build serves every Python and torch of a platform. Without a C++
+compiler the install goes on, and the kernels run as their torch references. Where a CUDA toolkit is found (CUDA_HOME,
+or nvcc on the path) the CUDA kernels are built for TDLM_CUDA_ARCHS, by default "80 90": 80 also serves 86 and 89, and
+the last one goes in as PTX too, which newer cards compile. TDLM_CUDA_ARCHS=none leaves them out.
 """
 
+import os
+import shutil
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -15,6 +20,15 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 FLAGS = "-std=c++17 -O3 -g0 -fvisibility=hidden -pthread -Wno-uninitialized -Wno-maybe-uninitialized"
+# --threads=0: the architectures are compiled beside each other. cudart is linked in, so nothing is looked for later.
+CUDA_FLAGS = ["-std=c++17", "-O3", "--ftz=true", "--threads=0", "--cudart=static"]
+ARCHS = (os.environ.get("TDLM_CUDA_ARCHS") or "80 90").split()
+
+
+def nvcc():
+    """The CUDA compiler's path, or None."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return (home and shutil.which("nvcc", path=str(Path(home, "bin")))) or shutil.which("nvcc")
 
 
 class BuildLibrary(build_ext):
@@ -22,15 +36,26 @@ class BuildLibrary(build_ext):
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext):
+        cuda = ext is cuda_library
         try:
-            super().build_extension(ext)
+            (self.build_cuda if cuda else super().build_extension)(ext)
         except Exception as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            need = "a CUDA toolkit with its host compiler" if cuda else "a C++17 compiler (g++ or clang++)"
             print(
-                f"tdlm_fast: no native CPU kernels ({why}); the slower torch references will run. "
-                "Install a C++17 compiler (g++ or clang++) and install tdlm_fast again to have them.",
+                f"tdlm_fast: no native {'CUDA' if cuda else 'CPU'} kernels ({why}); the slower torch references will "
+                f"run{' on a GPU without Triton' if cuda else ''}. Install {need} and install tdlm_fast again to "
+                "have them.",
                 file=sys.stderr,
             )
+
+    def build_cuda(self, ext):
+        out = Path(self.get_ext_fullpath(ext.name))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        kinds = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS]
+        kinds.append(f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}")  # newer cards compile this
+        host = [] if sys.platform == "win32" else ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+        self.spawn([nvcc(), "-shared", *CUDA_FLAGS, *kinds, *host, *ext.sources, "-o", str(out)])
 
 
 class PlatformWheel(bdist_wheel):
@@ -48,10 +73,16 @@ library = Extension(
     language="c++",
     optional=True,
 )
+cuda_library = Extension(
+    "tdlm_fast.kernels._native_cuda",
+    sources=["csrc/cuda/lce.cu"],
+    depends=["csrc/cuda/lce.h", "csrc/cuda/product.h"],
+    optional=True,
+)
 setup(
     packages=["tdlm_fast", "tdlm_fast.kernels"],
     package_dir={"tdlm_fast.kernels": "kernels"},
     package_data={"tdlm_fast": ["claims.json"]},
-    ext_modules=[library],
+    ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from bench import tables_cpu
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -64,7 +66,10 @@ def make_train() -> str:
     return "```\n" + (RESULTS / "make-train.txt").read_text() + "```"
 
 
-TABLES = {"README.md": {"experiment": experiment, "make-train": make_train}}
+TABLES = {
+    "README.md": {"experiment": experiment, "make-train": make_train},
+    "docs/performance.md": tables_cpu.TABLES,
+}
 
 
 def filled(text: str, tables: dict) -> str:

@@ -3,12 +3,13 @@
 if __name__ == "kernels":
     raise ImportError("this folder is imported as tdlm_fast.kernels (pip install -e .), not as kernels")
 
-from . import gpu, native  # noqa: E402
+from . import gpu, native, native_cuda  # noqa: E402
 from .attention import attention  # noqa: E402
 from .corrupt import Corruption, corrupt  # noqa: E402
 from .embedding import embedding, take_rows  # noqa: E402
 from .linear_cross_entropy import linear_cross_entropy  # noqa: E402
 
 __all__ = [
-    "Corruption", "attention", "corrupt", "embedding", "gpu", "linear_cross_entropy", "native", "take_rows",
+    "Corruption", "attention", "corrupt", "embedding", "gpu", "linear_cross_entropy", "native", "native_cuda",
+    "take_rows",
 ]  # fmt: skip

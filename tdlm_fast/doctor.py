@@ -7,7 +7,7 @@ import sys
 import torch
 
 from .config import ConfigError
-from .kernels import native
+from .kernels import native, native_cuda
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,6 +40,7 @@ def main() -> int:
     for name, version in found["versions"].items():
         print(f"{name:12}{version or 'not installed'}")
     print(f"cpu         {native.describe()}")
+    print(f"cuda        {native_cuda.describe()}")
     graph = "one CUDA graph" if torch.cuda.is_available() else "eager: CUDA graphs need a GPU"
     print(f"step        {graph}")
     return 0

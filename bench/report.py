@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import tables_cpu
+from bench import tables_claims, tables_cpu
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -69,6 +69,7 @@ def make_train() -> str:
 TABLES = {
     "README.md": {"experiment": experiment, "make-train": make_train},
     "docs/performance.md": tables_cpu.TABLES,
+    "docs/claims.md": tables_claims.TABLES,
 }
 
 
@@ -112,7 +113,8 @@ def main() -> int:
         path.write_text(filled(path.read_text(), tables))
         print(f"{name}: {', '.join(tables)}")
     plot_curves(ROOT / "docs" / "curves.svg")
-    print("docs/curves.svg")
+    tables_claims.plot_estimator(ROOT / "docs" / "estimator.svg")
+    print("docs/curves.svg docs/estimator.svg")
     return 0
 
 

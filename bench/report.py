@@ -64,7 +64,50 @@ def make_train() -> str:
     return "```\n" + (RESULTS / "make-train.txt").read_text() + "```"
 
 
-TABLES = {"README.md": {"experiment": experiment, "make-train": make_train}}
+def _resources() -> dict:
+    return json.loads((RESULTS / "resources.json").read_text())
+
+
+def registers() -> str:
+    """Registers, shared memory and programs a multiprocessor of the head's kernels at tiny, per card."""
+    rows = ["| | forward, bf16 | weight, bf16 | kernels compiled | that spill |", "|---|---|---|---|---|"]
+    for card, found in _resources()["cards"].items():
+        cells = [found[f"{side}, bfloat16, D 64"] for side in ("forward", "weight")]
+        text = [f"{c['registers']} registers, {c['shared'] / 1024:.1f} KB, {c['programs']} programs" for c in cells]
+        spill = sum(bool(r["stack"] or r["local"]) for r in found.values())
+        rows.append(f"| sm_{card} | {' | '.join(text)} | {len(found)} | {spill} |")
+    return "\n".join(rows)
+
+
+def projected_head() -> str:
+    """The head's two passes at tiny on sm_86, milliseconds of each pipe: a projection."""
+    found = _resources()["head at tiny, sm_86"]
+    rows = ["| projected, not measured | instructions a logit | products | exp | issue |", "|---|---|---|---|---|"]
+    for title in ("bf16", "fp16 sums"):
+        for side in ("forward", "weight"):
+            f = found[title][side]
+            pipes = " | ".join(f"{f['ms'][k]:.2f} ms" for k in ("products", "exp", "issue"))
+            rows.append(f"| {title}, {side} | {f['instructions_a_logit']:.1f} | {pipes} |")
+        low, high = found[title]["projected_ms"].values()
+        rows.append(f"| {title}, both | | {low:.1f} ms overlapped | {high:.1f} ms in turn | |")
+    return "\n".join(rows)
+
+
+def crossovers() -> str:
+    """The width from which the stored form is projected to be faster, by the fused kernels' share of cuBLAS's rate."""
+    from tdlm_fast.kernels import lce_plan
+
+    shares = (0.5, 0.7, 0.9)
+    rows = ["| projected width | " + " | ".join(f"at {s:.0%}" for s in shares) + " |", "|---" * 4 + "|"]
+    for card in lce_plan.RATES:
+        rows.append(f"| sm_{card} | " + " | ".join(f"{lce_plan.crossover(card, s):,.0f}" for s in shares) + " |")
+    return "\n".join(rows)
+
+
+TABLES = {
+    "README.md": {"experiment": experiment, "make-train": make_train},
+    "docs/gpu.md": {"registers": registers, "projected-head": projected_head, "crossovers": crossovers},
+}
 
 
 def filled(text: str, tables: dict) -> str:

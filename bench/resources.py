@@ -1,10 +1,9 @@
 """What the compiled Triton kernels take of each card, without one: `python -m bench.resources` (`make resources`).
 
 Every kernel that lce_plan.configurations or corrupt_triton can launch is compiled for sm_80 to sm_120, with all its
-arguments and widths that are multiples of 16; for bf16 with any other width too, and corruption for some of its padded
-lengths. Registers, shared memory and spills come from cuobjdump, the instruction mix of the head at tiny on sm_86 from
-nvdisasm. A test compiles some again and compares. The projected time is arithmetic on that mix and the data sheet:
-nobody measured it.
+arguments, for widths that are multiples of 16 and for others, and corruption for some padded lengths. Registers, shared
+memory and spills come from cuobjdump, the instruction mix of the head at tiny on sm_86 from nvdisasm. A test compiles
+some again and compares. The projected time is arithmetic on that mix and the data sheet: nobody measured it.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tdlm_fast.kernels import corrupt_triton, lce_plan, lce_stored, lce_triton
+from tdlm_fast.kernels import corrupt_triton, gpu, lce_plan, lce_stored, lce_triton
 
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -70,14 +69,16 @@ def kernels(card: int):
         constants = {"BLOCK_N": tiles.rows, "BLOCK_V": tiles.vocab, "BLOCK_D": of["block_d"], "HALF_SUMS": half}
         scaled = {"GMAX": "*fp32"} if of["dtype"] == torch.float16 else {}
         title = f"{str(of['dtype'])[6:]}{', fp16 sums' if half else ''}, D {of['block_d']}"
+        title += ", odd width" * of["odd_width"]
         if name == "forward":
             types |= {"M": "*fp32", "L": "*fp32"} | ({"ACC": "*fp32"} if of["need_dh"] else {})
-            constants |= {"NEED_DH": of["need_dh"], "MAX_SPLITS": lce_plan.MAX_SPLITS}
+            constants |= {"NEED_DH": of["need_dh"], "MAX_SPLITS": lce_plan.MAX_SPLITS, "PEELED": tiles.peeled}
             title = f"forward{'' if of['need_dh'] else ' without dh'}, {title}"
             yield title, lce_triton.forward_kernel, types, constants, tiles.options
             out = {"Y": "*i64", "NLL": "*fp32", "LSE": "*fp32", "programs": "i32"}
             out |= {"DH": x} if of["need_dh"] else {}
-            constants = {k: v for k, v in constants.items() if k != "HALF_SUMS"} | {"ROWS": of["combine_rows"]}
+            constants = {k: v for k, v in constants.items() if k in lce_triton.combine_kernel.arg_names}
+            constants |= {"ROWS": of["combine_rows"]}
             yield f"combine of {title}", lce_triton.combine_kernel, types | out, constants, lce_plan.SMALL
         else:
             types |= {"SHIFT": "*fp32", "GS": "*fp32", "CODE": "*i32", "DW": x, "rows_of_w": "i32"} | scaled
@@ -98,7 +99,7 @@ def kernels(card: int):
     drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "KEY": i64, "seed": "i32"}
     drawn |= dict.fromkeys(("step", "mask_token_id", "row_offset", "batch_rows"), "i32")
     listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "B": "i32"}
-    for block in (16, 64, 128, 256, 1024, 4096, 16384):
+    for block in (16, 128, 1024, gpu.MAX_T):
         options = corrupt_triton.launch_options(block)
         for i, sampling in enumerate(corrupt_triton.SAMPLINGS):
             constants = {"SAMPLING": i, "BLOCK_T": block}
@@ -111,11 +112,9 @@ def measure(card: int, only=lambda name: True) -> dict:
     """{name: resources} of what can be launched on a card and `only` takes."""
     found = {}
     for name, kernel, types, constants, options in kernels(card):
-        twice = "bfloat16" in name and "D" in types and "without" not in name
-        for title, aligned in ((name, True), (name + ", odd width", False))[: 1 + twice]:
-            if only(title):
-                code = compiled(kernel, card, types, constants, options, aligned)
-                found[title] = resources(code, card, options["num_warps"])
+        if only(name):
+            code = compiled(kernel, card, types, constants, options, "odd width" not in name)
+            found[name] = resources(code, card, options["num_warps"])
     return found
 
 

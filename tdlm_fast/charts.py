@@ -103,7 +103,8 @@ def lines(
 
     xs = [place(v) for s in series for v in s.x]
     ys = [v for s in series for v in [*s.y, *s.low, *s.high]] + ([0.0] if zero else [])
-    rows = math.ceil(len(series) / 2)
+    across = 1 if len(series) > 2 and max(len(s.label) for s in series) > 32 else 2
+    rows = math.ceil(len(series) / across)
     height = HEIGHT + 15 * rows
     bottom = HEIGHT - BOTTOM + 6
     X, Y = _Axis(xs, LEFT, WIDTH - RIGHT, xlog), _Axis(ys, bottom, TOP, ylog, 0.04)
@@ -128,7 +129,7 @@ def lines(
             for a, vx, vy in zip(x, s.x, s.y, strict=True):
                 tip = f"<title>{escape(s.label)}: {vy:.4g} at {number(vx)}</title>"
                 out.append(f'<circle cx="{a:.1f}" cy="{Y(vy):.1f}" r="2.4" fill="{colour}">{tip}</circle>')
-        left, top = LEFT - 44 + (i % 2) * 200, HEIGHT + 8 + 15 * (i // 2)
+        left, top = LEFT - 44 + (i % across) * 200, HEIGHT + 8 + 15 * (i // across)
         out.append(f'<path class="l{dash}" stroke="{colour}" d="M{left} {top}h18"/>')
         out.append(f'<text x="{left + 24}" y="{top + 4}">{escape(s.label)}</text>')
     return _svg(out, title, height + 4)
@@ -140,7 +141,7 @@ def heat(title: str, rows: list[str], columns: list[str], values: list[list[floa
     if not known:
         return ""
     low, high = min(known), max(known)
-    span, label = (high - low) or 1.0, 8 + 6 * max(len(r) for r in rows)
+    span, label = (high - low) or 1.0, 10 + 6.6 * max(len(r) for r in rows)
     cell_h = min(22.0, max(12.0, 200 / len(rows)))
     cell_w = (WIDTH - RIGHT - label) / len(columns)
     top, out = 34, []

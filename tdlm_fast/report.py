@@ -43,15 +43,21 @@ table.cards td.none{display:none}.v{white-space:normal}}
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
+def times(nats: float) -> str:
+    """exp(nats) in three figures."""
+    return f"{math.exp(min(nats, 700)):#.3g}".rstrip(".")
+
+
 def ratio(i: dict | None) -> str:
     """An advantage in nats as a ratio of perplexities with its interval."""
     if i is None:
         return "–"
-    return f"{math.exp(i['mean']):#.3g}× [{math.exp(i['low']):#.3g}, {math.exp(i['high']):#.3g}]"
+    mid, low, high = (times(i[k]) for k in ("mean", "low", "high"))
+    return f"{mid}× [{low},\u00a0{high}]"
 
 
 def nats(i: dict | None) -> str:
-    return "–" if i is None else f"{i['mean']:+.3f} [{i['low']:+.3f}, {i['high']:+.3f}]"
+    return "–" if i is None else f"{i['mean']:+.3f} [{i['low']:+.3f},\u00a0{i['high']:+.3f}]"
 
 
 def first_arms(result: dict) -> dict[str, dict]:
@@ -133,8 +139,9 @@ def claims_table(result: dict) -> list[list[str]]:
         cells = [ratio(zero[k]) for k in ("as_published", "one_scale", "right")]
         rows.append(["Before training (control)", "not reported", *cells, nats(zero["right"]), "a control, no claim"])
     for c in result["claims"]:
-        cells = [ratio(c.get(k)) for k in ("as_published", "one_scale", "right")]
-        rows.append([c["claim"], c["published"], *cells, nats(c.get("right")), f"{c['verdict']}: {c['reason']}"])
+        found = {k: c.get(k) if c["kind"] == "loss" else None for k in ("as_published", "one_scale", "right")}
+        cells = [*map(ratio, found.values()), nats(found["right"])]
+        rows.append([c["claim"], c["published"], *cells, f"{c['verdict']}: {c['reason']}"])
     return rows
 
 
@@ -165,10 +172,10 @@ def early_table(result: dict) -> list[list[str]]:
     d, a = (by_step(arms[o]) for o in NAMES)
     for step in sorted(d.keys() & a.keys()):
         x, y = (mean(e["valid"]["nats_per_token"] for e in found[step]) for found in (d, a))
-        cells = [f"{step:,}", f"{x:.3f}", f"{y:.3f}", f"{math.exp(y - x):#.3g}×"]
+        cells = [f"{step:,}", f"{x:.3f}", f"{y:.3f}", f"{times(y - x)}×"]
         if all("published" in e for e in d[step] + a[step]):
             p, q = (mean(e["published"]["reweighted_loss"] for e in found[step]) for found in (d, a))
-            cells += [f"{math.exp(p):,.1f}", f"{math.exp(q):,.1f}", f"{math.exp(y - p):#.3g}×"]
+            cells += [f"{math.exp(p):,.1f}", f"{math.exp(q):,.1f}", f"{times(y - p)}×"]
         else:
             cells += ["–"] * 3
         rows.append(cells)

@@ -133,14 +133,12 @@ def train(config, folder: Path, resume: bool) -> dict:
     runner = captured.start(model, optimizer, loss_of, train_split, config, steps=steps, first=state["step"])
     told, marked, started, stop = "", state["step"], time.monotonic(), Stop()
 
-    def report(first: int, outcomes: list[dict]):
-        nonlocal started
+    def report(first: int, outcomes: list[dict], seconds: float):
         bad = [s for s, o in enumerate(outcomes, first) if not math.isfinite(o["loss"] + o["grad_norm"])]
-        entry = _entry(outcomes, first, steps, config, state, started)
+        entry = _entry(outcomes, first, steps, config, state, seconds)
         entry["peak_memory_mb"] = peak_memory_mb(device)
         if bad:
             raise step.NonFinite(step.where(config, train_split, bad[0]))
-        started = time.monotonic()
         log.record(entry)
         log.progress(entry["step"], entry)
 
@@ -159,8 +157,11 @@ def train(config, folder: Path, resume: bool) -> dict:
                 if at % config.train.log_every == 0 or stops or evaluates:
                     runner.mark(marked, at)
                     marked = at
-                    for first, outcomes in runner.read(keep=0 if stops or evaluates else 1):
-                        report(first, outcomes)
+                    windows = runner.read(keep=0 if stops or evaluates else 1)
+                    now = time.monotonic()
+                    for first, outcomes in windows:  # windows that arrive together share the time
+                        report(first, outcomes, (now - started) * len(outcomes) / sum(len(o) for _, o in windows))
+                    started = now if windows else started
                 if evaluates:
                     evaluate_valid()
                 if stops:
@@ -202,12 +203,12 @@ def weights_hash(model) -> str:
     return digest.hexdigest()[:16]
 
 
-def _entry(outcomes: list[dict], first: int, steps: int, config, state: dict, started: float) -> dict:
-    """The line of metrics.jsonl for steps first, first + 1, …; brings the run's counters up to date."""
+def _entry(outcomes: list[dict], first: int, steps: int, config, state: dict, seconds: float) -> dict:
+    """The line of metrics.jsonl for steps first, first + 1, … of so many seconds; brings the counters up to date."""
     from .optim import learning_rate
 
     loss_tokens, tokens = (sum(o[k] for o in outcomes) for k in ("loss_tokens", "tokens"))
-    seconds, last = time.monotonic() - started, first + len(outcomes) - 1
+    last = first + len(outcomes) - 1
     state["tokens"] += tokens
     state["loss_tokens"] += loss_tokens
     state["seconds"] += seconds

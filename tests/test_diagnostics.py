@@ -39,7 +39,7 @@ def test_gradient_norms_and_accuracy_are_those_of_a_plain_loop(objective):
     found = diagnose(model, split_of([row], 10), objective, rows=1, start_token_id=0)
     x0 = torch.tensor(row)
     seen = []
-    hook = model.embedding.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0].clone()))
+    hook = model.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0].clone()))
     diagnose(model, split_of([row], 10), objective, rows=1, start_token_id=0)
     hook.remove()
     for level in (0, 4, 9):

@@ -60,7 +60,7 @@ def test_it_is_its_formula_and_next_token_uses_the_same_draws(objective):
     split = split_of(rows, 6)
     counts, weights = draw_shares(torch.tensor([len(r) for r in rows]), seed=3, draw=0)
     hidden = []  # the tokens that the model reads as [MASK], by running it on the diffusion side
-    hook = model.embedding.register_forward_pre_hook(lambda _m, tokens: hidden.append(tokens[0] == 9))
+    hook = model.register_forward_pre_hook(lambda _m, tokens: hidden.append(tokens[0] == 9))
     published_metric(model, split, "diffusion", start_token_id=0, seed=3, batch_size=7)
     hook.remove()
     masked = torch.cat(hidden)

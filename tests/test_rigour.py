@@ -84,7 +84,7 @@ def test_the_evaluation_is_lladas(known):
     model, split, _ = known
     counts = draw_counts(row_lengths(split), seed=1, draw=0)
     seen = []
-    hook = model.embedding.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0]))
+    hook = model.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0]))
     sums = masked_sums(model, split, counts, seed=1, draw=0, batch_size=5, device="cpu")
     hook.remove()
     noisy, theirs = torch.cat(seen), []

@@ -79,7 +79,8 @@ def card(capability: tuple[int, int] | int) -> int | None:
 
 def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) -> tuple[Tiles, Tiles] | None:
     """(forward, weight) tiles of the fused form; None where it does not fit. odd_width: D is no multiple of 16."""
-    found = (_FP32 if dtype == torch.float32 else _WGMMA if card in (90, 100) else _MMA).get(block_d)
+    wgmma = card in (90, 100) and not (odd_width and block_d == 512)
+    found = (_FP32 if dtype == torch.float32 else _WGMMA if wgmma else _MMA).get(block_d)
     if found is None or not odd_width:
         return found
     return found[0]._replace(peeled=False, registers=0), found[1]  # addresses take more registers
@@ -112,7 +113,7 @@ class Plan(NamedTuple):
 
     @property
     def combine_rows(self) -> int:
-        return max(1, 2048 // self.block_d)
+        return max(1, 1024 // self.block_d)
 
     @property
     def headroom(self) -> int:
@@ -157,5 +158,6 @@ def configurations(card: int) -> Iterator[tuple[str, dict, Tiles]]:
                 of["odd_width"] = D % 16 != 0
                 of["combine_rows"] = plan.combine_rows
                 yield "forward", of | {"need_dh": True}, plan.forward
-                yield "forward", of | {"need_dh": False}, plan.forward
                 yield "weight", of, plan.weight
+                if not of["odd_width"]:  # there too it takes less than with dh
+                    yield "forward", of | {"need_dh": False}, plan.forward

@@ -28,6 +28,28 @@ TILE_T, TILE_K = 128, 64
 TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers on sm_86
 
 
+def rotate(x: Tensor, first: int = 0) -> Tensor:  # (B, H, T, K)
+    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K), from `first` on."""
+    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device, first).to(x.dtype).chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _rotate_back(x: Tensor) -> Tensor:
+    """The transpose of rotate, which is its inverse."""
+    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device).to(x.dtype).chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)
+
+
+def rotation(T: int, K: int, device, first: int = 0) -> Tensor:
+    """(T, K) fp32: the K / 2 cosines of each position from `first` on, then its sines."""
+    half = K // 2
+    rate = 10000.0 ** (-torch.arange(half, device=device) / half)
+    angle = torch.arange(first, first + T, device=device)[:, None] * rate
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
 def _keep(T: int, causal: bool, valid: Tensor | None, segments: Tensor | None, device) -> Tensor | None:
     """(B, 1, T, T) bool, True where query i sees key j, or None where every query sees all keys (or all before)."""
     if valid is None and segments is None:
@@ -51,36 +73,42 @@ def dropped_words(B: int, H: int, T: int, key: Tensor) -> Tensor:
     return torch.stack(words, -1).flatten(-2)[..., :T]
 
 
+def _wide(*tensors: Tensor, rope: bool = False) -> list[Tensor]:
+    """fp32 (fp64 for fp64) copies, turned by their positions with rope."""
+    wide = [a if a.dtype == torch.float64 else a.float() for a in tensors]
+    return [rotate(a) for a in wide] if rope else wide
+
+
 def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tensor, Tensor | None]:
-    """P (B, H, T, T) in fp32 (fp64 for fp64 inputs), and keep / (1 - p) of dropout or None."""
-    acc = torch.float64 if q.dtype == torch.float64 else torch.float32
+    """P (B, H, T, T) of wide q and k, and keep / (1 - p) of dropout or None."""
     B, H, T, K = q.shape
     keep = _keep(T, causal, valid, segments, q.device)
     if keep is None and causal:
         keep = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-    s = q.to(acc) @ k.to(acc).mT / math.sqrt(K)
+    s = q @ k.mT / math.sqrt(K)
     p = torch.softmax(s if keep is None else s.masked_fill(~keep, -torch.inf), -1)
     if not dropout_p:
         return p, None
-    return p, ((dropped_words(B, H, T, key) >> 1) >= _threshold(dropout_p)).to(acc) / (1 - dropout_p)
+    return p, ((dropped_words(B, H, T, key) >> 1) >= _threshold(dropout_p)).to(p.dtype) / (1 - dropout_p)
 
 
-def attention_ref(q, k, v, valid, segments, key, causal: bool, dropout_p: float) -> Tensor:
+def attention_ref(q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False) -> Tensor:
     """The specification of the forward pass."""
-    p, drop = _probabilities(q, k, valid, segments, key, causal, dropout_p)
+    p, drop = _probabilities(*_wide(q, k, rope=rope), valid, segments, key, causal, dropout_p)
     return ((p if drop is None else p * drop) @ v.to(p.dtype)).to(q.dtype)
 
 
-def attention_backward_ref(dout, q, k, v, valid, segments, key, causal: bool, dropout_p: float):
+def attention_backward_ref(dout, q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False):
     """The specification of the backward pass: dq, dk, dv by the formulas above."""
-    p, drop = _probabilities(q, k, valid, segments, key, causal, dropout_p)
-    do, keys, values = (a.to(p.dtype) for a in (dout, k, v))
+    (queries, keys), (do, values) = _wide(q, k, rope=rope), _wide(dout, v)
+    p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
     dp = do @ values.mT
     if drop is not None:
         dp = dp * drop
     ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
     dv = (p if drop is None else p * drop).mT @ do
-    return tuple(g.to(q.dtype) for g in (ds @ keys, ds.mT @ q.to(p.dtype), dv))
+    dq, dk = ds @ keys, ds.mT @ queries
+    return tuple(g.to(q.dtype) for g in ((_rotate_back(dq), _rotate_back(dk), dv) if rope else (dq, dk, dv)))
 
 
 def _threshold(p: float) -> int:
@@ -96,55 +124,61 @@ def _rows_first(q: Tensor) -> Tensor:
 @torch.library.custom_op("tdlm::tile_attention", mutates_args=())
 def tile_attention(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None, key: Tensor | None,
-    causal: bool, dropout_p: float,
+    causal: bool, dropout_p: float, rope: bool = False,
 ) -> Tensor:  # fmt: skip
-    """out (B, H, T, K) of q, k, v (B, H, T, K); valid (B, T) bool, segments (B, T) int, key (2,) int64 for dropout."""
-    return _rows_first(q).copy_(attention_ref(q, k, v, valid, segments, key, causal, dropout_p))
+    """out (B, H, T, K) of q, k, v (B, H, T, K); valid (B, T) bool, segments (B, T) int, key (2,) int64 for dropout.
+
+    With rope q and k are turned by their positions first, inside.
+    """
+    return _rows_first(q).copy_(attention_ref(q, k, v, valid, segments, key, causal, dropout_p, rope))
 
 
 @torch.library.custom_op("tdlm::tile_attention_backward", mutates_args=())
 def tile_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None,
-    key: Tensor | None, causal: bool, dropout_p: float,
+    key: Tensor | None, causal: bool, dropout_p: float, rope: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, each (B, H, T, K), recomputed from q, k, v."""
-    grads = attention_backward_ref(dout, q, k, v, valid, segments, key, causal, dropout_p)
+    grads = attention_backward_ref(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
     return tuple(_rows_first(q).copy_(g) for g in grads)
 
 
 @tile_attention.register_fake
-def _(q, k, v, valid, segments, key, causal, dropout_p):
+def _(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     return _rows_first(q)
 
 
 @tile_attention_backward.register_fake
-def _(dout, q, k, v, valid, segments, key, causal, dropout_p):
+def _(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     return _rows_first(q), _rows_first(q), _rows_first(q)
 
 
 def _setup(ctx, inputs, output):
-    *tensors, ctx.causal, ctx.dropout_p = inputs
+    *tensors, ctx.causal, ctx.dropout_p, ctx.rope = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, dout):
-    grads = tile_attention_backward(dout, *ctx.saved_tensors, ctx.causal, ctx.dropout_p)
-    return *grads, None, None, None, None, None
+    grads = tile_attention_backward(dout, *ctx.saved_tensors, ctx.causal, ctx.dropout_p, ctx.rope)
+    return *grads, None, None, None, None, None, None
 
 
 tile_attention.register_autograd(_backward, setup_context=_setup)
 
 
-def _triton_forward(*args):
+def _triton_forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     from . import attention_triton
 
-    return attention_triton.forward(*args)
+    q, k = (rotate(q), rotate(k)) if rope else (q, k)
+    return attention_triton.forward(q, k, v, valid, segments, key, causal, dropout_p)
 
 
-def _triton_backward(*args):
+def _triton_backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     from . import attention_triton
 
-    return attention_triton.backward(*args)
+    q, k = (rotate(q), rotate(k)) if rope else (q, k)
+    dq, dk, dv = attention_triton.backward(dout, q, k, v, valid, segments, key, causal, dropout_p)
+    return (_rotate_back(dq), _rotate_back(dk), dv) if rope else (dq, dk, dv)
 
 
 def register(device: str) -> None:
@@ -201,6 +235,7 @@ def attention(
     valid: Tensor | None = None,  # (B, T) bool, False at padding, which no other token sees
     segments: Tensor | None = None,  # (B, T) integers: a token sees only its own document
     dropout_p: float = 0.0,
+    rope: bool = False,  # turn q and k by their positions first, as rotate does
 ) -> Tensor:
     """F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal): (B, H, T, K) in q's dtype.
 
@@ -214,10 +249,15 @@ def attention(
             raise ValueError(f"{name} has shape {tuple(a.shape)}; it must be (B, T) = {(q.shape[0], q.shape[2])}")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p is {dropout_p}; it must lie in 0 <= dropout_p < 1")
+    if rope and q.shape[3] % 2:
+        raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
     which = backend(q, valid is not None or segments is not None)
+    inside = rope and which == "tile" and q.device.type == "cpu"  # the native kernels turn rows as they read them
+    if rope and not inside:
+        q, k = rotate(q), rotate(k)
     if which == "tile":
         key = torch.randint(2**32, (2,), device=q.device) if dropout_p else None
-        return tile_attention(q, k, v, valid, segments, key, causal, dropout_p)
+        return tile_attention(q, k, v, valid, segments, key, causal, dropout_p, inside)
     if which == "flash-attn":
         q, k, v = (a.transpose(1, 2) for a in (q, k, v))
         return _flash_attn()(q, k, v, dropout_p=dropout_p, causal=causal).transpose(1, 2)

@@ -6,20 +6,21 @@ reference too.
 """
 
 import ctypes
+import functools
 import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .attention import _rows_first, _threshold, tile_attention, tile_attention_backward
+from .attention import _rows_first, _threshold, rotation, tile_attention, tile_attention_backward
 from .corrupt import SAMPLINGS, _corrupt
 from .linear_cross_entropy import _count, lce_backward_weight, lce_forward
 from .philox import MASK
 from .schedules import table
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # worst first, as csrc/cpu/api.cpp numbers them
-_ABI = 2
+_ABI = 3
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
@@ -27,7 +28,7 @@ _ARGUMENTS = {
     "tdlm_has": (_I,),
     "tdlm_lce_forward": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
     "tdlm_lce_backward_weight": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
-    "tdlm_attention": (_I, _I, _I, _I, _I, _P, _P, _L, _L, _L, _L, _P, _P, _P, ctypes.c_int32, ctypes.c_float),
+    "tdlm_attention": (_I, _I, _I, _I, _I, _P, _P, *[_L] * 4, *[_P] * 4, ctypes.c_int32, ctypes.c_float),
     "tdlm_corrupt": (_P, _P, _L, _L, ctypes.c_uint32, ctypes.c_uint32, _L, _P, _P, _I, _L, _L, *[_P] * 7),
 }
 
@@ -152,6 +153,11 @@ def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, 
     return [xt, masked, weights, t, rows, targets, row_weights, torch.tensor(n)]
 
 
+@functools.lru_cache(8)
+def _rotation(T: int, K: int) -> Tensor:
+    return rotation(T, K, "cpu")
+
+
 def serves_attention(q: Tensor) -> bool:
     """Whether q (B, H, T, K) has kernels here; others take PyTorch's attention."""
     return _isa is not None and q.dtype in (torch.float32, torch.bfloat16) and q.numel() > 0
@@ -159,41 +165,46 @@ def serves_attention(q: Tensor) -> bool:
 
 def _attend(inputs: tuple, out: Tensor, grads: tuple) -> None:
     """Fill out, or, where there are grads to fill, read it as the gradient of the output."""
-    q, k, v, valid, segments, key, causal, dropout_p = inputs
+    q, k, v, valid, segments, key, causal, dropout_p, rope = inputs
     B, H, T, K = q.shape
     if not (q.shape == k.shape == v.shape == out.shape and q.dtype == k.dtype == v.dtype == out.dtype):
         raise ValueError(f"q, k, v have shapes {[tuple(a.shape) for a in (q, k, v)]} or types that differ")
     if any(a is not None and a.shape != (B, T) for a in (valid, segments)):
         raise ValueError(f"valid and segments must be (B, T) = {(B, T)}")
+    if rope and K % 2:
+        raise ValueError(f"rope turns pairs; the head size {K} must be even")
     tensors = [a if a.stride(-1) == 1 else a.contiguous() for a in (q, k, v, out)] + list(grads)
     valid = None if valid is None else valid.bool().contiguous()
     segments = None if segments is None else segments.long().contiguous()
+    turns = _rotation(T, K) if rope else None
     words = (ctypes.c_uint32 * 2)(*key.tolist()) if dropout_p else None
     error = _library.tdlm_attention(
         ISAS.index(_isa), torch.get_num_threads(), bool(grads), q.dtype == torch.bfloat16, causal,
         (_P * 7)(*(a.data_ptr() for a in tensors)), (_L * 21)(*(s for a in tensors for s in a.stride()[:3])),
         B, H, T, K, None if valid is None else valid.data_ptr(), None if segments is None else segments.data_ptr(),
-        words, _threshold(dropout_p), 1 / (1 - dropout_p),
+        None if turns is None else turns.data_ptr(), words, _threshold(dropout_p), 1 / (1 - dropout_p),
     )  # fmt: skip
     if error:
         raise MemoryError("no memory for the scratch of the CPU kernels") if error == 2 else ValueError("bad attention")
 
 
 @tile_attention.register_kernel("cpu")
-def _tile_attention(*inputs):
-    if not serves_attention(inputs[0]):
+def _tile_attention(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
+    inputs = (q, k, v, valid, segments, key, causal, dropout_p, rope)
+    if not serves_attention(q):
         return tile_attention._init_fn(*inputs)
-    out = _rows_first(inputs[0])
+    out = _rows_first(q)
     _attend(inputs, out, ())
     return out
 
 
 @tile_attention_backward.register_kernel("cpu")
-def _tile_attention_backward(dout, *inputs):
-    if not serves_attention(inputs[0]):
+def _tile_attention_backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
+    inputs = (q, k, v, valid, segments, key, causal, dropout_p, rope)
+    if not serves_attention(q):
         return tile_attention_backward._init_fn(dout, *inputs)
-    grads = tuple(_rows_first(inputs[0]) for _ in range(3))
-    _attend(inputs, dout.to(inputs[0].dtype), grads)
+    grads = tuple(_rows_first(q) for _ in range(3))
+    _attend(inputs, dout.to(q.dtype), grads)
     return grads
 
 

@@ -8,6 +8,7 @@ interruption: finished runs and finished tables are kept. --arms adds control ar
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,15 +28,17 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
         return
     command = [sys.executable, "-m", "tdlm_fast.train", str(config_file), *overrides, f"run.dir={folder}", "--resume"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())  # the run saves, then ends
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the terminal sent it to the run too, which saves
         code = process.wait() or 130
     finally:
+        signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
             process.terminate()
             process.wait()
-    if code in (130, -2):
+    if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code:
         raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command goes on with it")

@@ -135,12 +135,17 @@ def _local(path: Path) -> dict[str, str]:
     return _cut([_read(f) for f in files], f"data.path: {path}")
 
 
-def _hub(name: str) -> dict[str, str]:
-    """The dataset's `text` column; splits that it lacks are cut from train. Raises OSError where it is unreachable."""
+def go_offline_without_hub() -> None:
+    """To call before `datasets` is imported: with no Hub its cache still serves, without half a minute of retries."""
     try:
         socket.getaddrinfo("huggingface.co", 443)
-    except OSError:  # its own cache still serves, and without half a minute of retries
+    except OSError:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _hub(name: str) -> dict[str, str]:
+    """The dataset's `text` column; splits that it lacks are cut from train. Raises OSError where it is unreachable."""
+    go_offline_without_hub()
     import datasets
 
     datasets.disable_progress_bars()

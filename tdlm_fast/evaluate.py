@@ -1,4 +1,8 @@
-"""Likelihood of a run: `python -m tdlm_fast.evaluate RUN --split test [--json]`."""
+"""Likelihood or accuracy of a run: `python -m tdlm_fast.evaluate RUN [--split test | --tasks blimp,hellaswag]`.
+
+Without --tasks: nats per token of a split (likelihood.py). With it: accuracy on evaluation sets (tasks.py, choices.py,
+accuracy.py); finished parts are kept in the run folder, so the same command goes on after an interruption.
+"""
 
 import argparse
 import json
@@ -17,10 +21,24 @@ def main(argv=None) -> int:
     p.add_argument("--max-samples", type=int, help="noise draws a sequence at most (default: the config's)")
     p.add_argument("--seed", type=int, help="seed of the draws (default: the config's)")
     p.add_argument("--layout", choices=("packed", "paragraphs"), help="rows to score (default: the config's)")
+    p.add_argument("--tasks", help="evaluation sets, as hellaswag,mmlu,mmlu_text,arc_easy,piqa,lambada,blimp")
+    p.add_argument("--limit", type=int, default=0, help="--tasks: first questions of a paradigm or subject (0: all)")
+    p.add_argument("--data", type=Path, help="--tasks: folder of local sets (default: the Hub, through datasets)")
+    p.add_argument("--samples", type=int, default=16, help="--tasks: noise draws an ending, diffusion")
+    p.add_argument("--batch-size", type=int, default=0, help="--tasks: sequences a forward pass (0: the config's)")
     p.add_argument("--device", default="auto")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
     a = p.parse_args(argv)
     try:
+        if a.tasks is not None:
+            from . import accuracy
+
+            found = accuracy.evaluate(
+                a.run, [name.strip() for name in a.tasks.split(",")], checkpoint=a.checkpoint, device=a.device,
+                data=a.data, limit=a.limit, samples=a.samples, seed=a.seed, batch_size=a.batch_size,
+            )  # fmt: skip
+            print(json.dumps({"run": a.run.name} | found) if a.json else accuracy.table(found))
+            return 0
         from dataclasses import replace
 
         from . import data
@@ -41,6 +59,9 @@ def main(argv=None) -> int:
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished parts of tasks are kept, the same command goes on", file=sys.stderr)
+        return 130
     if a.json:
         keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": a.split}
         print(json.dumps(keys | {"step": state["step"], "checkpoint": a.checkpoint} | found.asdict()))

@@ -14,6 +14,10 @@ def peak_memory_mb(device) -> float | None:
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins at what the parent process held
+        peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        return None if peak is None else int(peak) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows

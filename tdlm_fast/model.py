@@ -12,16 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import attention, embedding
-
-
-def rotate(x: Tensor) -> Tensor:  # (B, H, T, K)
-    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K)."""
-    T, half = x.shape[-2], x.shape[-1] // 2
-    rate = 10000.0 ** (-torch.arange(half, device=x.device) / half)
-    angle = torch.arange(T, device=x.device)[:, None] * rate
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.split(half, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+from .kernels.attention import rotate
 
 
 class Block(nn.Module):
@@ -36,13 +27,22 @@ class Block(nn.Module):
         self.up = nn.Linear(width, (2 if mlp == "swiglu" else 1) * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, causal: bool, valid: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, causal: bool, valid: Tensor | None, cache: list[Tensor] | None = None) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
-        if self.rope:
-            q, k = rotate(q), rotate(k)
-        a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
+        if cache is None:
+            a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
+        else:
+            read = cache[0].shape[2] if cache else 0
+            if self.rope:
+                q, k = rotate(q, read), rotate(k, read)
+            k, v = (torch.cat(pair, 2) for pair in zip(cache, (k, v), strict=True)) if read else (k, v)
+            cache[:] = k, v
+            if read:  # one token, which sees all before it
+                a = F.scaled_dot_product_attention(q, k, v)
+            else:
+                a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
         up = self.up(self.norm2(x))
         if self.mlp == "gelu":
@@ -97,14 +97,26 @@ class Model(nn.Module):
         counts = {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items() if m is not None}
         return counts | {"head": 0 if self.tied else self._head.numel()}
 
-    def forward(self, tokens: Tensor, *, causal: bool, valid: Tensor | None = None) -> Tensor:
-        T = tokens.shape[1]
+    def new_cache(self) -> list[list[Tensor]]:
+        """An empty cache for forward: a list [keys, values], each (B, H, T, K), a block."""
+        return [[] for _ in self.blocks]
+
+    def forward(
+        self, tokens: Tensor, *, causal: bool, valid: Tensor | None = None, cache: list[list[Tensor]] | None = None
+    ) -> Tensor:
+        """A cache takes the keys and values of the tokens; once it holds some, the next call reads one token more."""
+        T, read = tokens.shape[1], 0
+        if cache is not None:
+            read = cache[0][0].shape[2] if cache[0] else 0
+            if not causal or valid is not None or self.training or (read and T != 1):
+                raise ValueError("a cache needs causal=True, no padding, eval(), and one token a call after the first")
         x = embedding(tokens, self.embedding.weight)
         if self.positions is not None:
-            if T > self.positions.num_embeddings:
-                raise ValueError(f"{T} tokens are more than the table of {self.positions.num_embeddings} positions")
-            x = x + self.positions.weight[:T]
+            end, table = read + T, self.positions.weight
+            if end > len(table):
+                raise ValueError(f"{end} tokens are more than the table of {len(table)} positions")
+            x = x + table[read:end]
         x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, causal, valid)
+        for i, block in enumerate(self.blocks):
+            x = block(x, causal, valid, None if cache is None else cache[i])
         return self.norm(x)

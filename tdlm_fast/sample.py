@@ -1,92 +1,27 @@
 """Text from a run: `python -m tdlm_fast.sample RUN --prompt "…" --tokens 64`.
 
-    autoregressive  one token after another
-    diffusion       all masked; in S steps unmask until m_s = m(1 - s/S) of the tokens are left, ancestral (a random
-                    subset, Sahoo 2024) or confidence (the most certain first, MaskGIT); linear m = t, cosine
-                    m = sin^2(pi t / 2) (Zhang & Syed 2025), so cos^2(pi s / 2S) is masked after step s
-
-Draws use Gumbel noise in fp64: fp32 lowers the effective temperature (Zheng et al., 2409.02908).
+Diffusion runs write between a prompt and a suffix, in any order (samplers.py says which methods there are);
+autoregressive ones write on from the prompt. Text goes to stdout, tokens/s and the network evaluations to stderr.
 """
 
 import argparse
+import json
 import sys
+import time
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from . import checkpoint
 from . import config as settings
-from .kernels.schedules import mask_probability
+from .samplers import METHODS, UNMASKING, generate_batch, generate_ids
+from .watch import Screen
 
-
-def filtered(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """logits (N, V) over temperature, -inf outside the top_k (0: all) and the nucleus of mass top_p; fp64."""
-    z = logits.double() / max(temperature, 1e-6)
-    if 0 < top_k < z.shape[-1]:
-        z = z.masked_fill(z < z.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p < 1:
-        values, order = z.sort(descending=True)
-        before = values.softmax(-1).cumsum(-1) - values.softmax(-1)
-        z = torch.full_like(z, -torch.inf).scatter(1, order, values.masked_fill(before >= top_p, -torch.inf))
-    return z
-
-
-def draw(z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A token of each row of z (N, V) fp64 by the Gumbel trick, and its probability."""
-    u = torch.rand(z.shape, dtype=torch.float64, generator=generator).to(z.device)
-    token = (z - torch.log(-torch.log(u.clamp(1e-300, 1 - 1e-16)))).argmax(-1)
-    return token, z.softmax(-1).gather(1, token[:, None])[:, 0]
-
-
-@torch.no_grad()
-def generate_ids(
-    model, objective: str, prefix: list[int], suffix: list[int], *, tokens: int, seq_len: int, start_token_id: int,
-    steps: int = 0, method: str = "ancestral", unmasking: str = "linear", temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0, seed: int = 0,
-) -> list[int]:  # fmt: skip
-    """`tokens` new ids after prefix and before suffix. Raises ValueError where it does not fit the model."""
-    if objective == "autoregressive" and suffix:
-        raise ValueError("an autoregressive model cannot write before a suffix; train objective=diffusion for that")
-    if len(prefix) + tokens + len(suffix) > seq_len and objective == "diffusion":
-        total = f"{len(prefix)} + {tokens} + {len(suffix)}"
-        raise ValueError(f"prompt, tokens and suffix are {total} tokens; model.seq_len is {seq_len}")
-    was_training = model.training
-    model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
-
-    def pick(h):
-        z = filtered(h @ model.head.T, temperature, top_k, top_p)
-        return (z.argmax(-1), z.softmax(-1).amax(-1)) if temperature == 0 else draw(z, generator)
-
-    if objective == "autoregressive":
-        ids = [start_token_id, *prefix]
-        for _ in range(tokens):
-            x = torch.tensor([ids[-seq_len:]], device=device)
-            ids.append(int(pick(model(x, causal=True)[0, -1:])[0]))
-        new = ids[1 + len(prefix) :]
-    else:
-        x = torch.tensor([[*prefix, *[model.mask_token_id] * tokens, *suffix]], device=device)
-        steps = min(steps or tokens, tokens)
-        for s in range(1, steps + 1):
-            masked = (x[0] == model.mask_token_id).nonzero()[:, 0]
-            m = mask_probability(torch.tensor(1 - s / steps, dtype=torch.float64), unmasking)
-            keep = int(torch.round(m * tokens)) if s < steps else 0
-            if len(masked) <= keep:
-                continue
-            token, probability = pick(model(x, causal=False)[0, masked])
-            random = torch.rand(len(masked), generator=generator).to(device)
-            order = (random if method == "ancestral" else probability).argsort(descending=True)
-            chosen = order[: len(masked) - keep]
-            x[0, masked[chosen]] = token[chosen]
-        new = x[0, len(prefix) : len(prefix) + tokens].tolist()
-    model.train(was_training)
-    return new
+DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
+KEYS = ("tokens", "number", "temperature", "top_k", "top_p", "seed", *DIFFUSION_ONLY)  # of generate_batch
+LEAST = {"tokens": 1, "number": 1, "steps": 1, "block": 1, "temperature": 0, "top_k": 0, "seed": 0}
 
 
 def generate(model, tokenizer, config, prompt: str, suffix: str = "", **kw) -> str:
-    """prompt + new text + suffix; keywords as in generate_ids."""
+    """prompt + new text + suffix; keywords as in generate_batch."""
     before, after = tokenizer.encode(prompt), tokenizer.encode(suffix)
     new = generate_ids(
         model, config.objective, before, after, seq_len=config.model.seq_len,
@@ -110,36 +45,97 @@ def load_run(folder: Path, which: str = "best", device: str = "auto"):
     return config, tokenizer, model.to(pick_device(device)).eval(), state
 
 
-def main(argv=None) -> int:
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m tdlm_fast.sample", description=__doc__.split("\n")[0])
     p.add_argument("run", type=Path, help="run folder")
-    p.add_argument("--prompt", default="", help="text before the new tokens")
-    p.add_argument("--suffix", default="", help="text after them (diffusion)")
-    p.add_argument("--tokens", type=int, default=64, help="new tokens")
-    p.add_argument("--number", type=int, default=1, help="texts")
-    p.add_argument("--steps", type=int, default=0, help="network evaluations, diffusion (0: one a token)")
-    p.add_argument("--method", choices=("ancestral", "confidence"), default="ancestral")
-    p.add_argument("--unmasking", choices=("linear", "cosine"), default="linear")
+    p.add_argument("--prompt", help="text before the new tokens (default: none)")
+    p.add_argument("--tokens", type=int, default=64, help="new tokens (%(default)s)")
+    p.add_argument("--number", type=int, default=1, help="texts, written together; text i is that of --seed SEED+i")
     p.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token")
-    p.add_argument("--top-k", type=int, default=0)
-    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--top-k", type=int, default=0, help="draw among the K most probable tokens (0: all)")
+    p.add_argument("--top-p", type=float, default=1.0, help="draw among the most probable tokens of this mass")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--checkpoint", choices=("best", "last"), default="best")
     p.add_argument("--device", default="auto")
-    a = p.parse_args(argv)
+    p.add_argument("--watch", action="store_true", help="show the text while it is written")
+    p.add_argument("--frame", type=float, default=0.1, help="seconds that --watch shows a step on a terminal")
+    p.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    d = p.add_argument_group("diffusion runs")
+    d.add_argument("--suffix", help="text after the new tokens (default: none)")
+    d.add_argument("--steps", type=int, help="network evaluations, at most (default: one a token)")
+    d.add_argument("--method", choices=METHODS, help="which tokens a step writes (ancestral)")
+    d.add_argument("--unmasking", choices=UNMASKING, help="how many (linear)")
+    d.add_argument("--block", type=int, help="write blocks of so many tokens from left to right")
+    d.add_argument("--remask", type=float, metavar="ETA", help="mask written tokens again, ReMDM-cap (none)")
+    return p
+
+
+def check(a, objective: str | None = None) -> None:
+    """Raise ValueError where an option is out of range or, once the objective is known, not for it."""
+    for name, least in LEAST.items():
+        value = getattr(a, name)
+        if value is not None and not value >= least:
+            hint = "; leave it out for one step a token" if name == "steps" else ""
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}{hint}")
+    if not 0 < a.top_p <= 1:
+        raise ValueError(f"--top-p is {a.top_p}; it must lie in 0 < top-p <= 1")
+    if a.remask is not None and not 0 < a.remask <= 1:
+        raise ValueError(f"--remask is {a.remask}; it must lie in 0 < remask <= 1")
+    if not 0 <= a.frame < 60:
+        raise ValueError(f"--frame is {a.frame}; it must lie in 0 <= frame < 60 seconds")
+    for name in ("prompt", "suffix"):
+        if getattr(a, name) == "":
+            raise ValueError(f"--{name} is empty; leave it out to write without one")
+    if a.remask is not None and a.method not in (None, "ancestral"):
+        raise ValueError(f"--remask goes with --method ancestral, not {a.method}")
+    given = ", ".join(f"--{name}" for name in ("suffix", *DIFFUSION_ONLY) if getattr(a, name) is not None)
+    if objective == "autoregressive" and given:
+        raise ValueError(f"{given}: for diffusion; {a.run} is autoregressive and only writes on from the prompt")
+
+
+def main(argv=None) -> int:
+    a = parser().parse_args(argv)
     try:
-        if a.tokens < 1 or a.number < 1 or a.temperature < 0 or not 0 < a.top_p <= 1 or a.top_k < 0 or a.steps < 0:
-            raise ValueError("--tokens, --number >= 1; --temperature, --top-k, --steps >= 0; --top-p in (0, 1]")
+        check(a)
         config, tokenizer, model, _ = load_run(a.run, a.checkpoint, a.device)
-        for i in range(a.number):
-            text = generate(
-                model, tokenizer, config, a.prompt, a.suffix, tokens=a.tokens, steps=a.steps, method=a.method,
-                unmasking=a.unmasking, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, seed=a.seed + i,
+        check(a, config.objective)
+        prompt, suffix = a.prompt or "", a.suffix or ""
+        chosen = {key: getattr(a, key) for key in KEYS if getattr(a, key) is not None}
+        stream = sys.stderr if a.json else sys.stdout
+        screen = Screen(tokenizer, model.mask_token_id, stream, a.frame) if a.watch else None
+        started = time.perf_counter()
+        try:
+            found = generate_batch(
+                model, config.objective, tokenizer.encode(prompt), tokenizer.encode(suffix),
+                seq_len=config.model.seq_len, start_token_id=tokenizer.start_token_id, tell=screen, **chosen,
             )  # fmt: skip
-            print(text)
+        finally:
+            if screen:
+                screen.close()
+        ids = found.ids.tolist()
+        seconds = max(time.perf_counter() - started - (screen.spent if screen else 0.0), 1e-9)
     except ValueError as e:  # ConfigError is one
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    texts = [prompt + tokenizer.decode(new) + suffix for new in ids]
+    cost = {
+        "network_evaluations": found.evaluations, "network_evaluations_a_text": found.rows / a.number,
+        "seconds": seconds, "tokens_per_s": a.number * a.tokens / seconds,
+    }  # fmt: skip
+    if a.json:
+        about = {"run": a.run.name, "objective": config.objective, "prompt": prompt, "suffix": suffix}
+        print(json.dumps(about | chosen | cost | {"texts": texts}))
+        return 0
+    for text in texts:
+        print(text)
+    print(
+        f"{a.number * a.tokens:,} tokens, {found.evaluations:,} network evaluations "
+        f"({found.rows / a.number:,.1f} a text), {cost['tokens_per_s']:,.0f} tokens/s",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -62,6 +65,24 @@ def test_the_same_command_runs_nothing_again(done, monkeypatch, capsys):
     assert compare.main(command) == 0
     assert {f: f.stat().st_mtime_ns for f in before} == before
     assert (out / "report.html").read_text() == page
+
+
+def test_a_stopped_comparison_goes_on(done, tmp_path):
+    """SIGTERM in the first run: it saves; the same command then ends with the losses of the run never stopped."""
+    out, command = done
+    again = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["--sequences", "0"]
+    again[again.index("--seeds") + 1] = "1"
+    process = subprocess.Popen([sys.executable, "-m", "tdlm_fast.compare", *again], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 4' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    assert "the same command goes on" in process.communicate(timeout=120)[1] and process.returncode == 130
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert compare.main(again) == 0
+    stopped, whole = (compare.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
+    assert stopped["losses"][-1] == whole["losses"][-1] and stopped["summary"]["test"] == whole["summary"]["test"]
 
 
 class _Page(HTMLParser):

@@ -12,7 +12,6 @@ from tdlm_fast.data import Split
 from tdlm_fast.likelihood import draw_counts, likelihood
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
-from tdlm_fast.sample import draw, filtered, generate_ids
 
 
 def split_of(rows, T):
@@ -109,25 +108,3 @@ def test_training_approaches_the_entropy_of_a_markov_source_from_above(objective
     found = likelihood(model, split, objective, start_token_id=4, max_samples=32, batch_size=500)
     assert abs(own - entropy) < 0.02
     assert own - 4 * found.stderr - 2e-3 < found.nats_per_token < own + 0.06
-
-
-def test_top_k_top_p_and_gumbel_draws_follow_the_distribution():
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    assert filtered(logits, 1, 2, 1.0).isfinite().sum() == 2
-    assert filtered(logits, 1, 0, 0.7).isfinite().sum() == 2  # 0.64, 0.24, …
-    z = filtered(logits, 0.5, 0, 1.0).expand(40000, 4)
-    tokens, probability = draw(z, torch.Generator().manual_seed(0))
-    share = tokens.bincount(minlength=4) / 40000
-    assert (share - (2 * logits[0]).softmax(0)).abs().max() < 0.01
-    torch.testing.assert_close(probability, z.softmax(-1).gather(1, tokens[:, None])[:, 0])
-
-
-@pytest.mark.parametrize("method", ["ancestral", "confidence"])
-@pytest.mark.parametrize("unmasking", ["linear", "cosine"])
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_diffusion_fills_every_mask_and_keeps_the_prompt_at_both_ends(method, unmasking, steps):
-    kw = dict(tokens=7, seq_len=12, start_token_id=0, steps=steps, method=method, unmasking=unmasking)
-    new = generate_ids(sharp(9), "diffusion", [1, 2], [3], **kw)
-    assert len(new) == 7 and max(new) < 9 and new == generate_ids(sharp(9), "diffusion", [1, 2], [3], **kw)
-    with pytest.raises(ValueError, match="model.seq_len is 12"):
-        generate_ids(sharp(9), "diffusion", [1] * 6, [], **kw)

@@ -80,7 +80,7 @@ int check(const Lce &c, int isa, int threads) {
 
 }  // namespace
 
-API int tdlm_abi() { return 2; }  // raised with every change of an argument; kernels/native.py asks for its own
+API int tdlm_abi() { return 3; }  // raised with every change of an argument; kernels/native.py asks for its own
 
 API int tdlm_has(int isa) { return has(isa); }
 
@@ -103,15 +103,17 @@ API int tdlm_lce_backward_weight(int isa, int threads, const void *h, int h_bf16
     return bad ? bad : run_lce(c, kernels(isa, round), true, threads);
 }
 
-// Attention of B sequences of H heads; tensors, strides, valid, segments and key as in kernels.h.
+// Attention of B sequences of H heads; tensors, strides, valid, segments, rope and key as in kernels.h.
 API int tdlm_attention(int isa, int threads, int backward, int bf16, int causal, const void *const *tensors,
                        const int64_t *strides, int64_t B, int64_t H, int64_t T, int64_t K, const uint8_t *valid,
-                       const int64_t *segments, const uint32_t *key, int32_t threshold, float keep_scale) {
+                       const int64_t *segments, const float *rope, const uint32_t *key, int32_t threshold,
+                       float keep_scale) {
     Attention c = {};
-    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || B < 0 || H < 1 || T < 1 || K < 1) return BAD_ARGUMENT;
+    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || B < 0 || H < 1 || T < 1 || K < 1 || (rope && K % 2))
+        return BAD_ARGUMENT;
     memcpy(c.tensors, tensors, sizeof c.tensors), memcpy(c.strides, strides, sizeof c.strides);
     c.backward = backward, c.bf16 = bf16, c.causal = causal, c.H = H, c.T = T, c.K = K;
-    c.valid = valid, c.segments = segments, c.key = key, c.threshold = threshold, c.keep_scale = keep_scale;
+    c.valid = valid, c.segments = segments, c.rope = rope, c.key = key, c.threshold = threshold, c.keep_scale = keep_scale;
     const Kernels &k = kernels(isa, false);
     return run(B * H, k.head_scratch(c), threads, [&](int64_t i, char *scratch) { k.head(c, i, scratch); });
 }

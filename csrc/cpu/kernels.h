@@ -24,6 +24,7 @@ struct Attention {
     int64_t H, T, K;
     const uint8_t *valid;           // (B, T), 0 at padding, or null
     const int64_t *segments;        // (B, T), document of each token, or null
+    const float *rope;              // (T, K): K / 2 cosines and K / 2 sines that turn q and k, or null
     const uint32_t *key;            // of the dropout's Philox, or null
     int32_t threshold;              // an entry is kept where its word >> 1 is not below,
     float keep_scale;               // and scaled by this

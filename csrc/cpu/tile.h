@@ -1,7 +1,7 @@
 // Attention of one head at a time: P = softmax(q k^T scale + mask), out = (P keep / (1 - p)) v, and its gradients.
 //
 // A block of rows of q meets all the columns it can see; nothing of the forward pass is kept, the backward pass makes
-// the block's P again. Products, softmax and sums are fp32. Columns are kept in the order in which Philox gives its
+// the block's P again. Rotary positions turn q and k as they are read (Su et al. 2021). Products, softmax and sums are fp32. Columns are kept in the order in which Philox gives its
 // words, vector by vector: column c of a block of 4 LANES is key 4 (c % LANES) + c / LANES of that block.
 //
 // Included once by each instruction set's file under its own target pragma, as attend.h is.
@@ -60,12 +60,24 @@ struct Tile {
         else for (int64_t i = 0; i < c.K; i++) ((float *)to)[i] = from[i] * scale;
     }
 
+    // Pairs (i, i + K / 2) of x turned by the angles of position t, back where sign is -1.
+    void turn(float *x, int64_t t, float sign) const {
+        if (!c.rope) return;
+        int64_t half = c.K / 2;
+        const float *cosine = c.rope + t * c.K, *sine = cosine + half;
+        for (int64_t i = 0; i < half; i++) {
+            float a = x[i], b = x[i + half], s = sign * sine[i];
+            x[i] = a * cosine[i] - b * s, x[i + half] = b * cosine[i] + a * s;
+        }
+    }
+
     // rows[col] = key of that column, zero past T; and the same in panels, columns in the lanes.
     void pack(float *rows, float *panels, int which, int64_t b, int64_t h) const {
         for (int64_t col = 0; col < Tp; col++) {
             int64_t t = key_of(col);
             if (t < c.T) read(rows + col * Kp, which, b, h, t, 1);
             else memset(rows + col * Kp, 0, Kp * 4);
+            if (t < c.T && which == 1) turn(rows + col * Kp, t, 1);
             float *panel = panels + col / WIDTH * WIDTH * c.K + col % WIDTH;
             for (int64_t i = 0; i < c.K; i++) panel[i * WIDTH] = rows[col * Kp + i];
         }
@@ -232,7 +244,7 @@ struct Tile {
             if (first + n <= end) cols = least(cols, up(end, QUAD));  // no row here is padding, so none sees beyond
             bool masked = c.causal || valid || documents || cols > T_;
             for (int64_t r = 0; r < rows; r++) {
-                if (r < n) read(q + r * Kp, 0, b, h, first + r, scale);
+                if (r < n) read(q + r * Kp, 0, b, h, first + r, scale), turn(q + r * Kp, first + r, 1);
                 else memset(q + r * Kp, 0, Kp * 4);
             }
             scores(s, q, kt, rows, cols);
@@ -255,12 +267,17 @@ struct Tile {
             add_product(dv, s, 1, Tp, o, cols, rows);
             add_product(dk, dp, 1, Tp, q, cols, rows);  // q carries the scale already
             add_product(out, dp, Tp, 1, kr, rows, cols);
-            for (int64_t r = 0; r < n; r++) write(4, b, h, first + r, out + r * Kp, scale);
+            for (int64_t r = 0; r < n; r++) {
+                turn(out + r * Kp, first + r, -1);
+                write(4, b, h, first + r, out + r * Kp, scale);
+            }
         }
         if (!c.backward) return;
         for (int64_t col = 0; col < Tp; col++) {
             int64_t t = key_of(col);
-            if (t < T_) write(5, b, h, t, dk + col * Kp, 1), write(6, b, h, t, dv + col * Kp, 1);
+            if (t >= T_) continue;
+            turn(dk + col * Kp, t, -1);
+            write(5, b, h, t, dk + col * Kp, 1), write(6, b, h, t, dv + col * Kp, 1);
         }
     }
 

@@ -1,0 +1,93 @@
+"""Show texts while they are written: in place on a terminal, else one line a step.
+
+A mask is a block character; what the step has just written stands out. Only the rows that fit the terminal are shown.
+"""
+
+import os
+import shutil
+import time
+import unicodedata
+
+MASK, DIM, NEW, OFF = "█", "\x1b[2m", "\x1b[1;32m", "\x1b[0m"
+
+
+def width(c: str) -> int:
+    """Columns of a character in a terminal."""
+    return 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+
+
+def runs(tokenizer, ids: list[int], before: list[int] | None, mask_token_id: int) -> list[tuple[str, str]]:
+    """(style, text) of the runs of equal style; control characters, which could move the cursor, are shown as dots."""
+    out, i = [], 0
+
+    def style(j):
+        if ids[j] == mask_token_id:
+            return DIM
+        return NEW if before is not None and (j >= len(before) or before[j] != ids[j]) else ""
+
+    while i < len(ids):
+        j, kind = i, style(i)
+        while j < len(ids) and style(j) == kind:
+            j += 1
+        text = MASK * (j - i) if kind == DIM else tokenizer.decode(ids[i:j])
+        out.append((kind, "".join(c if c == "\n" or c.isprintable() else "·" for c in text)))
+        i = j
+    return out
+
+
+def wrapped(parts: list[tuple[str, str]], columns: int, colour: bool) -> list[str]:
+    """Lines of at most that many columns, each with its styles closed at its end."""
+    lines, line, used = [], "", 0
+    for kind, text in parts:
+        kind = kind if colour else ""
+        line += kind
+        for c in text:
+            if c == "\n" or used + width(c) > columns:
+                lines.append(line + (OFF if kind else ""))
+                line, used = kind, 0
+            if c != "\n":
+                line, used = line + c, used + width(c)
+        line += OFF if kind else ""
+    return [*lines, line]
+
+
+class Screen:
+    """Called with x (B, n) after every step; `seconds` is how long a step is shown, `spent` what all of it took."""
+
+    def __init__(self, tokenizer, mask_token_id: int, stream, seconds: float = 0.1):
+        self.tokenizer, self.mask, self.stream, self.seconds = tokenizer, mask_token_id, stream, seconds
+        self.live = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.colour = self.live and "NO_COLOR" not in os.environ
+        self.before, self.height, self.step, self.spent = None, 0, 0, 0.0
+
+    def __call__(self, x) -> None:
+        started, rows = time.perf_counter(), x.tolist()
+        self.step += 1
+        before = self.before or [None] * len(rows)
+        texts = [runs(self.tokenizer, ids, old, self.mask) for ids, old in zip(rows, before, strict=True)]
+        if self.live:
+            columns, most = shutil.get_terminal_size()
+            lines = [f"step {self.step}"]
+            for i, parts in enumerate(texts):
+                lines += [f"text {i + 1}"] * (len(texts) > 1) + wrapped(parts, columns - 1, self.colour)
+            lines = lines[: max(1, most - 1)]
+            self.stream.write(self.erase() + "\n".join(lines) + "\n")
+            self.height = len(lines)
+        else:
+            for parts in texts:
+                text = "".join(t for _, t in parts).replace("\n", "⏎")
+                self.stream.write(f"step {self.step}: {text}\n")
+        self.stream.flush()
+        self.before = rows
+        if self.live:
+            time.sleep(max(0.0, self.seconds - (time.perf_counter() - started)))
+        self.spent += time.perf_counter() - started
+
+    def erase(self) -> str:
+        """The codes that remove what is shown."""
+        return f"\x1b[{self.height}F\x1b[J" if self.height else ""
+
+    def close(self) -> None:
+        self.stream.write(self.erase())
+        self.stream.flush()
+        self.height = 0

@@ -1,0 +1,152 @@
+"""The command `sample`: options, reports, and the text on the screen while it is written."""
+
+import io
+import json
+import re
+
+import pytest
+import torch
+
+from tdlm_fast import checkpoint, sample, watch
+from tdlm_fast import config as settings
+from tdlm_fast.samplers import METHODS, window_start
+from tdlm_fast.tokenizer import Bytes
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run folder of each objective with random, far from uniform weights."""
+    from tdlm_fast.step import build_model
+
+    folders = {}
+    for objective in ("diffusion", "autoregressive"):
+        folder = tmp_path_factory.mktemp("runs") / objective
+        folder.mkdir()
+        keys = [f"objective={objective}", "data.tokenizer=bytes", "model.width=16", "model.heads=2", "model.seq_len=32"]
+        config = settings.load("configs/tiny.yaml", keys)
+        settings.save(config, folder / "config.yaml")
+        model = build_model(config, Bytes())
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.dim() == 2:
+                    p.mul_(25)
+        checkpoint.save(folder / "checkpoints" / "best.safetensors", model, None, {"step": 0})
+        folders[objective] = folder
+    return folders
+
+
+def call(capsys, *args):
+    code = sample.main([*map(str, args), "--device", "cpu"])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_texts_of_a_batch_are_those_of_their_seeds_and_their_cost_is_told(runs, objective, capsys):
+    args = [runs[objective], "--prompt", "ab", "--tokens", "12", "--json"]
+    code, out, err = call(capsys, *args, "--number", "3", "--seed", "4")
+    found = json.loads(out)
+    assert (code, err) == (0, "") and found["objective"] == objective and found["tokens_per_s"] > 0
+    alone = [json.loads(call(capsys, *args, "--seed", 4 + i)[1]) for i in range(3)]
+    assert found["texts"] == [a["texts"][0] for a in alone]
+    assert all(t.startswith("ab") for t in found["texts"]) and len(set(found["texts"])) == 3
+    each = [a["network_evaluations"] for a in alone]
+    assert found["network_evaluations_a_text"] == pytest.approx(sum(each) / 3) and max(each) <= 12
+    assert found["network_evaluations"] >= max(each)
+    if objective == "autoregressive":
+        assert each == [12] * 3
+    code, out, err = call(capsys, *args[:-1], "--seed", "4")
+    assert out == alone[0]["texts"][0] + "\n"  # the line of figures is on stderr
+    assert re.fullmatch(r"12 tokens, \d+ network evaluations \([\d.]+ a text\), [\d,]+ tokens/s\n", err)
+
+
+def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
+    args = [runs["diffusion"], "--prompt", "ab", "--suffix", "yz", "--tokens", "8", "--steps", "4", "--json"]
+    texts = set()
+    for extra in [["--method", m] for m in METHODS] + [["--remask", "0.3"], ["--method", "random", "--block", "4"]]:
+        code, out, err = call(capsys, *args, *extra, "--unmasking", "cosine")
+        found = json.loads(out)
+        assert code == 0 and found["texts"][0].startswith("ab") and found["texts"][0].endswith("yz")
+        assert found["network_evaluations"] == 4 or extra[-1] in ("ancestral", "0.3")
+        texts.add(found["texts"][0])
+    assert len(texts) >= 6  # they differ
+
+
+@pytest.mark.parametrize("objective, args, message", [
+    ("diffusion", ["--steps", "0"], "--steps is 0; it must be at least 1; leave it out for one step a token"),
+    ("diffusion", ["--tokens", "0"], "--tokens is 0; it must be at least 1"),
+    ("diffusion", ["--number", "0"], "--number is 0"), ("diffusion", ["--temperature", "nan"], "--temperature is nan"),
+    ("diffusion", ["--top-p", "0"], "--top-p is 0.0; it must lie"), ("diffusion", ["--top-k", "-1"], "--top-k is -1"),
+    ("diffusion", ["--prompt", ""], "--prompt is empty; leave it out"), ("diffusion", ["--suffix", ""], "is empty"),
+    ("diffusion", ["--tokens", "30", "--prompt", "abc"], "3 + 30 + 0 tokens; model.seq_len is 32"),
+    ("diffusion", ["--tokens", "9", "--block", "4"], "block 4 does not divide the 9 new tokens"),
+    ("diffusion", ["--tokens", "8", "--block", "2", "--steps", "6"], "steps 6 must be a multiple of the 4 blocks"),
+    ("diffusion", ["--block", "0"], "--block is 0"), ("diffusion", ["--remask", "2"], "--remask is 2.0"),
+    ("diffusion", ["--remask", "0.1", "--method", "top"], "--remask goes with --method ancestral, not top"),
+    ("autoregressive", ["--suffix", "x"], "--suffix: for diffusion; "),
+    ("autoregressive", ["--method", "random", "--block", "4"], "--method, --block: for diffusion; "),
+    ("autoregressive", ["--steps", "4"], "is autoregressive and only writes on from the prompt"),
+])  # fmt: skip
+def test_bad_input_is_one_error(runs, objective, args, message, capsys):
+    code, out, err = call(capsys, runs[objective], *args)
+    assert (code, out) == (2, "") and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_prompt_longer_than_the_model_reads_slides(runs, capsys):
+    args = [runs["autoregressive"], "--tokens", "6", "--temperature", "0", "--json"]
+    long = "x" * 50 + "the end of a prompt"
+    texts = [json.loads(call(capsys, *args, "--prompt", p)[1])["texts"][0] for p in (long, "y" * 20 + long[20:])]
+    assert texts[0][len(long) :] == texts[1][len(long) :]  # what lies before the window makes no difference
+    assert window_start(32, 32) == 0 and window_start(33, 32) == 8 and window_start(70, 32) == 40
+
+
+def test_watch_without_a_terminal_is_one_line_a_step(runs, capsys):
+    args = [runs["diffusion"], "--prompt", "ab", "--tokens", "6", "--steps", "3", "--method", "random", "--watch"]
+    code, out, err = call(capsys, *args)
+    lines = out.split("\n")
+    assert code == 0 and [line.count(watch.MASK) for line in lines[:3]] == [4, 2, 0]
+    assert [line[:10] for line in lines[:3]] == [f"step {s}: ab" for s in (1, 2, 3)]
+    assert "\n".join(lines[3:]) == call(capsys, *args[:-1])[1]  # then what the command writes without it
+    assert "\x1b" not in "".join(lines[:3])
+    code, out, err = call(capsys, runs["autoregressive"], "--prompt", "ab", "--tokens", "3", "--watch", "--json")
+    assert json.loads(out)["texts"] and err.count("\n") == 3
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_watch_draws_in_place(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "10")
+    monkeypatch.setenv("LINES", "5")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    screen = watch.Screen(Bytes(), 257, terminal, 0.0)
+    screen(torch.tensor([[*b"abc", 257, 257]]))
+    assert terminal.getvalue() == f"step 1\nabc{watch.DIM}{watch.MASK * 2}{watch.OFF}\n"
+    terminal.truncate(0), terminal.seek(0)
+    screen(torch.tensor([[*b"abc", 27, 257]]))  # an escape character must not reach the terminal
+    assert terminal.getvalue() == (
+        f"\x1b[2F\x1b[Jstep 2\nabc{watch.NEW}·{watch.OFF}{watch.DIM}{watch.MASK}{watch.OFF}\n"
+    )  # fmt: skip
+    terminal.truncate(0), terminal.seek(0)
+    screen(torch.tensor([[*b"0123456789" * 20]]))  # more than fits: the first lines, so that it can be removed again
+    assert terminal.getvalue().count("\n") == 4 == screen.height
+    screen.close()
+    assert terminal.getvalue().endswith("\x1b[4F\x1b[J")
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    watch.Screen(Bytes(), 257, plain, 0.0)(torch.tensor([[257, 65]]))
+    assert plain.getvalue() == f"step 1\n{watch.MASK}A\n"
+    monkeypatch.setenv("TERM", "dumb")
+    assert not watch.Screen(Bytes(), 257, Terminal()).live
+
+
+def test_lines_are_as_wide_as_the_terminal():
+    assert watch.wrapped([("", "abcdef")], 4, True) == ["abcd", "ef"]
+    assert watch.wrapped([("", "日本語")], 4, True) == ["日本", "語"]  # two columns each
+    assert watch.wrapped([("", "ab\ncd")], 4, True) == ["ab", "cd"]
+    styled = watch.wrapped([(watch.NEW, "abcde")], 4, True)
+    assert styled == [f"{watch.NEW}abcd{watch.OFF}", f"{watch.NEW}e{watch.OFF}"]

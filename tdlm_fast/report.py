@@ -91,8 +91,10 @@ def paragraph(result: dict) -> str:
     if run["summary"]["note"]:
         text.append(f"Note: {run['summary']['note']}.")
     if test:
-        tests = [[r["table"]["rows"][0] if r["table"] else r["summary"]["test"] for r in arms[o]["runs"]] for o in NAMES]
-        values = [mean(t["nats_per_token"] for t in found) for found in tests]
+        values = []
+        for o in NAMES:
+            tests = [r["table"]["rows"][0] if r["table"] else r["summary"]["test"] for r in arms[o]["runs"]]
+            values.append(mean(t["nats_per_token"] for t in tests))
         side = "diffusion is ahead" if test["low"] > 0 else "autoregressive is ahead" if test["high"] < 0 else None
         text.append(
             f"On the test split diffusion's upper bound is {values[0]:.3f} nats per token (perplexity at most "

@@ -20,7 +20,7 @@ import torch
 
 from tdlm_fast.data import Split
 from tdlm_fast.kernels import linear_cross_entropy
-from tdlm_fast.kernels.philox import STREAM_TIME, STREAM_TOKEN, random_words
+from tdlm_fast.kernels.philox import STREAM_SAMPLE, STREAM_TIME, STREAM_TOKEN, random_words
 from tdlm_fast.likelihood import draw_counts, masked_sums, row_lengths
 from tdlm_fast.model import Model
 from tdlm_fast.objective import diffusion_loss
@@ -76,7 +76,8 @@ def estimate(model: Model, split: Split, name: str, *, seed: int, draw: int) -> 
         return (sums * lengths / counts).sum().item() / split.scored
     t = (u.double() + 0.5) / 2**32
     if name == "t-stratified":
-        t = (torch.arange(len(split)) + t) / len(split)
+        order = random_words(torch.arange(len(split)), seed=seed, step=draw, stream=STREAM_SAMPLE)
+        t = (torch.argsort(torch.argsort(order)) + t) / len(split)  # every row meets every stratum in the long run
     x0, valid = split.rows(np.arange(len(split)))
     words = random_words(torch.arange(x0.numel()).view_as(x0), seed=seed, step=draw, stream=STREAM_TOKEN)
     masked = words < (t * 2**32)[:, None]

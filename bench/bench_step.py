@@ -22,8 +22,8 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 
+from bench import peers
 from bench.plain import PlainModel, PlainSteps
 from tdlm_fast import config as settings
 from tdlm_fast import data, memory, step
@@ -33,41 +33,17 @@ from tdlm_fast.log import peak_memory_mb
 from tdlm_fast.optim import adamw
 
 
-class Absent(Exception):
-    """A side that cannot run here; the message says why."""
-
-
 def torch_head(h, head, y, weights, chunk=0):
-    if not hasattr(F, "linear_cross_entropy"):
-        raise Absent("needs PyTorch 2.13")
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk) if chunk else None
-    kwargs = {"options": options} if chunk else {}
     dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
-    return F.linear_cross_entropy(h.to(dtype), head.to(dtype), y, reduction="mean", **kwargs).float() * len(y)
+    return peers.torch_loss(h.to(dtype), head.to(dtype), y, chunk)
 
 
 def liger_head(h, head, y, weights):
-    try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-    except ImportError as e:
-        raise Absent(f"pip install liger-kernel ({e})") from None
-    if not h.is_cuda:
-        raise Absent("liger-kernel needs a GPU")
-    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(head, h, y)
+    return peers.liger_loss(h, head, y)
 
 
 def cce_head(h, head, y, weights):
-    try:
-        from cut_cross_entropy import linear_cross_entropy
-    except ImportError as e:
-        raise Absent(f"pip install cut-cross-entropy ({e})") from None
-    if not h.is_cuda:
-        raise Absent("cut-cross-entropy's kernels need a GPU")
-    h, head = h.bfloat16(), head.bfloat16()
-    try:
-        return linear_cross_entropy(h, head, y, reduction="sum", impl="cce_exact")
-    except (NotImplementedError, ValueError):  # the release on PyPI knows it by its filter
-        return linear_cross_entropy(h, head, y, reduction="sum", impl="cce", filter_eps=None)
+    return peers.cce_loss(h.bfloat16(), head.bfloat16(), y)
 
 
 PLAIN = {
@@ -158,10 +134,8 @@ def bench(config, corpus, device, chosen, rounds: int, seconds: float) -> dict:
             side.peak_mb = peak_memory_mb(device) - held if device.type == "cuda" else None
             side.per_step = side.run(2) / 2
             sides[name] = side
-        except Absent as e:
-            absent[name] = str(e)
         except Exception as e:
-            absent[name] = f"failed: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+            absent[name] = peers.why_not(e)
         print(f"{name}: {absent.get(name) or 'ready'}", file=sys.stderr)
     for _ in range(rounds):
         for side in sides.values():

@@ -1,8 +1,9 @@
 """The other ways to do what our kernels do, each at its best setting: what they are raced against.
 
-A side is a function of no arguments that does the whole work, forward and both gradients; None says why it is absent.
-Only ours takes the row count from the device and a weight a token in one call; the others get the live rows alone,
-as if the host had known the count, and where they know no weight a token they go without, which is less work.
+A side is a function of no arguments that does the whole work, forward and both gradients. Only ours takes the row count
+from the device and a weight a token in one call; the others get the live rows alone, as if the host had known the
+count, and where they know no weight a token they go without, which is less work. A loss that cannot run here raises
+Absent, and the message says why.
 """
 
 import functools
@@ -14,15 +15,70 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import corrupt, linear_cross_entropy
-from tdlm_fast.kernels.cases import Corrupt, Lce
+from tdlm_fast.kernels import attention, corrupt, linear_cross_entropy
+from tdlm_fast.kernels.attention import attention_ref
+from tdlm_fast.kernels.cases import Attention, Corrupt, Lce
 from tdlm_fast.kernels.corrupt import corrupt_ref
+
+
+class Absent(Exception):
+    """A side that cannot run here; the message says why."""
 
 
 class Side(NamedTuple):
     name: str
     run: Callable | None
     note: str = ""
+    recomputes: bool = False  # a product of the forward pass in the backward pass
+
+
+def why_not(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, Absent):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "out of memory"
+    return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _need(package: str, device: torch.device) -> None:
+    name = package.replace("_", "-")
+    if importlib.util.find_spec(package) is None:
+        raise Absent(f"pip install {name}")
+    if device.type != "cuda":
+        raise Absent(f"{name} needs a GPU")
+
+
+def plain_loss(h, w, y, weights):
+    """The sum over rows, the logits in memory; h (N, D), w (V, D), y (N,) int64, weights (N,) fp32."""
+    return (F.cross_entropy((h @ w.T).float(), y, reduction="none") * weights).sum()
+
+
+def torch_loss(h, w, y, chunk=0):
+    """The sum over rows by F.linear_cross_entropy; chunk rows at a time, or as many as PyTorch likes."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Absent("needs PyTorch 2.13")
+    how = {"options": torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)} if chunk else {}
+    return F.linear_cross_entropy(h, w, y, reduction="mean", **how).float() * len(y)  # a sum would be rounded to bf16
+
+
+def liger_loss(h, w, y, budget=1):
+    """The sum over rows by Liger, which cuts them so that a chunk of logits is `budget` times as large as h."""
+    _need("liger_kernel", h.device)
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(h, w, y, reduction="sum", chunk_mem_const=budget)
+
+
+def cce_loss(h, w, y):
+    """The sum over rows by cut-cross-entropy without its filter; h and w in 16 bits."""
+    _need("cut_cross_entropy", h.device)
+    from cut_cross_entropy import linear_cross_entropy as of
+
+    try:
+        return of(h, w, y, reduction="sum", impl="cce_exact")
+    except (NotImplementedError, ValueError):  # the release on PyPI knows it by its filter
+        return of(h, w, y, reduction="sum", impl="cce", filter_eps=None)
 
 
 def _seconds(run: Callable, device: str) -> float:
@@ -35,27 +91,17 @@ def _seconds(run: Callable, device: str) -> float:
 
 
 def tuned(name: str, make: Callable, settings, device: str, note: str = "") -> Side:
-    """The fastest of make(setting), by one timed call each; settings that do not fit in memory drop out."""
+    """The fastest of make(setting), by one timed call each; settings that fail drop out."""
     took = {}
     for setting in settings:
         try:
             took[setting] = _seconds(make(setting), device)
-        except torch.cuda.OutOfMemoryError:
-            continue
+        except Exception as error:
+            reason = why_not(error)
     if not took:
-        return Side(name, None, "out of memory at every setting")
+        return Side(name, None, reason)
     best = min(took, key=took.get)
-    return Side(f"{name} (best: {best})", make(best), note)
-
-
-def _absent(package: str, device: str) -> str:
-    if importlib.util.find_spec(package) is None:
-        return f"{package.replace('_', '-')} is not installed"
-    return "" if device == "cuda" else "needs a GPU"
-
-
-def plain(h, w, y, weights):
-    return (F.cross_entropy((h @ w.T).float(), y, reduction="none") * weights).sum()
+    return Side(f"{name} of {best}", make(best), note)
 
 
 def lce_sides(case: Lce, dtype: torch.dtype, device: str) -> list[Side]:
@@ -64,55 +110,27 @@ def lce_sides(case: Lce, dtype: torch.dtype, device: str) -> list[Side]:
     live = slice(case.live)
     x, y_live, weights_live = h.detach()[live].requires_grad_(), y[live], weights[live]
 
-    def both(loss_of, x=x):
-        return lambda: torch.autograd.grad(loss_of(), (x, w))
+    def both(loss, *more, **options):
+        return lambda: torch.autograd.grad(loss(x, w, y_live, *more, **options), (x, w))
 
-    sides = [
-        Side("tdlm_fast", both(lambda: linear_cross_entropy(h, w, y, weights, n_rows=n_rows), h)),
-        Side("PyTorch", both(lambda: plain(x, w, y_live, weights_live))),
-        Side("torch.compile of it", both(functools.partial(torch.compile(plain), x, w, y_live, weights_live))),
-    ]
-    no_weights = "no weight a token"
-    if hasattr(F, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions
+    def ours():
+        return torch.autograd.grad(linear_cross_entropy(h, w, y, weights, n_rows=n_rows), (h, w))
 
-        def torchs(chunk):
-            how = options() if chunk is None else options(batch_chunk_size=chunk)
-            return both(lambda: F.linear_cross_entropy(x, w, y_live, reduction="sum", options=how))
-
-        sides.append(Side("F.linear_cross_entropy, auto", torchs(None), no_weights))
-        chunks = [c for c in (256, 512, 1024, 2048, 4096, 8192) if c <= case.live]
-        sides.append(tuned("F.linear_cross_entropy, chunk", torchs, chunks, device, no_weights))
-    else:
-        sides.append(Side("F.linear_cross_entropy", None, "needs PyTorch 2.13"))
-    return sides + _liger(case, both, x, w, y_live, device, no_weights) + _cce(both, x, w, y_live, device, no_weights)
-
-
-def _liger(case, both, x, w, y, device, note) -> list[Side]:
-    if why := _absent("liger_kernel", device):
-        return [Side("liger-kernel", None, why)]
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as of
-
-    # liger cuts the rows so that a chunk of logits is chunk_mem_const times as large as the hidden states.
-    def ligers(budget):
-        return both(lambda: of(x, w, y, reduction="sum", chunk_mem_const=budget))
-
+    note = "no weight a token"
+    # 64 rows a chunk and fewer are hopeless on a GPU and on a CPU alike; each setting costs two calls of seconds there.
+    chunks = [c for c in ((512, 2048) if device == "cpu" else (256, 512, 1024, 2048, 4096, 8192)) if c <= case.live]
+    chunks = chunks or [case.live]
     budgets = [b for b in (16, 64, 256, 1024) if b * case.D <= 8 * case.V]
-    return [Side("liger-kernel, default", ligers(1), note), tuned("liger-kernel, chunk", ligers, budgets, device, note)]
-
-
-def _cce(both, x, w, y, device, note) -> list[Side]:
-    if why := _absent("cut_cross_entropy", device):
-        return [Side("cut-cross-entropy", None, why)]
-    from cut_cross_entropy import linear_cross_entropy as of
-
-    def exact():
-        try:
-            return of(x, w, y, reduction="sum", impl="cce_exact")
-        except (NotImplementedError, ValueError):  # the release on PyPI knows it by its filter
-            return of(x, w, y, reduction="sum", impl="cce", filter_eps=None)
-
-    return [Side("cut-cross-entropy, exact", both(exact), note)]
+    return [
+        Side("tdlm_fast", ours, recomputes=True),
+        Side("PyTorch", both(plain_loss, weights_live)),
+        Side("torch.compile of it", both(torch.compile(plain_loss), weights_live)),
+        Side("F.linear_cross_entropy, auto", both(torch_loss), note),
+        tuned("F.linear_cross_entropy, chunks", lambda c: both(torch_loss, chunk=c), chunks, device, note),
+        Side("liger-kernel, default", both(liger_loss), note),
+        tuned("liger-kernel, budget", lambda b: both(liger_loss, budget=b), budgets, device, note),
+        Side("cut-cross-entropy, exact", both(cce_loss), note, recomputes=True),
+    ]
 
 
 def corrupt_sides(case: Corrupt, device: str) -> list[Side]:
@@ -126,3 +144,35 @@ def corrupt_sides(case: Corrupt, device: str) -> list[Side]:
         Side("PyTorch", lambda: corrupt_ref(x0, valid, 1, 7, *rest)),
         Side("torch.compile of it", lambda: compiled(x0, valid, 1, 7, *rest)),
     ]
+
+
+def attention_sides(case: Attention, dtype: torch.dtype, device: str) -> list[Side]:
+    qkv, dout, valid = case.inputs(dtype, device)
+    qkv = [a.requires_grad_() for a in qkv]
+    keep = None
+    if valid is not None:
+        own = torch.eye(case.T, dtype=torch.bool, device=device)
+        keep = valid[:, None, None, :] | own
+        keep = keep & torch.ones_like(own).tril() if case.causal else keep
+
+    def both(of):
+        return lambda: torch.autograd.grad(of(*qkv), qkv, dout)
+
+    def flash(q, k, v):
+        _need("flash_attn", q.device)
+        if valid is not None:
+            raise Absent("flash-attn takes no mask")
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(*(a.transpose(1, 2) for a in (q, k, v)), causal=case.causal).transpose(1, 2)
+
+    causal = case.causal and keep is None
+    plain = functools.partial(attention_ref, valid=valid, segments=None, key=None, causal=case.causal, dropout_p=0.0)
+    return [
+        Side("tdlm_fast", both(functools.partial(attention, causal=case.causal, valid=valid)), recomputes=True),
+        Side("F.scaled_dot_product_attention",
+             both(functools.partial(F.scaled_dot_product_attention, attn_mask=keep, is_causal=causal))),
+        Side("scores in memory", both(plain)),
+        Side("torch.compile of it", both(torch.compile(plain))),
+        Side("flash-attn", both(flash), recomputes=True),
+    ]  # fmt: skip

@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from bench import tables_claims, tables_cpu, tables_samplers
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -64,74 +66,54 @@ def make_train() -> str:
     return "```\n" + (RESULTS / "make-train.txt").read_text() + "```"
 
 
+def _resources() -> dict:
+    return json.loads((RESULTS / "resources.json").read_text())
 
 
-def sampling_about(found: dict) -> str:
-    """What the figures of sampling are of, in words."""
-    models = " and ".join(
-        f"{m['objective']} ({m['parameters']:,} parameters, {m['steps']:,} steps, test {m['test']:.3f} nats per token)"
-        for m in found["models"]
-    )
-    toy = "Toy models of bytes, trained for a minute: the figures show the method, not good text. "
-    return f"{toy if found['toy'] else ''}{models}, on {found['corpus']}; texts of {found['tokens_a_text']} tokens."
+def registers() -> str:
+    """Registers, shared memory and programs a multiprocessor of the largest kernels at tiny, per card."""
+    shown = ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "attention's gradient, bfloat16, T 128, K 16")
+    rows = ["| registers, KB, programs | forward | weight | attention's gradient | kernels compiled | that spill |"]
+    rows.append("|---" * 6 + "|")
+    for card, found in _resources()["cards"].items():
+        cells = [found[name] for name in shown]
+        text = [f"{c['registers']}, {c['shared'] / 1024:.1f}, {c['programs']}" for c in cells]
+        spill = sum(bool(r["stack"] or r["local"]) for r in found.values())
+        rows.append(f"| sm_{card} | {' | '.join(text)} | {len(found)} | {spill} |")
+    return "\n".join(rows)
 
 
-def sampling_texts() -> str:
-    """Nats under the autoregressive run and entropy of texts by schedule, method and number of steps."""
-    found = json.loads((RESULTS / "samplers.json").read_text())
-    by = {(e["method"], e["steps"], e["unmasking"]): e for e in found["samples"]}
-    schedules = list(dict.fromkeys(e["unmasking"] for e in found["samples"]))
-    rows = ["| method | steps | evaluations a text | " + " | ".join(schedules) + " |"]
-    rows.append("|---|---|---|" + "---|" * len(schedules))
-
-    def cell(e):
-        return f"{e['nats'][0]:.3f} ± {e['nats'][1]:.3f}, {e['entropy'][0]:.2f}"
-
-    for method, steps in dict.fromkeys((e["method"], e["steps"]) for e in found["samples"]):
-        each = [by[method, steps, u] for u in schedules]
-        evaluations = list(dict.fromkeys(f"{e['evaluations_a_text']:.1f}" for e in each))
-        rows.append(f"| {method} | {steps} | {', '.join(evaluations)} | {' | '.join(map(cell, each))} |")
-    words = (
-        f"Nats per token under the autoregressive run ± standard error, and entropy of a text's own tokens in nats; "
-        f"{found['texts']} texts each. Held-out text: {cell(found['held_out'])}; the autoregressive run's own texts: "
-        f"{cell(found['autoregressive_samples'])}. {sampling_about(found)}"
-    )
-    return "\n".join(rows) + "\n\n" + words
+def projected_head() -> str:
+    """The head's two passes at tiny on sm_86, milliseconds of each pipe: a projection."""
+    found = _resources()["head at tiny, sm_86"]
+    rows = ["| projected, not measured | instructions a logit | products | exp | issue |", "|---|---|---|---|---|"]
+    for title in ("bf16", "fp16 sums"):
+        for side in ("forward", "weight"):
+            f = found[title][side]
+            pipes = " | ".join(f"{f['ms'][k]:.2f} ms" for k in ("products", "exp", "issue"))
+            rows.append(f"| {title}, {side} | {f['instructions_a_logit']:.1f} | {pipes} |")
+        low, high = found[title]["projected_ms"].values()
+        rows.append(f"| {title}, both | | {low:.1f} ms overlapped | {high:.1f} ms in turn | |")
+    return "\n".join(rows)
 
 
-def sampling_steps() -> str:
-    """How unequal the steps of a schedule are, and what parallel writing costs."""
-    found = json.loads((RESULTS / "samplers.json").read_text())
-    rows = ["| steps | schedule | Fisher-Rao length | nats written | excess | excess, nats a text |"]
-    rows.append("|---|---|---|---|---|---|")
+def crossovers() -> str:
+    """The width from which the stored form is projected to be faster, by the fused kernels' share of cuBLAS's rate."""
+    from tdlm_fast.kernels import lce_plan
 
-    def interval(x, digits=2):
-        return f"{x[0]:.{digits}f} ({x[1]:.{digits}f} to {x[2]:.{digits}f})"
-
-    for e in found["difficulty"]:
-        spreads = f"{interval(e['spread_of_pays'])} | {interval(e['spread_of_excess'])}"
-        total = interval(e["excess_nats_a_text"])
-        rows.append(f"| {e['steps']} | {e['unmasking']} | {e['spread_of_length']:.2f} | {spreads} | {total} |")
-    named = [e for e in found["difficulty"] if e["unmasking"] != "best"]
-    words = [
-        "The three columns in the middle are coefficients of variation over the steps, 0 where all are equal; in "
-        f"brackets the 95 % interval over {found['held_out_texts']} held-out texts. {sampling_about(found)}"
-    ]
-    for steps in dict.fromkeys(e["steps"] for e in named):
-        each = [e for e in named if e["steps"] == steps]
-        least = {
-            of: min(each, key=lambda e, of=of: e[of][0])["unmasking"]
-            for of in ("spread_of_pays", "spread_of_excess", "excess_nats_a_text")
-        }
-        words.append(
-            f"- {steps} steps: the most equal nats written has {least['spread_of_pays']}, the most equal excess "
-            f"{least['spread_of_excess']}, the least excess {least['excess_nats_a_text']}."
-        )
-    return "\n".join(rows) + "\n\n" + words[0] + "\n\n" + "\n".join(words[1:])
+    shares = (0.5, 0.7, 0.9)
+    rows = ["| projected width | " + " | ".join(f"at {s:.0%}" for s in shares) + " |", "|---" * 4 + "|"]
+    for card in lce_plan.RATES:
+        rows.append(f"| sm_{card} | " + " | ".join(f"{lce_plan.crossover(card, s):,.0f}" for s in shares) + " |")
+    return "\n".join(rows)
 
 
 TABLES = {
     "README.md": {"experiment": experiment, "make-train": make_train},
+    "docs/performance.md": tables_cpu.TABLES,
+    "docs/claims.md": tables_claims.TABLES,
+    "docs/sampling.md": tables_samplers.TABLES,
+    "docs/gpu.md": {"crossovers": crossovers, "registers": registers, "projected-head": projected_head},
 }
 
 
@@ -175,7 +157,8 @@ def main() -> int:
         path.write_text(filled(path.read_text(), tables))
         print(f"{name}: {', '.join(tables)}")
     plot_curves(ROOT / "docs" / "curves.svg")
-    print("docs/curves.svg")
+    tables_claims.plot_estimator(ROOT / "docs" / "estimator.svg")
+    print("docs/curves.svg docs/estimator.svg")
     return 0
 
 

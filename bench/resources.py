@@ -1,13 +1,14 @@
 """What the compiled Triton kernels take of each card, without one: `python -m bench.resources` (`make resources`).
 
-Every kernel that lce_plan.configurations or corrupt_triton can launch is compiled for sm_80 to sm_120, with all its
-arguments and widths that are multiples of 16; for bf16 with any other width too, and corruption for some of its padded
-lengths. Registers, shared memory and spills come from cuobjdump, the instruction mix of the head at tiny on sm_86 from
-nvdisasm. A test compiles some again and compares. The projected time is arithmetic on that mix and the data sheet:
-nobody measured it.
+Every kernel that lce_plan.configurations can launch is compiled for sm_80 to sm_120, with all its arguments, for widths
+that are multiples of 16 and for others; corruption for some padded lengths, attention for some tiles with no mask and
+with every one, the embedding's gradient for some blocks. Registers, shared memory and spills come from cuobjdump, the
+instruction mix of the head at tiny on sm_86 from nvdisasm. A test compiles some again and compares. The projected time
+is arithmetic on that mix and the data sheet: nobody measured it.
 """
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -21,11 +22,12 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tdlm_fast.kernels import corrupt_triton, lce_plan, lce_stored, lce_triton
+from tdlm_fast.kernels import attention_triton, corrupt_triton, embedding_triton, gpu, lce_plan, lce_stored, lce_triton
 
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"
 POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+STRIDES = [f"{tensor}_{axis}" for tensor in "qkvgo" for axis in "bht"]  # of attention
 REGISTERS, WARPS = 65536, {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}  # of a multiprocessor
 SHARED = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB of a multiprocessor; each program pays 1 KB more
 
@@ -33,12 +35,13 @@ SHARED = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB of a mul
 def compiled(kernel, card: int, types: dict, constants: dict, options: dict, aligned: bool = True):
     """The compiled kernel. types: Triton type of each argument that is neither constant nor None.
 
-    The launcher finds 16-byte alignment, and aligned says that it finds widths to be multiples of 16.
+    The launcher finds 16-byte alignment, and aligned says that it finds widths and strides to be multiples of 16.
     """
     names = kernel.arg_names
     signature = {n: types.get(n, "constexpr") for n in names}
     values = {(i,): constants.get(n) for i, n in enumerate(names) if n not in types}
-    whole = [n for n in types if types[n][0] == "*" or n in ("D", "T") and aligned]
+    plain = {p.name for p in kernel.params if p.do_not_specialize}
+    whole = [n for n in types if types[n][0] == "*" or aligned and n in ("D", "T", *STRIDES) and n not in plain]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in whole}
     source = ASTSource(kernel, signature, values, attributes)
     return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
@@ -63,21 +66,30 @@ def resources(kernel, card: int, warps: int) -> dict:
 
 
 def kernels(card: int):
-    """Everything that can be launched on a card: (name, kernel, types, constants, options)."""
+    """What is launched on a card: (name, kernel, types, constants, options)."""
+    yield from head(card)
+    yield from corruption()
+    yield from attention()
+    yield from embedding()
+
+
+def head(card: int):
     for name, of, tiles in lce_plan.configurations(card):
         x, half = POINTER[of["dtype"]], of["half_sums"]
         types = {"H": x, "W": x, "N_ROWS": "*i64", "N": "i32", "V": "i32", "D": "i32"}
         constants = {"BLOCK_N": tiles.rows, "BLOCK_V": tiles.vocab, "BLOCK_D": of["block_d"], "HALF_SUMS": half}
         scaled = {"GMAX": "*fp32"} if of["dtype"] == torch.float16 else {}
         title = f"{str(of['dtype'])[6:]}{', fp16 sums' if half else ''}, D {of['block_d']}"
+        title += ", odd width" * of["odd_width"]
         if name == "forward":
             types |= {"M": "*fp32", "L": "*fp32"} | ({"ACC": "*fp32"} if of["need_dh"] else {})
-            constants |= {"NEED_DH": of["need_dh"], "MAX_SPLITS": lce_plan.MAX_SPLITS}
+            constants |= {"NEED_DH": of["need_dh"], "MAX_SPLITS": lce_plan.MAX_SPLITS, "PEELED": tiles.peeled}
             title = f"forward{'' if of['need_dh'] else ' without dh'}, {title}"
             yield title, lce_triton.forward_kernel, types, constants, tiles.options
             out = {"Y": "*i64", "NLL": "*fp32", "LSE": "*fp32", "programs": "i32"}
             out |= {"DH": x} if of["need_dh"] else {}
-            constants = {k: v for k, v in constants.items() if k != "HALF_SUMS"} | {"ROWS": of["combine_rows"]}
+            constants = {k: v for k, v in constants.items() if k in lce_triton.combine_kernel.arg_names}
+            constants |= {"ROWS": of["combine_rows"]}
             yield f"combine of {title}", lce_triton.combine_kernel, types | out, constants, lce_plan.SMALL
         else:
             types |= {"SHIFT": "*fp32", "GS": "*fp32", "CODE": "*i32", "DW": x, "rows_of_w": "i32"} | scaled
@@ -94,11 +106,15 @@ def kernels(card: int):
         yield f"softmax, {str(dtype)[6:]}", lce_stored.softmax_kernel, types | {"NLL": f32}, constants, lce_plan.SMALL
         constants = {"HEADROOM": lce_stored.HEADROOM, "BLOCK": lce_stored.BLOCK}
         yield f"weigh, {str(dtype)[6:]}", lce_stored.weigh_kernel, types | {"G": f32}, constants, lce_plan.SMALL
+
+
+def corruption():
+    f32, i64 = "*fp32", "*i64"
     buffers = {"X0": i64, "MASKED": "*i1", "WEIGHTS": f32, "HOW_MANY": "*i32", "T": "i32"}
     drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "KEY": i64, "seed": "i32"}
     drawn |= dict.fromkeys(("step", "mask_token_id", "row_offset", "batch_rows"), "i32")
     listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "B": "i32"}
-    for block in (16, 64, 128, 256, 1024, 4096, 16384):
+    for block in (16, 128, 1024, gpu.MAX_T):
         options = corrupt_triton.launch_options(block)
         for i, sampling in enumerate(corrupt_triton.SAMPLINGS):
             constants = {"SAMPLING": i, "BLOCK_T": block}
@@ -107,15 +123,40 @@ def kernels(card: int):
         yield f"compact, T {block}", corrupt_triton.compact_kernel, buffers | listed, constants, options
 
 
+def attention():
+    masks = {"VALID": "*u8", "SEGMENTS": "*i64", "KEY": "*i64"}
+    for T, K in ((16, 64), (64, 64), (128, 16), (128, 32)):
+        launch = attention_triton.launch(T, K)
+        options = {k: v for k, v in launch.items() if "BLOCK" not in k}
+        for dtype, masked in itertools.product((torch.bfloat16, torch.float16), (False, True)):
+            of = f"{str(dtype)[6:]}, T {T}, K {K}{', causal, every mask' * masked}"
+            constants = {"HEAD_K": K, "CAUSAL": masked, "THRESHOLD": masked << 28}
+            constants |= {k: v for k, v in launch.items() if "BLOCK" in k}
+            types = dict.fromkeys(("Q", "K", "V", "OUT", "DOUT", "DQ", "DK", "DV"), POINTER[dtype])
+            types |= dict.fromkeys(STRIDES, "i32") | {"H": "i32", "T": "i32", "scale": "fp32", "rescale": "fp32"}
+            types |= masks if masked else {}
+            for name, kernel in (("attention", "forward_kernel"), ("attention's gradient", "backward_kernel")):
+                kernel = getattr(attention_triton, kernel)
+                yield f"{name}, {of}", kernel, {n: types[n] for n in kernel.arg_names if n in types}, constants, options
+
+
+def embedding():
+    for (dtype, x), (D, odd) in itertools.product(POINTER.items(), ((16, False), (64, False), (64, True))):
+        constants = {"CHUNK": embedding_triton.CHUNK, "LOOK": embedding_triton.LOOK, "BLOCK_D": D}
+        types = {"SORTED": "*i32", "ORDER": "*i64", "DX": x, "DW": x, "PART": "*fp32", "N": "i32", "D": "i32"}
+        for name, kernel in (("chunk", embedding_triton.chunk_kernel), ("run", embedding_triton.run_kernel)):
+            of = f"embedding's {name}s, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
+            mine = [{k: v for k, v in d.items() if k in kernel.arg_names} for d in (types, constants)]
+            yield of, kernel, *mine, embedding_triton.OPTIONS
+
+
 def measure(card: int, only=lambda name: True) -> dict:
     """{name: resources} of what can be launched on a card and `only` takes."""
     found = {}
     for name, kernel, types, constants, options in kernels(card):
-        twice = "bfloat16" in name and "D" in types and "without" not in name
-        for title, aligned in ((name, True), (name + ", odd width", False))[: 1 + twice]:
-            if only(title):
-                code = compiled(kernel, card, types, constants, options, aligned)
-                found[title] = resources(code, card, options["num_warps"])
+        if only(name):
+            code = compiled(kernel, card, types, constants, options, "odd width" not in name)
+            found[name] = resources(code, card, options["num_warps"])
     return found
 
 
@@ -187,14 +228,16 @@ def main() -> int:
     parser.add_argument("--cards", type=int, nargs="*", default=list(lce_plan.SHARED_KB))
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    found = json.loads(args.output.read_text()) if args.output.exists() else {"cards": {}}
     wrong = []
     for card in args.cards:
-        found["cards"][str(card)] = measure(card)
-        wrong += faults(card, found["cards"][str(card)])
-        print(f"sm_{card}: {len(found['cards'][str(card)])} kernels", flush=True)
-    found |= {"triton": triton.__version__, "head at tiny, sm_86": projection()}
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
+        now = measure(card)
+        wrong += faults(card, now)
+        print(f"sm_{card}: {len(now)} kernels", flush=True)
+        found = json.loads(args.output.read_text()) if args.output.exists() else {"cards": {}}
+        cards = found["cards"] | {str(card): now}
+        found |= {"triton": triton.__version__, "head at tiny, sm_86": projection()}
+        found["cards"] = dict(sorted(cards.items(), key=lambda c: int(c[0])))
+        args.output.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(wrong) or "no spills, shared memory within every card's limit")
     return bool(wrong)
 

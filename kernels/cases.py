@@ -37,10 +37,12 @@ class Lce(NamedTuple):
         n_rows = None if self.n_rows is None else torch.tensor(self.n_rows, device=device)
         return h.to(device, dtype), w.to(device, dtype), y.to(device), weights.to(device), n_rows
 
+    products = 3  # z, dh and dw; a form that does not keep the logits makes z twice
+
     @property
     def flop(self) -> int:
-        """Of the least products that forward and both gradients need: z, dh and dw."""
-        return 3 * 2 * self.live * self.D * self.V
+        """Of one product."""
+        return 2 * self.live * self.D * self.V
 
     def bytes(self, itemsize: int) -> int:
         """Inputs read and gradients written, once."""
@@ -80,7 +82,7 @@ LCE_BENCH = (
     *(_sweep(f"D {D}", 8192, D) for D in (128, 256, 512, 1024, 2048, 4096)),
     *(_sweep(f"N {N}", N, 64) for N in (512, 2048, 32768)),
 )
-LCE_BENCH_CPU = (_sweep("an eighth of tiny", 1024, 64), _sweep("an eighth of tiny, masked half", 1024, 64, n_rows=512))
+LCE_BENCH_CPU = LCE_BENCH[:2]
 
 
 class Corrupt(NamedTuple):
@@ -92,6 +94,8 @@ class Corrupt(NamedTuple):
     padding: float = 0.0  # share of positions that are padding
     row_offset: int = 0
     batch_rows: int | None = None
+
+    products = flop = 0
 
     def inputs(self, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
         """x0 (B, T) int64, valid (B, T) bool or None."""
@@ -117,4 +121,49 @@ CORRUPT = (
     Corrupt("all padding", 3, 20, padding=1.0),
     Corrupt("tiny", 64, 128),
     Corrupt("small", 8, 1024),
+)
+
+
+class Attention(NamedTuple):
+    """Attention of q, k, v (B, H, T, K)."""
+
+    name: str
+    B: int
+    H: int
+    T: int
+    K: int
+    causal: bool = False
+    padding: float = 0.0  # share of positions that are padding, at the end of their sequence
+
+    products = 6  # q k^T, p v; and dv, dp, dq, dk
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """[q, k, v] with the model's strides, dout (B, H, T, K), valid (B, T) bool or None."""
+        B, H, T, K = self.B, self.H, self.T, self.K
+        g = torch.Generator().manual_seed(T + K)
+        qkv = torch.randn(B, T, 3, H, K, generator=g).to(device, dtype).permute(2, 0, 3, 1, 4)
+        dout = torch.randn(B, T, H, K, generator=g).to(device, dtype).transpose(1, 2)
+        kept = (torch.rand(B, 1, generator=g) * 2 * self.padding * T).long()
+        valid = torch.arange(T) < T - kept
+        return [a.detach() for a in qkv], dout, valid.to(device) if self.padding else None
+
+    @property
+    def flop(self) -> int:
+        """Of one product over all pairs of tokens, or those that a causal model sees."""
+        pairs = self.T * (self.T + 1) // 2 if self.causal else self.T * self.T
+        return 2 * self.B * self.H * pairs * self.K
+
+    def bytes(self, itemsize: int) -> int:
+        """Forward: q, k, v read, out written; backward: q, k, v, dout read, dq, dk, dv written."""
+        return 11 * self.B * self.H * self.T * self.K * itemsize
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ATTENTION_BENCH = (
+    Attention("tiny", 64, 4, 128, 16),
+    Attention("tiny, causal", 64, 4, 128, 16, causal=True),
+    Attention("tiny, padding", 64, 4, 128, 16, padding=0.3),
+    Attention("small", 32, 8, 256, 32),
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 CHUNK = 32  # sorted positions a program
 LOOK = 32  # chunks that a long run adds up at once
+OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
 
 
 @triton.jit
@@ -64,7 +65,7 @@ def backward(dx: Tensor, tokens: Tensor, rows: int) -> Tensor:
     block_d = max(16, min(64, triton.next_power_of_2(D)))
     grid = (triton.cdiv(N, CHUNK), triton.cdiv(D, block_d))
     part = dx.new_empty(grid[0], 2, D, dtype=torch.float32)
-    options = dict(CHUNK=CHUNK, BLOCK_D=block_d, num_warps=4, enable_fp_fusion=True)
+    options = dict(CHUNK=CHUNK, BLOCK_D=block_d, **OPTIONS)
     chunk_kernel[grid](ordered, order, dx, dw, part, N, D, **options)
     run_kernel[grid](ordered, dw, part, N, D, LOOK=LOOK, **options)
     return dw

@@ -16,7 +16,7 @@ from .linear_cross_entropy import lce_backward_weight, lce_forward
 from .philox import MASK
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_T = 1 << 14  # of corrupt: a program holds its sequence, and places in it are 14 bits beside a random word
+MAX_T = 1 << 12  # of corrupt: a program holds its sequence, and longer ones spill
 
 
 @functools.cache

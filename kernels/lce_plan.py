@@ -31,6 +31,7 @@ class Tiles(NamedTuple):
     vocab: int
     warps: int
     stages: int
+    peeled: bool = False  # the forward kernel's last tile has code of its own
     registers: int = 0  # at most, a thread; 0 leaves it to the compiler
 
     @property
@@ -45,17 +46,17 @@ SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
 # (forward, weight) per padded width, found by compiling (bench/resources.py): the largest tiles of which no register
 # spills and as many programs fit a multiprocessor as can. Hopper and after read half as often from L2 with larger ones.
 _WGMMA = {
-    16: (Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3)),
-    32: (Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3)),
-    64: (Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3)),
+    16: (Tiles(128, 64, 8, 3, True), Tiles(64, 128, 8, 3)),
+    32: (Tiles(128, 64, 8, 3, True), Tiles(64, 128, 8, 3)),
+    64: (Tiles(128, 64, 8, 3, True), Tiles(64, 128, 8, 3)),
     128: (Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     512: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
 }
 _MMA = {  # 168 registers let three programs of four warps share a multiprocessor
-    16: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
-    32: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
-    64: (Tiles(64, 64, 4, 3, 168), Tiles(32, 64, 4, 3)),
+    16: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
+    32: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
+    64: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
     128: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
     512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
@@ -76,9 +77,13 @@ def card(capability: tuple[int, int] | int) -> int | None:
     return max((c for c in SHARED_KB if c <= number), default=None)
 
 
-def tiles(card: int, dtype: torch.dtype, block_d: int) -> tuple[Tiles, Tiles] | None:
-    """(forward, weight) tiles of the fused form; None where it does not fit."""
-    return (_FP32 if dtype == torch.float32 else _WGMMA if card in (90, 100) else _MMA).get(block_d)
+def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) -> tuple[Tiles, Tiles] | None:
+    """(forward, weight) tiles of the fused form; None where it does not fit. odd_width: D is no multiple of 16."""
+    wgmma = card in (90, 100) and not (odd_width and block_d == 512)
+    found = (_FP32 if dtype == torch.float32 else _WGMMA if wgmma else _MMA).get(block_d)
+    if found is None or not odd_width:
+        return found
+    return found[0]._replace(peeled=False, registers=0), found[1]  # addresses take more registers
 
 
 def half_sums(card: int) -> bool:
@@ -108,7 +113,7 @@ class Plan(NamedTuple):
 
     @property
     def combine_rows(self) -> int:
-        return max(1, 2048 // self.block_d)
+        return max(1, 1024 // self.block_d)
 
     @property
     def headroom(self) -> int:
@@ -123,7 +128,7 @@ def fused(
     block_d = max(16, 1 << (D - 1).bit_length())
     half = (half_sums(card) if half is None else half and card in GEFORCE) and block_d <= 64 and dtype != torch.float32
     dtype = torch.float16 if half else dtype
-    found = tiles(card, dtype, block_d)
+    found = tiles(card, dtype, block_d, D % 16 != 0)
     if found is None:
         return None
     forward, weight = found
@@ -144,13 +149,15 @@ def fused(
 def configurations(card: int) -> Iterator[tuple[str, dict, Tiles]]:
     """Every fused kernel that can be launched on a card: its name, what it is specialised to, its tiles."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for block_d in (16, 32, 64, 128, 256, 512):
+        for D in (16, 32, 64, 128, 256, 512, 15, 31, 63, 127, 255, 511):
             for half in (False, True):
-                plan = fused(card, 8192, block_d, 50257, dtype, dtype, dtype, processors=64, half=half)
+                plan = fused(card, 8192, D, 50257, dtype, dtype, dtype, processors=64, half=half)
                 if plan is None or plan.half_sums != half or plan.dtype != dtype:
                     continue
-                of = {"dtype": dtype, "block_d": block_d, "half_sums": half, "headroom": plan.headroom}
+                of = {"dtype": dtype, "block_d": plan.block_d, "half_sums": half, "headroom": plan.headroom}
+                of["odd_width"] = D % 16 != 0
                 of["combine_rows"] = plan.combine_rows
                 yield "forward", of | {"need_dh": True}, plan.forward
-                yield "forward", of | {"need_dh": False}, plan.forward
                 yield "weight", of, plan.weight
+                if not of["odd_width"]:  # there too it takes less than with dh
+                    yield "forward", of | {"need_dh": False}, plan.forward

@@ -41,18 +41,24 @@ def _parts(live, V, programs, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, MAX_
 
 
 @triton.jit
-def _attend(x, m, total, acc, W, j, V, D, LAST: tl.constexpr, NEED_DH: tl.constexpr, HALF_SUMS: tl.constexpr,
+def _attend(x, m, total, acc, W, j, V, D, ENDS: tl.constexpr, NEED_DH: tl.constexpr, HALF_SUMS: tl.constexpr,
             BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Tile j of the vocabulary by the online softmax; the LAST one ends past V and reads its last row again there."""
+    """Tile j of the vocabulary by the online softmax. V ends in it if ENDS is "here", never, or finds out if "maybe".
+
+    Past the end the last row is read again, and its logit is -inf.
+    """
     SUM: tl.constexpr = tl.float16 if HALF_SUMS else tl.float32
     v, d = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_D)
     left = V - j * BLOCK_V
-    row = tl.minimum(v, left - 1) if LAST else v
+    row = v if ENDS == "never" else tl.minimum(v, left - 1)
     at = tl.cast(j * BLOCK_V, tl.int64) * D + row[:, None] * D + d[None, :]
     w = tl.load(W + at, mask=(d < D)[None, :], other=0.0)
     z = tl.dot(x, tl.trans(w), input_precision="ieee", out_dtype=SUM).to(tl.float32)
-    if LAST:
+    if ENDS == "here":
         z = tl.where((v < left)[None, :], z, float("-inf"))
+    elif ENDS == "maybe":
+        if left < BLOCK_V:
+            z = tl.where((v < left)[None, :], z, float("-inf"))
     m_new = tl.maximum(m, tl.max(z, 1))
     p = tl.exp2(z * LOG2E - (m_new * LOG2E)[:, None])
     alpha = tl.exp2((m - m_new) * LOG2E)
@@ -67,7 +73,7 @@ def _attend(x, m, total, acc, W, j, V, D, LAST: tl.constexpr, NEED_DH: tl.conste
 
 @triton.jit(do_not_specialize=["N", "V"])
 def forward_kernel(H, W, N_ROWS, M, L, ACC, N, V, D, NEED_DH: tl.constexpr, HALF_SUMS: tl.constexpr,
-                   BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+                   PEELED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
                    MAX_SPLITS: tl.constexpr):  # fmt: skip
     live = _live(N_ROWS, N)
     tiles, splits = _parts(live, V, tl.num_programs(0), BLOCK_N, BLOCK_V, MAX_SPLITS)
@@ -84,12 +90,17 @@ def forward_kernel(H, W, N_ROWS, M, L, ACC, N, V, D, NEED_DH: tl.constexpr, HALF
     v_tiles = tl.cdiv(V, BLOCK_V)
     first, last = part * v_tiles // splits, (part + 1) * v_tiles // splits
     whole = tl.minimum(last, V // BLOCK_V)
-    # Two bodies and no branch: across one, Triton no longer sees that the second product takes the first, splits the
-    # columns over warps too, and each row's maximum goes through shared memory: 14.0 instructions a logit, not 11.5.
-    for j in range(first, whole):
-        m, total, acc = _attend(x, m, total, acc, W, j, V, D, False, NEED_DH, HALF_SUMS, BLOCK_V, BLOCK_D)
-    if whole < last:
-        m, total, acc = _attend(x, m, total, acc, W, whole, V, D, True, NEED_DH, HALF_SUMS, BLOCK_V, BLOCK_D)
+    # PEELED has two bodies and no branch. Across a branch Triton does not see that the second product takes the first,
+    # splits the columns over warps too, and each row's maximum goes through shared memory: 14.0 instructions a logit,
+    # not 11.5, at D = 64 on sm_86. Wide tiles and fp32 would spill with two bodies.
+    if PEELED:
+        for j in range(first, whole):
+            m, total, acc = _attend(x, m, total, acc, W, j, V, D, "never", NEED_DH, HALF_SUMS, BLOCK_V, BLOCK_D)
+        if whole < last:
+            m, total, acc = _attend(x, m, total, acc, W, whole, V, D, "here", NEED_DH, HALF_SUMS, BLOCK_V, BLOCK_D)
+    else:
+        for j in range(first, last):
+            m, total, acc = _attend(x, m, total, acc, W, j, V, D, "maybe", NEED_DH, HALF_SUMS, BLOCK_V, BLOCK_D)
     at = tl.program_id(0).to(tl.int64) * BLOCK_N
     tl.store(M + at + r, m)
     tl.store(L + at + r, total)
@@ -210,8 +221,9 @@ def forward(
     acc = h.new_empty(rows, D, dtype=torch.float32) if need_dh else None
     shape = dict(BLOCK_N=tiles.rows, BLOCK_V=tiles.vocab, BLOCK_D=plan.block_d, MAX_SPLITS=MAX_SPLITS)
     forward_kernel[(plan.programs,)](
-        x, w, n_rows, m, total, acc, N, valid_vocab, D, NEED_DH=need_dh, HALF_SUMS=half, **shape, **tiles.options
-    )
+        x, w, n_rows, m, total, acc, N, valid_vocab, D, NEED_DH=need_dh, HALF_SUMS=half,
+        PEELED=tiles.peeled, **shape, **tiles.options,
+    )  # fmt: skip
     combine_kernel[(triton.cdiv(N, plan.combine_rows),)](
         x, w, targets.contiguous(), n_rows, m, total, acc, nll, lse, dh if need_dh else None, N, valid_vocab, D,
         plan.programs, NEED_DH=need_dh, **shape, ROWS=plan.combine_rows, **SMALL,

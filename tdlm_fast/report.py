@@ -91,7 +91,10 @@ def paragraph(result: dict) -> str:
     if run["summary"]["note"]:
         text.append(f"Note: {run['summary']['note']}.")
     if test:
-        values = [mean(r["table"]["rows"][0]["nats_per_token"] for r in arms[o]["runs"]) for o in NAMES]
+        values = []
+        for o in NAMES:
+            tests = [r["table"]["rows"][0] if r["table"] else r["summary"]["test"] for r in arms[o]["runs"]]
+            values.append(mean(t["nats_per_token"] for t in tests))
         side = "diffusion is ahead" if test["low"] > 0 else "autoregressive is ahead" if test["high"] < 0 else None
         text.append(
             f"On the test split diffusion's upper bound is {values[0]:.3f} nats per token (perplexity at most "
@@ -106,13 +109,14 @@ def paragraph(result: dict) -> str:
                 f"{'ahead of' if exact['mean'] > 0 else 'behind'} autoregressive on the same test sequences "
                 f"[{exact['low']:+.3f}, {exact['high']:+.3f}]."
             )
-        base = [r for r in run["table"]["rows"] if r["name"] == "unigram baseline"][0]["nats_per_token"]
-        text.append(
-            f"A unigram model scores {base:.3f}; " + " and ".join(
-                f"{NAMES[o].lower()} is {abs(base - v):.3f} {'below' if v < base else 'above'} it"
-                for o, v in zip(NAMES, values, strict=True)
-            ) + "."
-        )  # fmt: skip
+        rows = run["table"]["rows"] if run["table"] else []
+        for base in [r["nats_per_token"] for r in rows if r["name"] == "unigram baseline"]:
+            text.append(
+                f"A unigram model scores {base:.3f}; " + " and ".join(
+                    f"{NAMES[o].lower()} is {abs(base - v):.3f} {'below' if v < base else 'above'} it"
+                    for o, v in zip(NAMES, values, strict=True)
+                ) + "."
+            )  # fmt: skip
     zero = result["untrained"]
     if zero and zero["as_published"]:
         text.append(

@@ -39,7 +39,7 @@ class Task:
     question: Callable[[dict], Question]  # of a row with the Hub's columns
     files: str  # what --data FOLDER must hold
     local: Callable[[Path], Iterator[dict]]  # rows of those files, with the Hub's columns
-    hub: tuple[str, str | None, str]  # dataset, config (None: every config is a group), split
+    hub: tuple[str, str | None, str]  # dataset, config ("": its only one; None: every config is a group), split
 
 
 # ---- a row of the Hub to a question ----------------------------------------------------------------------------
@@ -137,12 +137,12 @@ _MMLU = ("mmlu/test/SUBJECT_test.csv", _mmlu_rows, ("cais/mmlu", "all", "test"))
 TASKS = {
     "hellaswag": Task(
         hellaswag, "hellaswag_val.jsonl", lambda folder: _lines(folder / "hellaswag_val.jsonl"),
-        ("Rowan/hellaswag", "default", "validation"),
+        ("Rowan/hellaswag", "", "validation"),
     ),
     "mmlu": Task(mmlu, *_MMLU),
     "mmlu_text": Task(mmlu_text, *_MMLU),
     "arc_easy": Task(arc_easy, "eval_extra/arc_easy.jsonl", _arc_rows, ("allenai/ai2_arc", "ARC-Easy", "test")),
-    "piqa": Task(piqa, "eval_extra/piqa.jsonl", _piqa_rows, ("baber/piqa", "default", "validation")),
+    "piqa": Task(piqa, "eval_extra/piqa.jsonl", _piqa_rows, ("baber/piqa", "", "validation")),
     "lambada": Task(
         lambada, "eval_extra/lambada_openai.jsonl", _lambada_rows, ("EleutherAI/lambada_openai", "default", "test")
     ),
@@ -162,9 +162,9 @@ def _hub_rows(task: Task) -> Iterator[dict]:
 
     datasets.disable_progress_bars()
     path, config, split = task.hub
-    configs = [config] if config else sorted(datasets.get_dataset_config_names(path))
+    configs = [config] if config is not None else sorted(datasets.get_dataset_config_names(path))
     for name in configs:
-        yield from datasets.load_dataset(path, name, split=split)
+        yield from datasets.load_dataset(path, name or None, split=split)
 
 
 def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:

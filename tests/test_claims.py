@@ -107,3 +107,15 @@ def test_what_was_not_measured_is_undecided():
     assert rows["time"]["verdict"] == "does not hold"  # 2.5 times as long
     assert advantages(pairs, 1000)["right"] is None and exact_advantage(pairs) is None
     assert advantages([], 0)["right"] is None
+
+
+@pytest.mark.parametrize(
+    "d, a, expected",
+    [(-1.2, -1.0, "holds"), (-0.8, -1.0, "does not hold"), (-1.01, -1.0, "undecided"), (-1.2, -0.01, "undecided")],
+)
+def test_the_likelihood_gap_is_judged_as_a_ratio_that_can_be_told(d, a, expected):
+    """accuracy.py's figures: a gap below 0 where the right ending is the likelier one."""
+    tasks = [{"hellaswag": {"acc": 0.3, "n": 100, "gap": g, "gap_interval": [g - 0.02, g + 0.02]}} for g in (d, a)]
+    pairs = [(run(1, 7.0, 5.8, tasks=tasks[0]), run(1, 6.4, 5.3, tasks=tasks[1]))]
+    row = {r["id"]: r for r in judge(pairs)}["gap"]
+    assert row["verdict"] == expected and ("not told from 0" in row["reason"]) == (a == -0.01)

@@ -331,7 +331,7 @@ def test_no_compiled_kernel_spills_or_takes_more_shared_memory_than_a_card_has()
         assert len(record[arch]) == len(resources_cuda.KERNELS)
         for kernel, r in record[arch].items():
             assert r["stack"] == r["spills"] == 0 and r["shared"] <= 99 << 10 and r["blocks"] >= 1
-            tensor_cores = "float" not in kernel and "combine" not in kernel
+            tensor_cores = "<float" not in kernel and "combine" not in kernel
             assert (r["hmma"] > 0) == (r["wmma"] > 0) == tensor_cores
 
 

@@ -229,6 +229,8 @@ def test_counts_are_spread_evenly_and_shared_by_the_endings_of_a_question():
         assert torch.equal(S.sum(1).bincount(minlength=13)[1:], torch.full((12,), 2))  # exact over the counts
         assert half.sum() == 0 and torch.equal(weight, 12 / 24 / S.sum(1).double())
         assert torch.equal(S, choices.masks(n, k, torch.full_like(n, draw), **kw)[0])
+        S = choices.masks(n[:12], k[:12], torch.full((12,), draw), samples=12, seed=3, key=5)[0]
+        assert S.sum(1).sort().values.tolist() == list(range(1, 13))  # both halves are one grid
     share = torch.stack([
         choices.masks(n, k, torch.full_like(n, d), samples=24, seed=0, key=0)[0] for d in range(200)
     ])  # fmt: skip

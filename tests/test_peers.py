@@ -1,0 +1,50 @@
+"""What bench_kernels.py races computes the same thing, and what cannot run here says why."""
+
+import pytest
+import torch
+
+from bench import peers
+from tdlm_fast.kernels.cases import Attention, Lce
+
+
+def gradients(sides) -> dict:
+    """{side: gradients} of those that can run here, without those that must be compiled."""
+    found = {}
+    for side in sides:
+        if side.run is not None and "compile" not in side.name:
+            try:
+                found[side.name] = side.run()
+            except peers.Absent:
+                continue
+    return found
+
+
+@pytest.mark.parametrize("n_rows", [None, 21])
+def test_every_head_has_the_same_gradients(n_rows):
+    case = Lce("small", 40, 32, 300, n_rows=n_rows, weights="ones")
+    found = gradients(peers.lce_sides(case, torch.float32, "cpu"))
+    dh, dw = found.pop("tdlm_fast")
+    assert dh[case.live :].eq(0).all() and "PyTorch" in found
+    assert not hasattr(torch.nn.functional, "linear_cross_entropy") or len(found) == 3
+    for name, (theirs, weights) in found.items():
+        torch.testing.assert_close(dh[: case.live], theirs, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(dw, weights, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padding", [0.0, 0.4])
+def test_every_attention_has_the_same_gradients(causal, padding):
+    case = Attention("small", 3, 2, 20, 16, causal, padding)
+    found = gradients(peers.attention_sides(case, torch.float32, "cpu"))
+    mine = found.pop("tdlm_fast")
+    assert set(found) == {"F.scaled_dot_product_attention", "scores in memory"}
+    for theirs in found.values():
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_who_is_absent_says_why():
+    sides = {s.name: s for s in peers.lce_sides(Lce("small", 8, 16, 50), torch.bfloat16, "cpu")}
+    assert "liger-kernel" in sides["liger-kernel, budget"].note and sides["liger-kernel, budget"].run is None
+    with pytest.raises(peers.Absent, match="cut-cross-entropy"):
+        sides["cut-cross-entropy, exact"].run()

@@ -1,0 +1,72 @@
+"""The compiled kernels: nothing spills, shared memory fits, and bench/results/resources.json says what is compiled."""
+
+import importlib.util
+import json
+import os
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed (pip install triton)", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
+
+import triton
+
+from bench import resources
+from tdlm_fast.kernels import lce_plan
+
+if not resources.RESULTS.exists():
+    pytest.skip("bench/results/resources.json is yet to be written (make resources)", allow_module_level=True)
+
+FILE = json.loads(resources.RESULTS.read_text())
+REPRESENTATIVE = (
+    "forward, bfloat16, D 64", "weight, bfloat16, D 64", "forward, float32, D 128", "weight, float16, D 128",
+    "forward without dh, bfloat16, D 16", "weight, bfloat16, D 64, odd width", "combine of forward, float16, D 64",
+    "forward, float16, fp16 sums, D 64", "fold", "softmax, bfloat16", "mask, counts, T 128", "compact, T 128",
+    "attention's gradient, bfloat16, T 128, K 32, causal, every mask", "embedding's chunks, bfloat16, D 64",
+)  # fmt: skip
+
+
+def test_the_laptops_card_is_in_the_file():
+    assert {"86"} <= set(FILE["cards"]) <= {str(card) for card in lce_plan.SHARED_KB}
+
+
+@pytest.mark.parametrize("card", [int(card) for card in FILE["cards"]])
+def test_the_file_holds_every_kernel_that_can_be_launched_and_none_spills(card):
+    found = FILE["cards"][str(card)]
+    names = [name for name, *_ in resources.kernels(card)]
+    assert len(set(names)) == len(names) and set(found) == set(names)
+    assert not resources.faults(card, found)
+
+
+@pytest.mark.parametrize("card", [card for card in (86, 90) if str(card) in FILE["cards"]])
+def test_compiling_again_gives_the_same(card):
+    found = resources.measure(card, only=lambda name: name in REPRESENTATIVE)
+    assert len(found) >= len(REPRESENTATIVE) - 1 and not resources.faults(card, found)
+    if triton.__version__ == FILE["triton"]:
+        assert found == {name: FILE["cards"][str(card)][name] for name in found}
+
+
+def test_a_spill_and_too_much_shared_memory_are_found():
+    bad = {"a": {"stack": 8, "local": 0, "shared": 10}, "b": {"stack": 0, "local": 0, "shared": 120_000}}
+    assert [f.split(" takes")[0].split(" spills")[0] for f in resources.faults(86, bad)] == ["sm_86 a", "sm_86 b"]
+    assert len(resources.faults(90, bad)) == 1
+
+
+def test_three_programs_of_the_forward_kernel_share_a_multiprocessor_of_sm_86():
+    for name in ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "forward, float16, fp16 sums, D 64"):
+        assert FILE["cards"]["86"][name]["programs"] >= 3, name
+
+
+def test_the_mix_holds_the_products_and_exps_of_a_tile():
+    """64 x 64 x 64 twice over four warps is 64 products of 16 x 8 x 16 a warp, and 32 exps a lane."""
+    for title in ("bf16", "fp16 sums"):
+        head = FILE["head at tiny, sm_86"][title]
+        plan = lce_plan.fused(86, 8192, 64, 50257, *[lce_plan.torch.bfloat16] * 3, processors=46, half=title != "bf16")
+        for side, tiles in (("forward", plan.forward), ("weight", plan.weight)):
+            mix = head[side]["mix"]
+            share = tiles.rows * tiles.vocab / 64 / 64
+            assert sum(n for k, n in mix.items() if k.startswith("HMMA")) == 64 * share
+            assert 32 * share <= mix["MUFU.EX2"] <= 36 * share
+        assert head["projected_ms"]["all overlapped"] <= head["projected_ms"]["products and exp in turn"]

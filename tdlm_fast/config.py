@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,18 +258,26 @@ def _check(c: Config) -> None:
     )
     need(c.optim.min_lr <= c.optim.lr, f"optim.min_lr {c.optim.min_lr} is greater than optim.lr {c.optim.lr}")
     need(
-        not (c.noise.sampling == "antithetic" and (t.batch_size // t.accumulation) % 2),
+        c.objective != "diffusion" or c.noise.sampling != "antithetic" or (t.batch_size // t.accumulation) % 2 == 0,
         "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even",
     )
     need(
         not c.noise.input_masking or c.objective == "autoregressive",
         "noise.input_masking is for objective=autoregressive; diffusion masks by noise.schedule",
     )
+    need(
+        c.loss_weight == "elbo" or c.objective == "diffusion",
+        f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive weighs every token alike",
+    )
     early = [part.strip() for part in c.eval.early.split(",") if c.eval.early]
     need(all(part.isdigit() for part in early), f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")
-    device = c.device.split(":")
-    ok = device[0] in ("auto", "cpu", "cuda", "mps", "xpu") and len(device) < 3 and all(d.isdigit() for d in device[1:])
-    need(ok, f"device is {c.device!r}; it must be auto, cpu, cuda or cuda:N")
+    check_device(c.device)
+
+
+def check_device(name: str) -> None:
+    """Raise ConfigError unless it is a device that tdlm_fast runs on; whether it is here, doctor.pick_device says."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", name):
+        raise ConfigError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:

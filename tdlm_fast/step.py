@@ -109,4 +109,4 @@ def where(config: Config, split: data.Split, step: int) -> str:
         sampling = "stratified" if config.noise.sampling == "counts" else config.noise.sampling
         t = levels(size, 0, size, sampling, config.seed, step, "cpu") / LEVELS
         text += f", noise levels t from {t.min():.4f} to {t.max():.4f}"
-    return text + "; lower optim.lr or set precision=fp32. The last checkpoint is intact"
+    return text + "; lower optim.lr or set precision=fp32"

@@ -55,3 +55,12 @@ def test_choices_are_those_of_the_kernels():
 def test_a_typing_error_is_reported_before_torch_loads():
     code = "import sys, tdlm_fast.config as c; c.load('configs/tiny.yaml'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_only_diffusion_reads_binds_only_diffusion():
+    odd = ["noise.sampling=antithetic", "train.batch_size=3"]
+    with pytest.raises(config.ConfigError, match="train.batch_size / train.accumulation must be even"):
+        config.load(TINY, odd)
+    assert config.load(TINY, [*odd, "objective=autoregressive"]).train.batch_size == 3
+    with pytest.raises(config.ConfigError, match="loss_weight=uniform is for objective=diffusion"):
+        config.load(TINY, ["objective=autoregressive", "loss_weight=uniform"])

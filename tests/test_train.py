@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -26,6 +27,9 @@ def test_a_run_learns_and_leaves_what_scripts_rely_on(tiny, tmp_path, objective,
     out = capsys.readouterr().out
     assert f"run    {folder}" in out and "tdlm_fast.sample" in out
     summary = json.loads((folder / "summary.json").read_text())
+    said = [line for line in out.splitlines() if line.startswith("test")]
+    error = f" ± {summary['test']['stderr']:.4f}" if objective == "diffusion" else ""
+    assert len(said) == 1 and f"{summary['test']['nats_per_token']:.4f}{error} nats/token" in said[0]
     for key in (
         "objective corpus steps tokens seconds tokens_per_s loss_tokens_per_s peak_memory_mb parameters test valid "
         "device versions config_hash corpus_hash"
@@ -47,8 +51,7 @@ def test_a_run_learns_and_leaves_what_scripts_rely_on(tiny, tmp_path, objective,
     assert "--resume continues it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("objective, how", [("diffusion", signal.SIGKILL), ("autoregressive", signal.SIGINT)])
 def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, objective, how):
     folder, whole = tmp_path / "run", tmp_path / "whole"
     args = [*tiny, f"objective={objective}", "train.max_steps=60", "eval.text=0"]
@@ -62,7 +65,8 @@ def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, objective, ho
     process.send_signal(how)
     out, err = process.communicate(timeout=120)
     if how == signal.SIGINT:
-        assert process.returncode == 130 and "saved" in err and "--resume" in out
+        assert process.returncode == 130 and "stopping after this step" in err and "saved" in err
+        assert "to go on: " in out and "--resume" in out
         assert json.loads((folder / "summary.json").read_text())["finished"] is False
     assert train.main(["configs/tiny.yaml", *args, "--resume"]) == 0
     assert train.main(["configs/tiny.yaml", *args, f"run.dir={whole}"]) == 0
@@ -122,9 +126,37 @@ def test_weights_and_biases_needs_no_account_and_never_stops_a_run(tiny, tmp_pat
         raise OSError("no route to host")
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    other = f"run.dir={tmp_path / 'other'}"
-    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online", other]) == 0
-    assert "Weights & Biases is off: no route to host" in capsys.readouterr().err
+    for key in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for key, says in (("", "no account here"), ("x" * 40, "no route to host")):
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        other = f"run.dir={tmp_path / says[:4]}"
+        assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online", other]) == 0
+        assert f"Weights & Biases is off: {says}" in capsys.readouterr().err
+
+
+def test_weights_and_biases_gets_the_results_and_cannot_hang_a_run(tiny, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install tdlm_fast[wandb]")
+    told, over = [], threading.Event()
+
+    class Run:
+        summary = {}
+
+        def log(self, entry, step):
+            told.append(step)
+
+        def finish(self):
+            told.append("finish")
+            over.wait(60)
+
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    monkeypatch.setattr("tdlm_fast.log.WANDB_S", -9.5)
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online"]) == 0
+    over.set()
+    assert "has not finished" in capsys.readouterr().err
+    assert told == [0, 1, 2, 2, "finish"] and Run.summary["test"]["nats_per_token"] > 0
 
 
 def test_a_damaged_checkpoint_is_named(tiny, tmp_path):

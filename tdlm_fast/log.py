@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .run import plain, write_beside
 
-WANDB_S = 60  # how long a network may keep a run waiting, at its start and at its end
+WANDB_S = 30  # how long a network may keep a run waiting, at its start and at its end
 
 
 def peak_memory_mb(device) -> float | None:
@@ -45,10 +45,10 @@ def entries(file: Path) -> tuple[list[dict], int]:
     return found, len(lines) - len(found)
 
 
-def _has_columns(stream) -> bool:
-    """Whether a bar can be seen there: a terminal, and not one of no columns, as some containers have."""
+def _shows_a_bar(stream) -> bool:
+    """Whether a bar can be seen there: a terminal, and not one of no columns or lines, as some containers have."""
     try:
-        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+        return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 1
     except OSError:
         return False
 
@@ -61,10 +61,10 @@ class Log:
         kept, damaged = entries(self.file) if step else ([], 0)
         text = "".join(json.dumps(entry) + "\n" for entry in kept if entry["step"] <= step)
         write_beside(self.file, lambda p: p.write_text(text, encoding="utf-8"))
-        self.terminal = _has_columns(sys.stderr)
-        self.steps, self.last = steps, 0.0
+        self.terminal = _shows_a_bar(sys.stderr)
+        self.steps, self.last, self.started = steps, 0.0, time.monotonic()
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not self.terminal, dynamic_ncols=True)
-        self.started, self.first = time.monotonic(), step
+        self.first = step
         if damaged:
             self.say(f"{self.file}: {damaged} damaged line{'s' * (damaged > 1)} dropped")
         self.wandb = self._wandb(folder, wandb, config)
@@ -92,6 +92,10 @@ class Log:
     def _off(self, e: Exception) -> None:
         self.say(f"Weights & Biases is off: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
         self.wandb = None
+
+    def start(self) -> None:
+        """Training begins: the time that is left is reckoned from here."""
+        self.started = time.monotonic()
 
     def say(self, line: str) -> None:
         """A line that the progress bar does not overwrite."""

@@ -141,6 +141,7 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
         runner = captured.start(model, optimizer, loss_of, train_split, config, steps=steps, first=state["step"])
         told, marked, saved, started = "", state["step"], state["step"] if resume else None, time.monotonic()
         stop.patient = True
+        log.start()
         while state["step"] < steps and not stop.asked:
             runner.run(state["step"])
             state["step"] += 1

@@ -299,16 +299,16 @@ def test_what_is_no_number_is_written_as_null(tmp_path):
     assert json.loads((tmp_path / "s.json").read_text(), parse_constant=strict) == {"a": [None, 2]}
 
 
-@pytest.mark.parametrize("columns", [0, 80])
-def test_a_terminal_of_no_columns_gets_lines(columns):
+@pytest.mark.parametrize("lines, columns, shows", [(24, 80, True), (24, 0, False), (0, 80, False)])
+def test_a_terminal_of_no_size_gets_lines(lines, columns, shows):
     import fcntl
     import struct
     import termios
 
     ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     with open(ours, "rb"), open(theirs, "w") as terminal:
-        assert log._has_columns(terminal) == bool(columns)
+        assert log._shows_a_bar(terminal) == shows
 
 
 def test_an_early_loss_that_is_no_number_claims_no_checkpoint(tiny, capsys):

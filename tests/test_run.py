@@ -1,5 +1,7 @@
 """The run folder: what stops a run, what is then left of it, and what is said when something there is wrong."""
 
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -14,7 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tdlm_fast import checkpoint, compare, doctor, evaluate, log, run, sample, train
+from tdlm_fast import checkpoint, compare, doctor, evaluate, log, published, run, sample, train
 from tdlm_fast import config as settings
 
 TINY = "configs/tiny.yaml"
@@ -25,16 +27,18 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def begun(args, until, **kw):
-    """A process of train that has just said `until`, and what it had said before."""
+@contextlib.contextmanager
+def begun(args, until):
+    """A process of train that has just said `until`."""
     command = [sys.executable, "-m", "tdlm_fast.train", TINY, *args]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **kw)
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if until in line:
-            return process
-    raise AssertionError("".join(said))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        said = list(itertools.takewhile(lambda line: until not in line, process.stderr))
+        assert process.poll() is None, "".join(said)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def state_of(file):
@@ -62,20 +66,28 @@ def trained(tiny, tmp_path):
 
 
 def test_a_signal_behind_the_last_look_is_saved_and_the_best_is_known(tiny, tmp_path, monkeypatch, capfd):
-    folder, real = tmp_path / "run", log.Log.progress
+    folder, real, scores = tmp_path / "run", log.Log.progress, published.both
 
     def progress(self, step, entry):  # when the loop has decided already that it does not save at this step
         if step == 7:
             os.kill(os.getpid(), signal.SIGINT)
         real(self, step, entry)
 
+    evaluated = []
+
+    def both(*args, **kw):
+        evaluated.append(state_of(folder / run.LAST)["step"] if (folder / run.LAST).exists() else None)
+        return scores(*args, **kw)
+
     monkeypatch.setattr(log.Log, "progress", progress)
+    monkeypatch.setattr(published, "both", both)
     args = [*tiny, "eval.every=100", "eval.text=0"]
     assert train.main([TINY, *args]) == 130
     said = capfd.readouterr()
     assert "stopping after this step" in said.err and "stopped at step 7 of 30; saved" in said.err
     assert "weights of step 7" in said.out and "stopped early; to go on" in said.out
     last, best = (state_of(folder / name) for name in (run.LAST, run.BEST))
+    assert evaluated == [None, 7]  # saved before the evaluation, which a second signal may end
     assert last["step"] == best["step"] == 7 and last["best"] == best["best"]
     monkeypatch.undo()
     assert train.main([TINY, *args, "--resume"]) == 0
@@ -86,8 +98,7 @@ def test_a_signal_behind_the_last_look_is_saved_and_the_best_is_known(tiny, tmp_
 
 def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path, capsys):
     folder = tmp_path / "run"
-    process = begun([*tiny, f"eval.samples={ENDLESS}"], "parameters")
-    try:
+    with begun([*tiny, f"eval.samples={ENDLESS}"], "parameters") as process:
         for more in ([], ["--resume"]):
             assert train.main([TINY, *tiny, *more]) == 2
             error = capsys.readouterr().err
@@ -95,8 +106,6 @@ def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path,
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         error = process.communicate(timeout=60)[1]
-    finally:
-        process.kill()
     assert process.returncode == 130 and error == "interrupted; no checkpoint was saved yet\n"
     assert not (folder / "lock").exists()
     assert train.main([TINY, *tiny]) == 2 and "holds a run already" in capsys.readouterr().err
@@ -108,10 +117,10 @@ def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path,
 
 def test_a_stop_in_the_final_evaluation_loses_nothing(tiny, tmp_path, capsys):
     folder, args = tmp_path / "a run", [*tiny, "train.max_steps=2", "eval.text=0", f"run.dir={tmp_path / 'a run'}"]
-    process = begun([*args, f"eval.max_samples={ENDLESS}", "eval.target_stderr=0"], "step 2  valid")
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    out, error = process.communicate(timeout=60)
+    with begun([*args, f"eval.max_samples={ENDLESS}", "eval.target_stderr=0"], "step 2  valid") as process:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        out, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in error and not out
     assert "interrupted; the last checkpoint is intact; to go on: " in error
     goes_on = shlex.split(error.partition("to go on: ")[2])
@@ -133,11 +142,16 @@ def test_a_comparison_killed_outright_takes_its_run_with_it(tiny, tmp_path):
     while not (folder / "config.yaml").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+    trainer = int(lock.read_text().split()[1])
     process.kill()
     process.wait()
-    while lock.exists():  # the run ends in its own way, and so removes its lock
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    try:
+        while lock.exists():  # the run ends in its own way, and so removes its lock
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(trainer, signal.SIGKILL)
 
 
 # ---- what is damaged, or cannot be written -----------------------------------------------------------------------
@@ -150,7 +164,7 @@ def test_a_flipped_bit_is_seen(trained, capsys):
         whole = file.read_bytes()
         changed = bytearray(whole)
         changed[-4321] ^= 0x40
-        for damaged in (bytes(changed), whole.replace(rb'\"step\": 2', rb'\"step\": 3')):
+        for damaged in (bytes(changed), whole.replace(rb"\"step\": 2", rb"\"step\": 3")):
             assert damaged != whole
             file.write_bytes(damaged)
             which = ["--checkpoint", file.stem]
@@ -193,14 +207,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path):
     folder = tmp_path / "run"
     assert train.main([TINY, *tiny, "train.max_steps=5"]) == 0
     (folder / "summary.json").unlink()
-    last = (folder / run.LAST).read_bytes()
 
     def limit():  # a file of more than 100 kB fails as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     command = [sys.executable, "-m", "tdlm_fast.train", TINY, *tiny, "train.max_steps=5", "--resume"]
-    config = settings.load(folder / "config.yaml", ["eval.every=1"])
-    settings.save(config, folder / "config.yaml")
     state = state_of(folder / run.LAST) | {"best": None, "evaluated": 0}
     rewrite(folder / run.LAST, state)
     last = (folder / run.LAST).read_bytes()
@@ -282,6 +293,17 @@ def test_doctor_names_what_serves_each_op(capsys, references):
     assert {"linear_cross_entropy", "corrupt", "attention", "embedding"} <= said.keys()
     if said["device"].startswith("cpu"):
         assert said["attention"] == "PyTorch's SDPA" and said["corrupt"].startswith("torch references")
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    def fails(path):
+        path.write_text("half")
+        raise OSError("no space")
+
+    run.write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(OSError):
+        run.write_beside(tmp_path / "a.json", fails)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
 
 
 # ---- small things ------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ TILES = [(128, 16, "bf16"), (128, 32, "bf16"), (64, 64, "fp16")]  # the largest 
 @pytest.mark.parametrize("kernel", ["forward_kernel", "backward_kernel"])
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 def test_compiled_ahead_of_time_no_tile_spills(kernel, T, K, dtype, arch, shared_kb):
-    pytest.importorskip("triton", reason="Triton is an extra: pip install tdlm_fast[triton]")
+    pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
     from tdlm_fast.kernels import attention_triton
 
     assert A._tile_fits(T, K) and not A._tile_fits(128, 64)

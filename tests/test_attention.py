@@ -72,6 +72,8 @@ class OnGPU:
         (torch.bfloat16, 1024, 64, False, False, (8, 6), "sdpa"),
         (torch.float32, 128, 16, False, True, (8, 6), "sdpa"),
         (torch.float16, 128, 16, False, True, (7, 5), "sdpa"),
+        (torch.bfloat16, 128, 16, True, True, (10, 0), "sdpa"),  # it would spill there
+        (torch.bfloat16, 64, 64, True, True, (10, 0), "tile"),
     ],
 )
 def test_what_serves_a_gpu(monkeypatch, dtype, T, K, masked, package, capability, expected):
@@ -126,7 +128,7 @@ def test_compiled_ahead_of_time_no_tile_spills(kernel, T, K, dtype, arch, shared
     pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
     from tdlm_fast.kernels import attention_triton
 
-    assert A._tile_fits(T, K) and not A._tile_fits(128, 64)
+    assert A._tile_fits(T, K, (8, 6)) and not A._tile_fits(128, 64, (8, 6))
     fn, options = getattr(attention_triton, kernel), attention_triton.launch(T, K)
     constants = dict(HEAD_K=K, CAUSAL=True, THRESHOLD=A._threshold(0.1)) | {
         name: options.pop(name) for name in ("BLOCK_T", "BLOCK_K")

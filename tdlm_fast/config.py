@@ -24,6 +24,7 @@ def about(default, meaning: str, choices: tuple = ()):
     return field(default=default, metadata={"meaning": meaning, "choices": choices})
 
 
+CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
 
 
@@ -151,12 +152,26 @@ def nested(config: Config) -> dict:
 
 
 def config_hash(config: Config) -> str:
-    """Hash of everything that decides the numbers: all keys but run.*, device and data.cache."""
-    kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in ("device", "data.cache")}
+    """Hash of what decides the numbers beside the text: all keys but run.*, device, and where the text comes from.
+
+    The text has a hash of its own (data.Corpus.hash), so that the same text read from another folder is the same run.
+    """
+    where = ("device", "data.corpus", "data.path", "data.if_unreachable", "data.cache")
+    kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in where}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
+# what other trainers call a key
+OTHER_NAMES = {
+    "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
+    "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
+    "dataset": "data.corpus", "batch": "train.batch_size", "steps": "train.max_steps",
+}  # fmt: skip
+
+
 def _nearest(key: str, known) -> str:
+    if other := OTHER_NAMES.get(key.rsplit(".", 1)[-1]):
+        return f"; did you mean {other}?"
     tails = {k.rsplit(".", 1)[-1]: k for k in known}
     match = difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(
         key.rsplit(".", 1)[-1], tails, 1, 0.5
@@ -268,6 +283,10 @@ def _check(c: Config) -> None:
     need(
         c.loss_weight == "elbo" or c.objective == "diffusion",
         f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive weighs every token alike",
+    )
+    need(
+        bool(c.data.path) or c.data.corpus in CORPORA or "/" in c.data.corpus.strip("/"),
+        f"data.corpus is {c.data.corpus!r}; it must be {', '.join(CORPORA)}, or a dataset of the Hub as owner/name",
     )
     early = [part.strip() for part in c.eval.early.split(",") if c.eval.early]
     need(all(part.isdigit() for part in early), f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")

@@ -116,7 +116,7 @@ def test_a_run_gives_the_signal_handlers_back(tiny):
 
 
 def test_weights_and_biases_needs_no_account_and_never_stops_a_run(tiny, tmp_path, monkeypatch, capsys):
-    wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install tdlm_fast[wandb]")
+    wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install -e .[wandb]")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=offline"]) == 0

@@ -30,6 +30,8 @@ def main(argv=None) -> int:
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
     a = p.parse_args(argv)
     try:
+        from .likelihood import NonFinite, likelihood
+
         if a.tasks is not None:
             from . import accuracy
 
@@ -42,7 +44,6 @@ def main(argv=None) -> int:
         from dataclasses import replace
 
         from . import data
-        from .likelihood import likelihood
         from .sample import load_run
 
         config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
@@ -62,6 +63,9 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished parts of tasks are kept, the same command goes on", file=sys.stderr)
         return 130
+    except NonFinite as e:
+        print(f"error: {a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}", file=sys.stderr)
+        return 1
     if a.json:
         keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": a.split}
         print(json.dumps(keys | {"step": state["step"], "checkpoint": a.checkpoint} | found.asdict()))

@@ -40,6 +40,10 @@ def t_975(freedom: int) -> float:
     return T_975[freedom - 1] if freedom <= len(T_975) else NORMAL + 2.5 / freedom
 
 
+class NonFinite(RuntimeError):
+    """A loss, gradient or likelihood is no number; the message says where and what helps."""
+
+
 @dataclass(frozen=True)
 class Likelihood:
     nats_per_token: float
@@ -75,7 +79,9 @@ class Likelihood:
 
 
 def report(nats: float, stderr: float, split: Split, samples: int, bound: str, freedom: int = 0) -> Likelihood:
-    """A Likelihood from the nats of the whole split and their standard error."""
+    """A Likelihood from the nats of the whole split and their standard error. Raises NonFinite."""
+    if not math.isfinite(nats + stderr):
+        raise NonFinite(f"the likelihood is not finite ({nats} nats ± {stderr}): the weights hold or make no numbers")
     n = split.scored
     return Likelihood(
         nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2),
@@ -195,7 +201,7 @@ def likelihood(
     """The likelihood of a split under a model of that objective; dropout is off while it runs.
 
     Diffusion draws until the half-width of the 95 % interval is at most 1.96 target_stderr nats per token, which with
-    many rows is a standard error of target_stderr, or until max_samples draws are made.
+    many rows is a standard error of target_stderr, or until max_samples draws are made. Raises NonFinite.
     """
     with scoring(model, precision) as device:
         if objective == "autoregressive":

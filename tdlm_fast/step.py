@@ -9,14 +9,11 @@ import torch
 
 from . import data
 from .config import Config
+from .likelihood import NonFinite as NonFinite  # train.py stops on it
 from .likelihood import autocast
 from .model import Model
 from .objective import OBJECTIVES
 from .optim import learning_rate
-
-
-class NonFinite(RuntimeError):
-    """The loss or the gradient is no number; the message names step, noise level and place in the data."""
 
 
 def build_model(config: Config, tokenizer) -> Model:

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tdlm_fast import checkpoint, evaluate, sample, train
+from tdlm_fast import checkpoint, evaluate, sample, step, train
 from tdlm_fast import config as settings
 
 
@@ -45,6 +45,19 @@ def test_a_run_learns_and_leaves_what_scripts_rely_on(tiny, tmp_path, objective,
     assert sample.main(args) == 0 and capsys.readouterr().out == text
     assert train.main(["configs/tiny.yaml", *tiny, f"objective={objective}"]) == 2  # never overwrites a run
     assert "--resume continues it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_a_likelihood_that_is_no_number_stops_a_run_with_one_error(tiny, objective, capsys, monkeypatch):
+    def broken(*args):
+        model = real(*args)
+        torch.nn.init.constant_(model.head, float("inf"))
+        return model
+
+    real = step.build_model
+    monkeypatch.setattr(step, "build_model", broken)
+    assert train.main(["configs/tiny.yaml", *tiny, f"objective={objective}"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the likelihood is not finite (")
 
 
 @pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])

@@ -18,6 +18,7 @@ from .watch import Screen
 DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
 KEYS = ("tokens", "number", "temperature", "top_k", "top_p", "seed", *DIFFUSION_ONLY)  # of generate_batch
 LEAST = {"tokens": 1, "number": 1, "steps": 1, "block": 1, "temperature": 0, "top_k": 0, "seed": 0}
+HINTS = {"steps": "; leave it out for one step a token"}
 
 
 def generate(model, tokenizer, config, prompt: str, suffix: str = "", **kw) -> str:
@@ -70,13 +71,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def at_least(a, least: dict, hints: dict) -> None:
+    """Raise ConfigError where an option of a, if given, is infinite, no number, or less than least says."""
+    for name, low in least.items():
+        value = getattr(a, name)
+        if value is not None and not low <= value < float("inf"):
+            finite = " and finite" if isinstance(value, float) else ""
+            flag = f"--{name.replace('_', '-')}"
+            raise settings.ConfigError(f"{flag} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
+
+
 def check(a, objective: str | None = None) -> None:
     """Raise ValueError where an option is out of range or, once the objective is known, not for it."""
-    for name, least in LEAST.items():
-        value = getattr(a, name)
-        if value is not None and not value >= least:
-            hint = "; leave it out for one step a token" if name == "steps" else ""
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}{hint}")
+    at_least(a, LEAST, HINTS)
     if not 0 < a.top_p <= 1:
         raise ValueError(f"--top-p is {a.top_p}; it must lie in 0 < top-p <= 1")
     if a.remask is not None and not 0 < a.remask <= 1:

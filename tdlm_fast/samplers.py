@@ -15,6 +15,8 @@ remask, with ancestral, is ReMDM-cap (Wang et al. 2025, arXiv 2503.00307): a wri
 probability sigma = min(eta, m_s / (1 - m_t)) and a masked one written with (m_t - m_s + sigma (1 - m_t)) / m_t, so
 that a token is masked after step s with probability m_s as without it (their Theorem 3.1).
 
+The certainty of confidence, top, margin and entropy is that of the whole distribution at temperature 1, whatever
+temperature, top-k and top-p the tokens are drawn with: sharpened to one token all places would be equally certain.
 Draws are Gumbel noise in fp64 on the logits over the temperature: fp32 lowers the effective temperature (Zheng et al.,
 arXiv 2409.02908). Text i has a generator of its own, so it does not depend on the texts beside it.
 """

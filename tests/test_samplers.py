@@ -250,6 +250,26 @@ def test_top_k_top_p_and_temperature_shape_what_is_written():
     assert (share - z[0].softmax(0)).abs().max() < 0.01
 
 
+@pytest.mark.parametrize("method", METHODS[2:])
+@pytest.mark.parametrize("sharpened", [dict(temperature=0), dict(top_k=1), dict(temperature=0.01)])
+def test_certainty_is_that_of_temperature_1(method, sharpened):
+    """Sharpened to one token all places would be equally certain, and the order would be from left to right."""
+    value = {"margin": lambda p: p[-1] - p[-2], "entropy": lambda p: (p * p.log()).sum()}
+    orders = []
+    for seed in range(12):
+        model, shown, state, expected = arbitrary(seed), [], [MASK] * T, []
+        written(model, texts=1, method=method, **sharpened, tell=lambda x, to=shown: to.append(x[0].tolist()))
+        for _ in range(T):
+            P = model.logits[CODE[tuple(state)]].detach().double().softmax(-1)
+            masked = [i for i in range(T) if state[i] == MASK]
+            best = max(masked, key=lambda i: value.get(method, lambda p: p[-1])(P[i].sort().values))
+            state[best] = int(P[best].argmax())
+            expected.append(list(state))
+            orders.append(best)
+        assert shown == expected, seed
+    assert orders[:T] != list(range(T)) and len(set(orders[::T])) == T  # any place may come first
+
+
 def test_gumbel_noise_keeps_its_tail():
     """u near 1 gives the large noise that lets an improbable token win; fp32 has none above 16.6."""
     u = torch.full((1, 2), 0.5, dtype=torch.float64)

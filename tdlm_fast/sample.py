@@ -1,7 +1,9 @@
 """Text from a run: `python -m tdlm_fast.sample RUN --prompt "…" --tokens 64`.
 
 Diffusion runs write between a prompt and a suffix, in any order (samplers.py says which methods there are);
-autoregressive ones write on from the prompt. Text goes to stdout, tokens/s and the network evaluations to stderr.
+autoregressive ones write on from the prompt. The token that starts a sequence (GPT-2's <|endoftext|>) is in no text
+that a run learns, so it is never written, as [MASK] is not. Text goes to stdout, tokens/s and the network evaluations
+to stderr.
 """
 
 import argparse
@@ -22,11 +24,11 @@ HINTS = {"steps": "; leave it out for one step a token"}
 
 
 def generate(model, tokenizer, config, prompt: str, suffix: str = "", **kw) -> str:
-    """prompt + new text + suffix; keywords as in generate_batch."""
+    """prompt + new text + suffix; keywords as in generate_batch. The start token, never in a text, is not written."""
     before, after = tokenizer.encode(prompt), tokenizer.encode(suffix)
     new = generate_ids(
         model, config.objective, before, after, seq_len=config.model.seq_len,
-        start_token_id=tokenizer.start_token_id, **kw,
+        start_token_id=tokenizer.start_token_id, forbidden=tokenizer.start_token_id, **kw,
     )  # fmt: skip
     return prompt + tokenizer.decode(new) + suffix
 
@@ -114,7 +116,8 @@ def main(argv=None) -> int:
         try:
             found = generate_batch(
                 model, config.objective, tokenizer.encode(prompt), tokenizer.encode(suffix),
-                seq_len=config.model.seq_len, start_token_id=tokenizer.start_token_id, tell=screen, **chosen,
+                seq_len=config.model.seq_len, start_token_id=tokenizer.start_token_id,
+                forbidden=tokenizer.start_token_id, tell=screen, **chosen,
             )  # fmt: skip
         finally:
             if screen:

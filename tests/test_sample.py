@@ -95,6 +95,21 @@ def test_bad_input_is_one_error(runs, objective, args, message, capsys):
     assert (code, out) == (2, "") and err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_the_start_token_is_never_written(runs, objective, tmp_path, capsys, monkeypatch):
+    """Of a model that prefers it at about every second place."""
+    config, _, model, state = sample.load_run(runs[objective], device="cpu")
+    with torch.no_grad():
+        model.head[:256] = 0
+    settings.save(config, tmp_path / "config.yaml")
+    checkpoint.save(tmp_path / "checkpoints" / "best.safetensors", model, None, state)
+    seen = []
+    monkeypatch.setattr(Bytes, "decode", lambda self, ids: seen.extend(ids) or "")
+    assert call(capsys, tmp_path, "--tokens", "24", "--temperature", "0.1")[0] == 0
+    sample.generate(model, Bytes(), config, "", tokens=24)
+    assert len(seen) == 48 and max(seen) < 256
+
+
 def test_a_prompt_longer_than_the_model_reads_slides(runs, capsys):
     args = [runs["autoregressive"], "--tokens", "6", "--temperature", "0", "--json"]
     long = "x" * 50 + "the end of a prompt"

@@ -71,6 +71,7 @@ def outcomes(runner, first, end):
 CASES = [
     ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=1"),
     ("objective=diffusion", "data.layout=packed", "train.accumulation=4", "noise.sampling=counts"),
+    ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=2", "loss_weight=published"),
     ("objective=autoregressive", "data.layout=paragraphs", "train.accumulation=2"),
     ("objective=autoregressive", "data.layout=packed", "train.accumulation=1", "precision=fp32"),
 ]

@@ -4,6 +4,7 @@ Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safeten
 """
 
 import argparse
+import contextlib
 import math
 import os
 import signal
@@ -32,7 +33,8 @@ class Stop:
         if self.asked or not self.patient:
             raise KeyboardInterrupt
         self.asked = True
-        os.write(2, b"\nstopping after this step or evaluation; again to leave at once\n")  # print may be interrupted
+        with contextlib.suppress(OSError):  # not print, which this may interrupt; nor is there always somebody to read
+            os.write(2, b"\nstopping after this step or evaluation; again to leave at once\n")
 
 
 def train(config, folder: Path, resume: bool) -> dict:

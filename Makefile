@@ -33,8 +33,10 @@ test: .venv/ready  ## run the test suite
 lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .
 
-test-gpu: .venv/ready  ## the tests of the Triton kernels on the GPU that is here
-	$(PY) -m pytest -q tests/triton
+test-gpu: .venv/ready  ## the tests of everything that runs on a GPU, then the Triton kernels under compute-sanitizer
+	$(PY) -m pytest -q tests/triton tests/test_captured.py tests/test_attention.py tests/test_cuda_source.py
+	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
+		--error-exitcode 9 $(PY) -m pytest -q -x tests/triton; else echo 'no compute-sanitizer on the PATH'; fi
 
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
 	$(PY) -m pytest -q bench/bench_kernels.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json

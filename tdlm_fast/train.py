@@ -255,7 +255,8 @@ def main(argv=None) -> int:
     memory = f", peak memory {summary['peak_memory_mb']:,.0f} MB" if summary["peak_memory_mb"] else ""
     for name in ("valid", "test"):
         found, error = summary[name], f" ± {summary[name]['stderr']:.4f}" if summary[name]["samples"] else ""
-        print(f"{name:5}  {found['nats_per_token']:.4f}{error} nats/token, ppl {found['ppl']:.2f} ({found['bound']})")
+        nats, bits = f"{found['nats_per_token']:.4f}{error} nats/token", f"{found['bits_per_byte']:.4f} bits/byte"
+        print(f"{name:5}  {nats}, ppl {found['ppl']:.2f}, {bits} ({found['bound']})")
     print(f"best   these are of the weights of step {summary['best_step']}, of {summary['steps']} trained")
     print(f"speed  {summary['tokens_per_s']:,.0f} tokens/s over {summary['seconds']:,.1f} s{memory}")
     if summary["note"]:

@@ -24,7 +24,7 @@ def main(argv=None) -> int:
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")
     p.add_argument("--checkpoint", choices=("best", "last"), default="best")
     p.add_argument("--target-stderr", type=float, help="nats per token at which drawing stops (default: the config's)")
-    p.add_argument("--max-samples", type=int, help="noise draws a sequence at most (default: the config's)")
+    p.add_argument("--max-samples", type=int, help="noise draws a sequence at most, 2 or more (default: the config's)")
     p.add_argument("--seed", type=int, help="seed of the draws (default: the config's)")
     p.add_argument("--layout", choices=("packed", "paragraphs"), help="rows to score (default: the config's)")
     p.add_argument("--tasks", help="evaluation sets, as hellaswag,mmlu,mmlu_text,arc_easy,piqa,lambada,blimp")

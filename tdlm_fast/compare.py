@@ -289,6 +289,9 @@ def main(argv=None) -> int:
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except settings.NonFinite as e:
+        print(f"error: {folder}: {e}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; what is done is kept, the same command goes on", file=sys.stderr)
         return 130

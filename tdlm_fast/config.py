@@ -20,6 +20,10 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names the dotted key and the fix."""
 
 
+class NonFinite(RuntimeError):
+    """A loss, gradient or likelihood is no number; the message says where and what helps."""
+
+
 def about(default, meaning: str, choices: tuple = ()):
     return field(default=default, metadata={"meaning": meaning, "choices": choices})
 

@@ -36,7 +36,7 @@ def main(argv=None) -> int:
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
     a = p.parse_args(argv)
     try:
-        from .likelihood import NonFinite, likelihood
+        from .likelihood import likelihood
         from .sample import at_least, load_run
 
         at_least(a, LEAST, HINTS)
@@ -72,7 +72,7 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished parts of tasks are kept, the same command goes on", file=sys.stderr)
         return 130
-    except NonFinite as e:
+    except settings.NonFinite as e:
         print(f"error: {a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}", file=sys.stderr)
         return 1
     if a.json:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import NonFinite
 from .data import Split
 from .kernels import linear_cross_entropy
 from .kernels.corrupt import random_subsets
@@ -38,10 +39,6 @@ def t_975(freedom: int) -> float:
     if freedom < 1:
         raise ValueError("an interval needs two values or more")
     return T_975[freedom - 1] if freedom <= len(T_975) else NORMAL + 2.5 / freedom
-
-
-class NonFinite(RuntimeError):
-    """A loss, gradient or likelihood is no number; the message says where and what helps."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 
 from . import data
 from .config import Config
-from .likelihood import NonFinite as NonFinite  # train.py stops on it
 from .likelihood import autocast
 from .model import Model
 from .objective import OBJECTIVES, masked_tokens

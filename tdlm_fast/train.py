@@ -123,7 +123,7 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
             bad = [s for s, o in enumerate(outcomes, first) if not math.isfinite(o["loss"] + o["grad_norm"])]
             entry = _entry(outcomes, first, steps, config, state, seconds) | {"peak_memory_mb": peak_memory_mb(device)}
             if bad:
-                raise step.NonFinite(step.where(config, train_split, bad[0]))
+                raise settings.NonFinite(step.where(config, train_split, bad[0]))
             log.record(entry)
             log.progress(entry["step"], entry)
         started = now if windows else started
@@ -247,9 +247,7 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; {kept()}", file=sys.stderr)
         return 130
-    except RuntimeError as e:
-        if type(e).__name__ != "NonFinite":
-            raise
+    except settings.NonFinite as e:
         print(f"error: {e}; {kept()}", file=sys.stderr)
         return 1
     memory = f", peak memory {summary['peak_memory_mb']:,.0f} MB" if summary["peak_memory_mb"] else ""

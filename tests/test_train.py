@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from tdlm_fast import checkpoint, evaluate, sample, step, train
+from tdlm_fast import check, checkpoint, evaluate, sample, step, table, train
 from tdlm_fast import config as settings
 
 
@@ -88,6 +88,10 @@ def test_evaluate_says_what_text_it_read_and_stops_on_weights_that_are_no_number
     out, err = capsys.readouterr()
     message = f"error: {folder}/checkpoints/best.safetensors: the likelihood is not finite"
     assert not out and err.splitlines()[-1].startswith(message)
+    config.write_text(config.read_text().replace(str(other), str(corpus)))
+    for verb in (table, check):
+        assert verb.main([str(folder), "--sequences", "2", "--device", "cpu"]) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {folder}: the likelihood is not finite")
 
 
 @pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from .attention import _rows_first, _threshold, rotation, tile_attention, tile_attention_backward
 from .corrupt import SAMPLINGS, _corrupt
-from .linear_cross_entropy import _count, lce_backward_weight, lce_forward
+from .linear_cross_entropy import _count, lce_backward_weight, lce_forward, lce_sum
 from .philox import MASK
 from .schedules import table
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # worst first, as csrc/cpu/api.cpp numbers them
-_ABI = 3
+_ABI = 4
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "tdlm_has": (_I,),
     "tdlm_lce_forward": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
     "tdlm_lce_backward_weight": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
+    "tdlm_lce_sum": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, *[_P] * 5),
     "tdlm_attention": (_I, _I, _I, _I, _I, _P, _P, *[_L] * 4, *[_P] * 4, ctypes.c_int32, ctypes.c_float),
     "tdlm_corrupt": (_P, _P, _L, _L, ctypes.c_uint32, ctypes.c_uint32, _L, _P, _P, _I, _L, _L, *[_P] * 7),
 }
@@ -130,6 +131,20 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     dw[valid_vocab:] = 0
     _call("tdlm_lce_backward_weight", h, weight, targets, n, valid_vocab, dtype, lse, grad, dw)
     return dw
+
+
+@lce_sum.register_kernel("cpu")
+def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
+    if not _serves(h, weight, dtype):
+        return lce_sum._init_fn(h, weight, targets, token_weights, n_rows, valid_vocab, dtype)
+    _check(h, weight, valid_vocab, targets, token_weights)
+    h, weight, targets, g = (a.contiguous() for a in (h, weight, targets.long(), token_weights.float()))
+    n = max(0, _count(n_rows, h.shape[0]))
+    nll, lse = h.new_empty(n, dtype=torch.float32), h.new_empty(n, dtype=torch.float32)
+    dh, dw = torch.empty_like(h), torch.empty_like(weight)
+    dh[n:], dw[valid_vocab if n else 0 :] = 0, 0
+    _call("tdlm_lce_sum", h, weight, targets, n, valid_vocab, dtype, g, nll, lse, dh, dw)
+    return nll.dot(g[:n]), dh, dw
 
 
 @_corrupt.register_kernel("cpu")

@@ -82,9 +82,10 @@ def autoregressive_loss(
         index = torch.arange(row_offset * x0.shape[1], (row_offset + len(x0)) * x0.shape[1], device=x0.device)
         words = random_words(index.view_as(x0), seed=seed, step=step, stream=STREAM_TOKEN)
         hidden = words < int(input_masking * 2**32)
-    nll = next_token_nll(model, x0, start_token_id=start_token_id, valid=valid, hidden=hidden)
-    n = x0.new_full((), x0.numel()) if valid is None else valid.sum()
-    return nll.sum() / (n if divisor is None else divisor), n
+    h, targets, live, _ = _next_token_rows(model, x0, start_token_id, valid, hidden)
+    n = x0.new_full((), x0.numel()) if live is None else live
+    weights = torch.ones_like(targets, dtype=torch.float32) / (n if divisor is None else divisor)
+    return linear_cross_entropy(h, model.head, targets, weights, n_rows=live), n
 
 
 def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -98,18 +99,21 @@ def next_token_nll(
     model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None, hidden: Tensor | None = None
 ) -> Tensor:
     """-log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding; hidden (B, T) marks tokens read as [MASK]."""
+    h, targets, n, order = _next_token_rows(model, x0, start_token_id, valid, hidden)
+    nll = linear_cross_entropy(h, model.head, targets, n_rows=n, reduction="none")
+    return (nll if order is None else torch.zeros_like(nll).scatter(0, order, nll)).view_as(x0)
+
+
+def _next_token_rows(model, x0: Tensor, start_token_id: int, valid: Tensor | None, hidden: Tensor | None) -> tuple:
+    """(h (B T, D), targets (B T,), how many of these rows are no padding, their places); None for all, in order."""
     read = x0 if hidden is None else torch.where(hidden, model.mask_token_id, x0)
     shifted, seen = next_token_inputs(read, start_token_id, valid)
     if valid is None:
-        h = model(shifted, causal=True)
-        return linear_cross_entropy(h.flatten(0, 1), model.head, x0.flatten(), reduction="none").view_as(x0)
-    h = model(shifted, causal=True, valid=seen)
+        return model(shifted, causal=True).flatten(0, 1), x0.flatten(), None, None
+    h = model(shifted, causal=True, valid=seen).flatten(0, 1)
     # Padding is moved behind the real tokens, where the row count leaves it out of the head.
     order = torch.argsort(~valid.flatten(), stable=True)
-    nll = linear_cross_entropy(
-        take_rows(h.flatten(0, 1), order), model.head, x0.flatten()[order], n_rows=valid.sum(), reduction="none"
-    )
-    return torch.zeros_like(nll).scatter(0, order, nll).view_as(x0)
+    return take_rows(h, order), x0.flatten()[order], valid.sum(), order
 
 
 OBJECTIVES = {"diffusion": diffusion_loss, "autoregressive": autoregressive_loss}

@@ -238,6 +238,19 @@ API int tdlm_lce_sum(int isa, int threads, const void *h, int h_bf16, const void
     return bad || !n ? bad : run_lce_sum(c, kernels(isa, round), threads);
 }
 
+// Rows of SwiGLU, or of RMSNorm where there is a weight; dy is null in the forward pass. dw: (tasks, n).
+API int tdlm_rows(int isa, int threads, int bf16, const void *x, const void *dy, void *y, const float *weight, float *dw,
+                  int64_t rows, int64_t n, int64_t step, float eps) {
+    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || rows < 0 || n < 1 || step < 1) return BAD_ARGUMENT;
+    if (weight && (bf16 || n % 16)) return BAD_ARGUMENT;
+    Rows c = {x, dy, y, weight, dw, bf16 != 0, n, step, eps};
+    const Kernels &k = kernels(isa, false);
+    return run({{(rows + step - 1) / step, -1, [&](int64_t i, char *) {
+        int64_t begin = i * step, end = begin + step < rows ? begin + step : rows;
+        (weight ? k.rms_norm : k.swiglu)(c, begin, end);
+    }}}, 64, threads);
+}
+
 // Attention of B sequences of H heads; tensors, strides, valid, segments, rope and key as in kernels.h.
 API int tdlm_attention(int isa, int threads, int backward, int bf16, int causal, const void *const *tensors,
                        const int64_t *strides, int64_t B, int64_t H, int64_t T, int64_t K, const uint8_t *valid,

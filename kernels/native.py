@@ -28,6 +28,7 @@ _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
     "tdlm_abi": (),
     "tdlm_has": (_I,),
+    "tdlm_use_threads_of": (_P,),
     "tdlm_lce_forward": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
     "tdlm_lce_backward_weight": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
     "tdlm_lce_sum": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, *[_P] * 5),
@@ -49,6 +50,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if library.tdlm_abi() != _ABI:
         return None, "the library is of another version: install tdlm_fast again"
     library.tdlm_corrupt.restype = _L
+    try:  # where torch runs on OpenMP, its threads are ours too
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        library.tdlm_use_threads_of(ctypes.cast(torch_cpu.GOMP_parallel, _P))
+    except (OSError, AttributeError):
+        pass
     return library, ""
 
 

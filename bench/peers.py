@@ -122,7 +122,7 @@ def lce_sides(case: Lce, dtype: torch.dtype, device: str) -> list[Side]:
     chunks = chunks or [case.live]
     budgets = [b for b in (16, 64, 256, 1024) if b * case.D <= 8 * case.V]
     return [
-        Side("tdlm_fast", ours, recomputes=True),
+        Side("tdlm_fast", ours, recomputes=device != "cpu"),  # a CPU keeps what a GPU makes again
         Side("PyTorch", both(plain_loss, weights_live)),
         Side("torch.compile of it", both(torch.compile(plain_loss), weights_live)),
         Side("F.linear_cross_entropy, auto", both(torch_loss), note),

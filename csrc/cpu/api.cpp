@@ -10,6 +10,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __unix__
+#include <unistd.h>
+#endif
 
 #include "kernels.h"
 
@@ -93,8 +96,20 @@ struct Phase {
     std::function<void(int64_t, char *)> task;
 };
 
-// All tasks of all phases, taken in order by threads that live for this call only, so that fork and exit find none;
-// each has `bytes` of scratch. Nothing waits for a later phase, so any number of threads gets through.
+// GOMP_parallel of the OpenMP that torch runs on. Its threads spin for milliseconds after every parallel region, so
+// threads of our own would wait for a core. In a forked child, where they are gone, it must not be called.
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+Parallel parallel = nullptr;
+long parallel_process = 0;
+
+#ifdef __unix__
+long process() { return getpid(); }
+#else
+long process() { return 0; }
+#endif
+
+// All tasks of all phases, taken in order by OpenMP's threads, or by threads that live for this call only; each has
+// `bytes` of scratch. Nothing waits for a later phase, so any number of threads gets through.
 int run(const std::vector<Phase> &phases, size_t bytes, int threads) {
     int64_t total = 0, most = 1;
     std::vector<int64_t> begin;
@@ -117,6 +132,10 @@ int run(const std::vector<Phase> &phases, size_t bytes, int threads) {
         }
         free(scratch);
     };
+    if (threads > 1 && parallel && process() == parallel_process) {
+        parallel([](void *w) { (*(decltype(work) *)w)(); }, &work, (unsigned)threads, 0);
+        return next < total ? NO_MEMORY : OK;
+    }
     std::vector<std::thread> others;
     try {
         for (int i = 1; i < threads; i++) others.emplace_back(work);
@@ -206,6 +225,8 @@ int check(const Lce &c, int isa, int threads) {
 
 API int tdlm_abi() { return 4; }  // raised with every change of an argument; kernels/native.py asks for its own
 
+API void tdlm_use_threads_of(Parallel gomp_parallel) { parallel = gomp_parallel, parallel_process = process(); }
+
 API int tdlm_has(int isa) { return has(isa); }
 
 API int tdlm_lce_forward(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16, int round,
@@ -236,6 +257,19 @@ API int tdlm_lce_sum(int isa, int threads, const void *h, int h_bf16, const void
     c.y = y, c.n = n, c.D = D, c.V = V, c.nll = nll, c.lse = lse, c.dh = dh, c.grad = grad, c.dw = dw;
     int bad = check(c, isa, threads);
     return bad || !n ? bad : run_lce_sum(c, kernels(isa, round), threads);
+}
+
+// Rows of SwiGLU, or of RMSNorm where there is a weight; dy is null in the forward pass. dw: (tasks, n).
+API int tdlm_rows(int isa, int threads, int bf16, const void *x, const void *dy, void *y, const float *weight, float *dw,
+                  int64_t rows, int64_t n, int64_t step, float eps) {
+    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || rows < 0 || n < 1 || step < 1) return BAD_ARGUMENT;
+    if (weight && (bf16 || n % 16)) return BAD_ARGUMENT;
+    Rows c = {x, dy, y, weight, dw, bf16 != 0, n, step, eps};
+    const Kernels &k = kernels(isa, false);
+    return run({{(rows + step - 1) / step, -1, [&](int64_t i, char *) {
+        int64_t begin = i * step, end = begin + step < rows ? begin + step : rows;
+        (weight ? k.rms_norm : k.swiglu)(c, begin, end);
+    }}}, 64, threads);
 }
 
 // Attention of B sequences of H heads; tensors, strides, valid, segments, rope and key as in kernels.h.

@@ -447,9 +447,6 @@ struct Attend {
     static void rows_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_rows(c, begin, end); }
     static void words_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_words(c, begin, end); }
     static void weight(const Lce &c, int64_t i, char *s) { Attend(c, s).run_weight(c, i); }
-    static constexpr Kernels with(decltype(Kernels::head_scratch) head_scratch, decltype(Kernels::head) head) {
-        return {sizes, pack, rows_of, words_of, weight, head_scratch, head};
-    }
 };
 
 }  // namespace

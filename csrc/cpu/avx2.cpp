@@ -6,6 +6,7 @@ TARGET_BEGIN("avx2,fma")
 #include <immintrin.h>
 
 #include "attend.h"
+#include "body.h"
 #include "exp2.h"
 #include "tile.h"
 
@@ -62,7 +63,10 @@ struct Avx2 {
 };
 }  // namespace
 
-const Kernels avx2_kernels = Attend<Avx2>::with(Tile<Avx2>::scratch, Tile<Avx2>::head_of);
+const Kernels avx2_kernels = {
+    Attend<Avx2>::sizes, Attend<Avx2>::pack, Attend<Avx2>::rows_of, Attend<Avx2>::words_of, Attend<Avx2>::weight,
+    Between<Avx2>::swiglu_of, Between<Avx2>::rms_norm_of, Tile<Avx2>::scratch, Tile<Avx2>::head_of,
+};
 TARGET_END
 #else
 const Kernels avx2_kernels = {};

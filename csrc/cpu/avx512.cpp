@@ -23,7 +23,10 @@ struct Avx512 : Avx512Base {
 };
 }  // namespace
 
-const Kernels avx512_kernels = Attend<Avx512>::with(Tile<Avx512>::scratch, Tile<Avx512>::head_of);
+const Kernels avx512_kernels = {
+    Attend<Avx512>::sizes, Attend<Avx512>::pack, Attend<Avx512>::rows_of, Attend<Avx512>::words_of, Attend<Avx512>::weight,
+    Between<Avx512>::swiglu_of, Between<Avx512>::rms_norm_of, Tile<Avx512>::scratch, Tile<Avx512>::head_of,
+};
 TARGET_END
 #else
 const Kernels avx512_kernels = {};

@@ -36,7 +36,10 @@ struct Avx512Bf16 : Avx512Base {
 };
 }  // namespace
 
-const Kernels avx512_bf16_kernels = Attend<Avx512Bf16>::with(nullptr, nullptr);
+const Kernels avx512_bf16_kernels = {
+    Attend<Avx512Bf16>::sizes, Attend<Avx512Bf16>::pack, Attend<Avx512Bf16>::rows_of, Attend<Avx512Bf16>::words_of, Attend<Avx512Bf16>::weight,
+    nullptr, nullptr, nullptr, nullptr,
+};
 TARGET_END
 #else
 const Kernels avx512_bf16_kernels = {};

@@ -37,6 +37,17 @@ struct Attention {
     float keep_scale;               // and scaled by this
 };
 
+// Rows of what lies between the products of a block.
+struct Rows {
+    const void *x, *dy;       // dy is null in the forward pass
+    void *y;                  // the output, or the gradient of x
+    const void *weight;       // (n), of rms_norm
+    float *dw;                // (tasks, n), of rms_norm
+    bool bf16;
+    int64_t n, step;          // step: rows of a task
+    float eps;
+};
+
 struct LceSizes {
     size_t scratch, packed, kept, sums;  // bytes: of a task, of B, of what c.count rows keep, of the sums of dw
     int64_t blocks;                      // of B
@@ -49,6 +60,8 @@ struct Kernels {
     void (*rows)(const Lce &, int64_t begin, int64_t end, char *scratch);   // nll, lse, dh of rows begin..end
     void (*words)(const Lce &, int64_t begin, int64_t end, char *scratch);  // dw of words begin..end
     void (*weight)(const Lce &, int64_t i, char *scratch);                  // dw of block i of words from what is kept
+    void (*swiglu)(const Rows &, int64_t begin, int64_t end);
+    void (*rms_norm)(const Rows &, int64_t begin, int64_t end);
     size_t (*head_scratch)(const Attention &);
     void (*head)(const Attention &, int64_t head, char *scratch);           // one head of one sequence
 };

@@ -1,5 +1,6 @@
 // fp32 products in the vector extension of GCC and Clang: SSE2, NEON, or whatever the target has.
 #include "attend.h"
+#include "body.h"
 #include "exp2.h"
 #include "tile.h"
 
@@ -56,4 +57,7 @@ struct Portable {
 };
 }  // namespace
 
-const Kernels portable_kernels = Attend<Portable>::with(Tile<Portable>::scratch, Tile<Portable>::head_of);
+const Kernels portable_kernels = {
+    Attend<Portable>::sizes, Attend<Portable>::pack, Attend<Portable>::rows_of, Attend<Portable>::words_of, Attend<Portable>::weight,
+    Between<Portable>::swiglu_of, Between<Portable>::rms_norm_of, Tile<Portable>::scratch, Tile<Portable>::head_of,
+};

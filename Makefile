@@ -56,7 +56,7 @@ sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSa
 	TDLM_CUDA_ARCHS=none CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		.venv/bin/pytest -q tests/test_native.py tests/test_native_attention.py
+		.venv/bin/pytest -q tests/test_native.py tests/test_native_attention.py tests/test_native_rows.py
 
 .PHONY: FORCE help train test test-gpu lint bench resources resources-cuda report sanitize
 .DEFAULT_GOAL := help

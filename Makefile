@@ -1,17 +1,28 @@
 # `make help` lists the targets. One virtual environment, .venv, made when a target first needs it.
-PYTHON ?= python3
+# A PYTHON or TORCH that was given once stays until another is given: .venv/python and .venv/torch hold them.
+chosen = $(shell cat .venv/$(1) 2>/dev/null)
+PYTHON ?= $(or $(call chosen,python),python3)
+TORCH ?= $(or $(call chosen,torch),torch==2.13.0)
 PY := .venv/bin/python
-TORCH ?= torch==2.13.0
 export TOKENIZERS_PARALLELISM := false
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/cpu/* csrc/cuda/*)
-	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(if $(CLEAR),,test -x $(PY) || )$(PYTHON) -m venv $(CLEAR).venv
 	$(PY) -m pip install -q "$(TORCH)" setuptools wheel numpy
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
-	@touch $@
+	@echo '$(PYTHON)' > .venv/python; echo '$(TORCH)' > .venv/torch; touch $@
+
+ifneq ($(call chosen,torch),$(TORCH))
+.venv/ready: FORCE
+endif
+ifneq ($(or $(call chosen,python),$(PYTHON)),$(PYTHON))
+CLEAR := --clear #
+.venv/ready: FORCE
+endif
+FORCE:
 
 train: .venv/ready  ## train configs/tiny.yaml, or go on with it; ARGS="key=value …" adds keys
 	$(PY) -m tdlm_fast.train configs/tiny.yaml $(ARGS) --resume
@@ -22,8 +33,10 @@ test: .venv/ready  ## run the test suite
 lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .
 
-test-gpu: .venv/ready  ## the tests of the Triton kernels on the GPU that is here
-	$(PY) -m pytest -q tests/triton
+test-gpu: .venv/ready  ## the tests of everything that runs on a GPU, then the Triton kernels under compute-sanitizer
+	$(PY) -m pytest -q tests/triton tests/test_captured.py tests/test_attention.py tests/test_cuda_source.py
+	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
+		--error-exitcode 9 $(PY) -m pytest -q -x tests/triton; else echo 'no compute-sanitizer on the PATH'; fi
 
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
 	$(PY) -m pytest -q bench/bench_kernels.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
@@ -43,7 +56,7 @@ sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSa
 	TDLM_CUDA_ARCHS=none CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		.venv/bin/pytest -q tests/test_native.py tests/test_native_attention.py
+		.venv/bin/pytest -q tests/test_native.py tests/test_native_attention.py tests/test_native_rows.py
 
-.PHONY: help train test test-gpu lint bench resources resources-cuda report sanitize
+.PHONY: FORCE help train test test-gpu lint bench resources resources-cuda report sanitize
 .DEFAULT_GOAL := help

@@ -67,7 +67,7 @@ names = ("api", "corrupt", "portable", "avx2", "avx512", "avx512_bf16")
 library = Extension(
     "tdlm_fast.kernels._native",
     sources=[f"csrc/cpu/{name}.cpp" for name in names],
-    depends=[f"csrc/cpu/{name}.h" for name in ("kernels", "attend", "tile", "exp2", "target", "avx512")],
+    depends=[f"csrc/cpu/{name}.h" for name in ("kernels", "attend", "body", "tile", "exp2", "target", "avx512")],
     extra_compile_args=FLAGS.split(),
     extra_link_args=["-pthread"],
     language="c++",

@@ -76,8 +76,8 @@ def registers() -> str:
     rows = ["| registers, KB, programs | forward | weight | attention's gradient | kernels compiled | that spill |"]
     rows.append("|---" * 6 + "|")
     for card, found in _resources()["cards"].items():
-        cells = [found[name] for name in shown]
-        text = [f"{c['registers']}, {c['shared'] / 1024:.1f}, {c['programs']}" for c in cells]
+        cells = [found.get(name) for name in shown]  # what a card cannot hold without spilling does not run there
+        text = [f"{c['registers']}, {c['shared'] / 1024:.1f}, {c['programs']}" if c else "–" for c in cells]
         spill = sum(bool(r["stack"] or r["local"]) for r in found.values())
         rows.append(f"| sm_{card} | {' | '.join(text)} | {len(found)} | {spill} |")
     return "\n".join(rows)

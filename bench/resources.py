@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tdlm_fast.kernels import attention_triton, corrupt_triton, embedding_triton, gpu, lce_plan, lce_stored, lce_triton
+from tdlm_fast.kernels.attention import _tile_fits
 
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -69,7 +70,7 @@ def kernels(card: int):
     """What is launched on a card: (name, kernel, types, constants, options)."""
     yield from head(card)
     yield from corruption()
-    yield from attention()
+    yield from attention(card)
     yield from embedding()
 
 
@@ -123,9 +124,11 @@ def corruption():
         yield f"compact, T {block}", corrupt_triton.compact_kernel, buffers | listed, constants, options
 
 
-def attention():
+def attention(card: int):
     masks = {"VALID": "*u8", "SEGMENTS": "*i64", "KEY": "*i64"}
     for T, K in ((16, 64), (64, 64), (128, 16), (128, 32)):
+        if not _tile_fits(T, K, divmod(card, 10)):
+            continue
         launch = attention_triton.launch(T, K)
         options = {k: v for k, v in launch.items() if "BLOCK" not in k}
         for dtype, masked in itertools.product((torch.bfloat16, torch.float16), (False, True)):

@@ -136,8 +136,11 @@ def corrupt(
     """Mask each sequence at a noise level of its own; see the top of the file for the formula.
 
     row_offset is the global index of the first row and batch_rows the size of the whole batch (default: these
-    rows), so that a batch cut into micro-batches is masked as the whole one would be.
-    Raises ValueError for an unknown schedule or sampling, or rows that are not two-dimensional.
+    rows), so that a batch cut into micro-batches is masked as the whole one would be. With stratified and counts the
+    level grows with the row's place in the batch: rows must come in a random order, as data.batch draws them, else a
+    row's level follows its place. Raises ValueError for an unknown schedule or sampling, rows that are not
+    two-dimensional or lie outside the batch, and a row_offset without batch_rows, which would put the parts in strata
+    of different batches.
     Sahoo et al. 2024 (Eq. 11); one t per sequence as in Nie et al. 2025.
     """
     if x0.dim() != 2:
@@ -146,7 +149,9 @@ def corrupt(
         raise ValueError(f"schedule is {schedule!r}; it must be one of {', '.join(SCHEDULES)}")
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling is {sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
-    rows = batch_rows if batch_rows is not None else row_offset + x0.shape[0]
+    if row_offset and batch_rows is None:
+        raise ValueError(f"row_offset = {row_offset} needs batch_rows, the rows of the whole batch")
+    rows = batch_rows if batch_rows is not None else x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
     rest = (mask_token_id, schedule, sampling, row_offset, rows)

@@ -12,7 +12,7 @@ import torch
 
 from . import lce_plan
 from .corrupt import _corrupt, _corrupt_at, corrupt_ref
-from .linear_cross_entropy import lce_backward_weight, lce_forward
+from .linear_cross_entropy import lce_backward_weight, lce_forward, lce_sum
 from .philox import MASK
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -119,6 +119,7 @@ def register(device: str) -> None:
     """Let the kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
     lce_forward.register_kernel(device)(forward)
     lce_backward_weight.register_kernel(device)(backward_weight)
+    lce_sum.register_kernel(device)(lce_sum._init_fn)
     _corrupt.register_kernel(device)(corrupt)
     _corrupt_at.register_kernel(device)(corrupt_at)
 

@@ -70,6 +70,11 @@ _FP32 = {
     512: (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
 }
 
+_FP32_ELSEWHERE = {  # on 80, 100 and 120, where the tiles above spill
+    64: (Tiles(64, 32, 8, 2), Tiles(32, 32, 4, 2)),
+    128: (Tiles(32, 16, 4, 2), Tiles(32, 32, 4, 2)),
+}
+
 
 def card(capability: tuple[int, int] | int) -> int | None:
     """The newest entry of SHARED_KB that is no newer than this compute capability; None before Ampere."""
@@ -80,7 +85,8 @@ def card(capability: tuple[int, int] | int) -> int | None:
 def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) -> tuple[Tiles, Tiles] | None:
     """(forward, weight) tiles of the fused form; None where it does not fit. odd_width: D is no multiple of 16."""
     wgmma = card in (90, 100) and not (odd_width and block_d == 512)
-    found = (_FP32 if dtype == torch.float32 else _WGMMA if wgmma else _MMA).get(block_d)
+    fp32 = _FP32 if card in (86, 89, 90) else _FP32 | _FP32_ELSEWHERE
+    found = (fp32 if dtype == torch.float32 else _WGMMA if wgmma else _MMA).get(block_d)
     if found is None or not odd_width:
         return found
     return found[0]._replace(peeled=False, registers=0), found[1]  # addresses take more registers

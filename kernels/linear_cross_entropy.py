@@ -4,9 +4,11 @@
     dh_i  = g_i (P_i W - w_{y_i}),   dW = sum_i g_i (P_i - onehot(y_i))^T h_i,   P = softmax(h W^T)
 
 softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for a unit upstream
-gradient, dh; only dW needs the probabilities again. The gradient g is per token, so per-token weights cost
-nothing. Sums are fp32 (fp64 for fp64 inputs); under autocast the products run in its dtype, and gradients
-return in the inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
+gradient, dh; only dW needs the probabilities again. The gradient g is per token, so per-token weights cost nothing.
+Where they are known in the forward pass (a weighted sum), the CPU keeps the probabilities of a block of rows until
+their lse is known and makes dW there too: three products instead of four (lce_sum). Sums are fp32 (fp64 for fp64
+inputs); under autocast the products run in its dtype, and gradients return in the inputs' dtype. The reference holds at
+most CHUNK_BYTES of logits.
 """
 
 import torch
@@ -81,10 +83,13 @@ def _(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
 
 def _setup(ctx, inputs, output):
     h, weight, targets, n_rows, ctx.valid_vocab, ctx.dtype, _ = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(h, weight, targets, n_rows, output[1], output[2])
 
 
 def _backward(ctx, grad, _grad_lse, _grad_dh):
+    if grad is None:
+        return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
     grad = grad.contiguous()
     if n_rows is not None:  # rows past the count have no loss, whatever is asked of them
@@ -97,6 +102,52 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
 
 
 lce_forward.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("tdlm::lce_sum", mutates_args=())
+def lce_sum(
+    h: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, n_rows: Tensor | None,
+    valid_vocab: int, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """sum_i g_i nll_i for token_weights g (N,), and its gradients dh (N, D) and dW (V, D), all in the forward pass.
+
+    dW is linear in the scalar that comes from upstream, so nothing needs to be computed again in the backward pass.
+    """
+    nll, lse, dh = lce_forward(h, weight, targets, n_rows, valid_vocab, dtype, True)
+    grad = token_weights.to(nll.dtype)
+    if n_rows is not None:
+        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
+    dw = lce_backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
+    return nll.dot(grad), (dh * grad[:, None]).to(h.dtype), dw
+
+
+@lce_sum.register_fake
+def _(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
+    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
+    return h.new_empty((), dtype=acc), torch.empty_like(h), torch.empty_like(weight)
+
+
+def _setup_sum(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # a gradient of zeros for dW would be as large as dW
+    ctx.save_for_backward(*output[1:])
+
+
+def _is_last_use() -> bool:
+    """Whether what this backward pass reads is freed after it, so that it may be given away."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is not None and not asked()
+
+
+def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
+    if grad is None:
+        return (None,) * 7
+    dh, dw = ctx.saved_tensors
+    if type(grad) is not Tensor or not grad.is_cpu or float(grad) != 1 or not _is_last_use():
+        dh, dw = (dh * grad).to(dh.dtype), (dw * grad).to(dw.dtype)
+    return dh, dw, None, None, None, None, None
+
+
+lce_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
 
 
 def linear_cross_entropy(
@@ -127,6 +178,10 @@ def linear_cross_entropy(
     device = h.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
     need_dh = torch.is_grad_enabled() and h.requires_grad
+    fixed = token_weights is None or not token_weights.requires_grad
+    if h.is_cpu and reduction == "sum" and need_dh and weight.requires_grad and fixed:  # three products, not four
+        g = h.new_ones(len(h), dtype=torch.float32) if token_weights is None else token_weights
+        return lce_sum(h, weight, targets, g, n_rows, V, dtype)[0]
     nll = lce_forward(h, weight, targets, n_rows, V, dtype, need_dh)[0]
     if token_weights is not None:
         nll = nll * token_weights

@@ -15,19 +15,24 @@ from torch import Tensor
 
 from .attention import _rows_first, _threshold, rotation, tile_attention, tile_attention_backward
 from .corrupt import SAMPLINGS, _corrupt
-from .linear_cross_entropy import _count, lce_backward_weight, lce_forward
+from .linear_cross_entropy import _count, lce_backward_weight, lce_forward, lce_sum
 from .philox import MASK
+from .rms_norm import rms_norm_backward, rms_norm_forward
 from .schedules import table
+from .swiglu import swiglu_backward, swiglu_forward
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # worst first, as csrc/cpu/api.cpp numbers them
-_ABI = 3
+_ABI = 4
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
     "tdlm_abi": (),
     "tdlm_has": (_I,),
+    "tdlm_use_threads_of": (_P,),
     "tdlm_lce_forward": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
     "tdlm_lce_backward_weight": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, _P, _P, _P),
+    "tdlm_lce_sum": (_I, _I, _P, _I, _P, _I, _I, _P, _L, _L, _L, *[_P] * 5),
+    "tdlm_rows": (_I, _I, _I, *[_P] * 5, _L, _L, _L, ctypes.c_float),
     "tdlm_attention": (_I, _I, _I, _I, _I, _P, _P, *[_L] * 4, *[_P] * 4, ctypes.c_int32, ctypes.c_float),
     "tdlm_corrupt": (_P, _P, _L, _L, ctypes.c_uint32, ctypes.c_uint32, _L, _P, _P, _I, _L, _L, *[_P] * 7),
 }
@@ -45,6 +50,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if library.tdlm_abi() != _ABI:
         return None, "the library is of another version: install tdlm_fast again"
     library.tdlm_corrupt.restype = _L
+    try:  # where torch runs on OpenMP, its threads are ours too
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        library.tdlm_use_threads_of(ctypes.cast(torch_cpu.GOMP_parallel, _P))
+    except (OSError, AttributeError):
+        pass
     return library, ""
 
 
@@ -132,6 +142,20 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     return dw
 
 
+@lce_sum.register_kernel("cpu")
+def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
+    if not _serves(h, weight, dtype):
+        return lce_sum._init_fn(h, weight, targets, token_weights, n_rows, valid_vocab, dtype)
+    _check(h, weight, valid_vocab, targets, token_weights)
+    h, weight, targets, g = (a.contiguous() for a in (h, weight, targets.long(), token_weights.float()))
+    n = max(0, _count(n_rows, h.shape[0]))
+    nll, lse = h.new_empty(n, dtype=torch.float32), h.new_empty(n, dtype=torch.float32)
+    dh, dw = torch.empty_like(h), torch.empty_like(weight)
+    dh[n:], dw[valid_vocab if n else 0 :] = 0, 0
+    _call("tdlm_lce_sum", h, weight, targets, n, valid_vocab, dtype, g, nll, lse, dh, dw)
+    return nll.dot(g[:n]), dh, dw
+
+
 @_corrupt.register_kernel("cpu")
 def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
     if _isa is None or sampling == "counts":
@@ -206,6 +230,71 @@ def _tile_attention_backward(dout, q, k, v, valid, segments, key, causal, dropou
     grads = tuple(_rows_first(q) for _ in range(3))
     _attend(inputs, dout.to(q.dtype), grads)
     return grads
+
+
+ROWS_OF_TASK = 256  # of the functions of rows; sums over rows are cut there, whatever the number of threads
+
+
+def serves_rows(x: Tensor, weight: Tensor | None = None) -> bool:
+    """Whether swiglu, or rms_norm where there is a weight, has kernels here for x (..., n)."""
+    if _isa is None or not x.is_cpu or not x.numel():
+        return False
+    if weight is None:
+        return x.dtype in (torch.float32, torch.bfloat16) and x.shape[-1] % 2 == 0
+    return x.dtype == weight.dtype == torch.float32 and x.shape[-1] % 16 == 0 and weight.shape == x.shape[-1:]
+
+
+def _rows(x: Tensor, dy: Tensor | None, y: Tensor, n: int, weight=None, dw=None, eps: float = 0.0) -> None:
+    pointers = (None if a is None else a.data_ptr() for a in (x, dy, y, weight, dw))
+    bf16, rows = x.dtype == torch.bfloat16, x.numel() // x.shape[-1]
+    if _library.tdlm_rows(
+        ISAS.index(_isa), torch.get_num_threads(), bf16, *pointers, rows, n, ROWS_OF_TASK, eps
+    ):
+        raise MemoryError("no memory for the scratch of the CPU kernels")
+
+
+@swiglu_forward.register_kernel("cpu")
+def _swiglu(x):
+    if not serves_rows(x):
+        return swiglu_forward._init_fn(x)
+    x, n = x.contiguous(), x.shape[-1] // 2
+    y = x.new_empty(*x.shape[:-1], n)
+    _rows(x, None, y, n)
+    return y
+
+
+@swiglu_backward.register_kernel("cpu")
+def _swiglu_backward(dy, x):
+    n = x.shape[-1] // 2
+    if not serves_rows(x):
+        return swiglu_backward._init_fn(dy, x)
+    if dy.shape != (*x.shape[:-1], n):
+        raise ValueError(f"dy has shape {tuple(dy.shape)}; it must be {(*x.shape[:-1], n)}")
+    x, dx = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    _rows(x, dy.to(x.dtype).contiguous(), dx, n)
+    return dx
+
+
+@rms_norm_forward.register_kernel("cpu")
+def _rms_norm(x, weight, eps):
+    if not serves_rows(x, weight):
+        return rms_norm_forward._init_fn(x, weight, eps)
+    x, weight = x.contiguous(), weight.contiguous()
+    y = torch.empty_like(x)
+    _rows(x, None, y, len(weight), weight, None, eps)
+    return y
+
+
+@rms_norm_backward.register_kernel("cpu")
+def _rms_norm_backward(dy, x, weight, eps):
+    if not serves_rows(x, weight):
+        return rms_norm_backward._init_fn(dy, x, weight, eps)
+    if dy.shape != x.shape:
+        raise ValueError(f"dy has shape {tuple(dy.shape)}; it must be {tuple(x.shape)}")
+    x, weight, n = x.contiguous(), weight.contiguous(), len(weight)
+    dx, dw = torch.empty_like(x), x.new_empty(-(-x.numel() // (n * ROWS_OF_TASK)), n)
+    _rows(x, dy.float().contiguous(), dx, n, weight, dw, eps)
+    return dx, dw.sum(0)
 
 
 use(os.environ.get("TDLM_CPU_ISA"))

@@ -175,6 +175,9 @@ def main(argv=None) -> int:
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except settings.NonFinite as e:
+        print(f"error: {a.run}: {e}", file=sys.stderr)
+        return 1
     print(f"{failed} of the checks failed" if failed else "all checks passed")
     return 1 if failed else 0
 

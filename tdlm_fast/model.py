@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import attention, embedding
+from .kernels import attention, embedding, rms_norm, swiglu
 from .kernels.attention import rotate
+
+
+def _norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    return rms_norm(x, norm.weight, norm.eps)
 
 
 class Block(nn.Module):
@@ -29,7 +33,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, causal: bool, valid: Tensor | None, cache: list[Tensor] | None = None) -> Tensor:
         B, T, D = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(_norm(self.norm1, x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
         if cache is None:
             a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
@@ -44,11 +48,8 @@ class Block(nn.Module):
             else:
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
-        up = self.up(self.norm2(x))
-        if self.mlp == "gelu":
-            return x + self.down(F.gelu(up))
-        gate, up = up.chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        up = self.up(_norm(self.norm2, x))
+        return x + self.down(F.gelu(up) if self.mlp == "gelu" else swiglu(up))
 
 
 class Model(nn.Module):
@@ -119,4 +120,4 @@ class Model(nn.Module):
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
             x = block(x, causal, valid, None if cache is None else cache[i])
-        return self.norm(x)
+        return _norm(self.norm, x)

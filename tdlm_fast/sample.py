@@ -1,7 +1,9 @@
 """Text from a run: `python -m tdlm_fast.sample RUN --prompt "…" --tokens 64`.
 
 Diffusion runs write between a prompt and a suffix, in any order (samplers.py says which methods there are);
-autoregressive ones write on from the prompt. Text goes to stdout, tokens/s and the network evaluations to stderr.
+autoregressive ones write on from the prompt. The token that starts a sequence (GPT-2's <|endoftext|>) is in no text
+that a run learns, so it is never written, as [MASK] is not. Text goes to stdout, tokens/s and the network evaluations
+to stderr.
 """
 
 import argparse
@@ -18,14 +20,15 @@ from .watch import Screen
 DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
 KEYS = ("tokens", "number", "temperature", "top_k", "top_p", "seed", *DIFFUSION_ONLY)  # of generate_batch
 LEAST = {"tokens": 1, "number": 1, "steps": 1, "block": 1, "temperature": 0, "top_k": 0, "seed": 0}
+HINTS = {"steps": "; leave it out for one step a token"}
 
 
 def generate(model, tokenizer, config, prompt: str, suffix: str = "", **kw) -> str:
-    """prompt + new text + suffix; keywords as in generate_batch."""
+    """prompt + new text + suffix; keywords as in generate_batch. The start token, never in a text, is not written."""
     before, after = tokenizer.encode(prompt), tokenizer.encode(suffix)
     new = generate_ids(
         model, config.objective, before, after, seq_len=config.model.seq_len,
-        start_token_id=tokenizer.start_token_id, **kw,
+        start_token_id=tokenizer.start_token_id, forbidden=tokenizer.start_token_id, **kw,
     )  # fmt: skip
     return prompt + tokenizer.decode(new) + suffix
 
@@ -70,13 +73,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def at_least(a, least: dict, hints: dict) -> None:
+    """Raise ConfigError where an option of a, if given, is infinite, no number, or less than least says."""
+    for name, low in least.items():
+        value = getattr(a, name)
+        if value is not None and not low <= value < float("inf"):
+            finite = " and finite" if isinstance(value, float) else ""
+            flag = f"--{name.replace('_', '-')}"
+            raise settings.ConfigError(f"{flag} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
+
+
 def check(a, objective: str | None = None) -> None:
     """Raise ValueError where an option is out of range or, once the objective is known, not for it."""
-    for name, least in LEAST.items():
-        value = getattr(a, name)
-        if value is not None and not value >= least:
-            hint = "; leave it out for one step a token" if name == "steps" else ""
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}{hint}")
+    at_least(a, LEAST, HINTS)
     if not 0 < a.top_p <= 1:
         raise ValueError(f"--top-p is {a.top_p}; it must lie in 0 < top-p <= 1")
     if a.remask is not None and not 0 < a.remask <= 1:
@@ -107,7 +116,8 @@ def main(argv=None) -> int:
         try:
             found = generate_batch(
                 model, config.objective, tokenizer.encode(prompt), tokenizer.encode(suffix),
-                seq_len=config.model.seq_len, start_token_id=tokenizer.start_token_id, tell=screen, **chosen,
+                seq_len=config.model.seq_len, start_token_id=tokenizer.start_token_id,
+                forbidden=tokenizer.start_token_id, tell=screen, **chosen,
             )  # fmt: skip
         finally:
             if screen:

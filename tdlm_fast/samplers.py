@@ -15,6 +15,8 @@ remask, with ancestral, is ReMDM-cap (Wang et al. 2025, arXiv 2503.00307): a wri
 probability sigma = min(eta, m_s / (1 - m_t)) and a masked one written with (m_t - m_s + sigma (1 - m_t)) / m_t, so
 that a token is masked after step s with probability m_s as without it (their Theorem 3.1).
 
+The certainty of confidence, top, margin and entropy is that of the whole distribution at temperature 1, whatever
+temperature, top-k and top-p the tokens are drawn with: sharpened to one token all places would be equally certain.
 Draws are Gumbel noise in fp64 on the logits over the temperature: fp32 lowers the effective temperature (Zheng et al.,
 arXiv 2409.02908). Text i has a generator of its own, so it does not depend on the texts beside it.
 """
@@ -97,9 +99,17 @@ def best_places(value: Tensor, k: int) -> Tensor:
 class _Draws:
     """A generator a text, and the filters of the logits."""
 
-    def __init__(self, number: int, seed: int, device, temperature: float, top_k: int, top_p: float):
+    def __init__(self, number: int, seed: int, device, temperature: float, top_k: int, top_p: float, forbidden=None):
         self.generators = [torch.Generator().manual_seed(seed + i) for i in range(number)]
         self.device, self.temperature, self.filters = device, temperature, (temperature, top_k, top_p)
+        self.forbidden = forbidden
+
+    def logits(self, h: Tensor, head: Tensor) -> Tensor:
+        """(N, V) of h (N, D), -inf at the forbidden token."""
+        logits = h @ head.T
+        if self.forbidden is not None:
+            logits[:, self.forbidden] = -torch.inf
+        return logits
 
     def uniform(self, width: int, texts: list[int] | None = None) -> Tensor:
         """(texts, width) fp64 in [0, 1), each row from its text's generator."""
@@ -114,7 +124,7 @@ class _Draws:
             while n < len(texts) and sum(counts[: n + 1]) * V <= LOGITS:
                 n += 1
             N = sum(counts[:n])
-            logits = h[first : first + N] @ head.T
+            logits = self.logits(h[first : first + N], head)
             z = filtered(logits, *self.filters)
             if self.temperature:
                 noise = [
@@ -129,10 +139,10 @@ class _Draws:
             texts, counts, first = texts[n:], counts[n:], first + N
         return torch.cat(token), torch.cat(sure) if method else None
 
-
-def _certainties(h: Tensor, head: Tensor, method: str) -> Tensor:
-    rows = max(1, LOGITS // len(head))
-    return torch.cat([certainty(h[i : i + rows] @ head.T, method) for i in range(0, len(h), rows)])
+    def certainties(self, h: Tensor, head: Tensor, method: str) -> Tensor:
+        """certainty of h (N, D), as many rows at once as LOGITS allows."""
+        rows = max(1, LOGITS // len(head))
+        return torch.cat([certainty(self.logits(h[i : i + rows], head), method) for i in range(0, len(h), rows)])
 
 
 def _fill(model, x: Tensor, draws: _Draws, first: int, tokens: int, *, steps, method, unmasking, remask, tell) -> tuple:
@@ -172,7 +182,7 @@ def _fill(model, x: Tensor, draws: _Draws, first: int, tokens: int, *, steps, me
                     chosen = best_places(value, k)
                     x[chosen] = drawn[chosen[masked]]
                 else:
-                    value[masked] = _certainties(h[masked], model.head, method)
+                    value[masked] = draws.certainties(h[masked], model.head, method)
                     chosen = best_places(value, k)
                     x[chosen], _ = draws.tokens(h[chosen], model.head, texts, [k] * len(texts))
         if again is not None:
@@ -211,11 +221,13 @@ def generate_batch(
     model, objective: str, prefix: list[int], suffix: list[int], *, tokens: int, seq_len: int, start_token_id: int,
     number: int = 1, steps: int = 0, method: str = "ancestral", unmasking: str = "linear", block: int = 0,
     remask: float = 0.0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, tell=None,
+    forbidden: int | None = None,
 ) -> Generated:  # fmt: skip
     """`number` texts of `tokens` new ids after prefix and before suffix; text i is what seed + i alone gives.
 
     steps 0 is one a token. block > 0 writes blocks of that many tokens from left to right, each in its share of the
-    steps (Nie et al. 2025). tell(x) is called after every step with x (number, n), masks included.
+    steps (Nie et al. 2025). tell(x) is called after every step with x (number, n), masks included. forbidden is a token
+    that is never written, as [MASK] never is: the others share its probability.
     Raises ValueError where the parts do not fit the model or each other.
     """
     if objective == "autoregressive" and suffix:
@@ -239,7 +251,7 @@ def generate_batch(
         steps = min(steps, tokens // blocks)
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    draws = _Draws(number, seed, device, temperature, top_k, top_p)
+    draws = _Draws(number, seed, device, temperature, top_k, top_p, forbidden)
     try:
         if objective == "autoregressive":
             x = torch.tensor([prefix] * number, dtype=torch.int64, device=device)

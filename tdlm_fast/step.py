@@ -11,12 +11,8 @@ from . import data
 from .config import Config
 from .likelihood import autocast
 from .model import Model
-from .objective import OBJECTIVES
+from .objective import OBJECTIVES, masked_tokens
 from .optim import learning_rate
-
-
-class NonFinite(RuntimeError):
-    """The loss or the gradient is no number; the message names step, noise level and place in the data."""
 
 
 def build_model(config: Config, tokenizer) -> Model:
@@ -42,13 +38,18 @@ def objective(config: Config, tokenizer):
 def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
     """Gradients of a batch, in its micro-batches: (loss, tokens that bore loss, tokens), scalars on the device."""
     device, size, parts = x0.device, config.train.batch_size, config.train.accumulation
-    n = x0.new_full((), x0.numel()) if valid is None else valid.sum()
+    n = divisor = x0.new_full((), x0.numel()) if valid is None else valid.sum()
+    if config.objective == "diffusion" and config.loss_weight != "elbo":
+        divisor = None
+        if parts > 1:  # strata differ between micro-batches, so each by itself would average over another number
+            noise = dict(schedule=config.noise.schedule, sampling=config.noise.sampling)
+            divisor = masked_tokens(model, x0, seed=config.seed, step=step, valid=valid, **noise).clamp(min=1)
     loss, loss_tokens = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     for i in range(0, size, size // parts):
         rows = slice(i, i + size // parts)
         part = None if valid is None else valid[rows]
         with autocast(device, config.precision):
-            value, k = loss_of(model, x0[rows], step=step, valid=part, row_offset=i, batch_rows=size, divisor=n)
+            value, k = loss_of(model, x0[rows], step=step, valid=part, row_offset=i, batch_rows=size, divisor=divisor)
         value.backward()
         loss, loss_tokens = loss + value.detach(), loss_tokens + k
     return loss, loss_tokens, n
@@ -109,4 +110,4 @@ def where(config: Config, split: data.Split, step: int) -> str:
         sampling = "stratified" if config.noise.sampling == "counts" else config.noise.sampling
         t = levels(size, 0, size, sampling, config.seed, step, "cpu") / LEVELS
         text += f", noise levels t from {t.min():.4f} to {t.max():.4f}"
-    return text + "; lower optim.lr or set precision=fp32. The last checkpoint is intact"
+    return text + "; lower optim.lr or set precision=fp32"

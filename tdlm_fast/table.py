@@ -130,6 +130,9 @@ def main(argv=None) -> int:
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except settings.NonFinite as e:
+        print(f"error: {a.run}: {e}", file=sys.stderr)
+        return 1
     text = lines(table)
     widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
     for line in text:

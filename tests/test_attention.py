@@ -72,6 +72,8 @@ class OnGPU:
         (torch.bfloat16, 1024, 64, False, False, (8, 6), "sdpa"),
         (torch.float32, 128, 16, False, True, (8, 6), "sdpa"),
         (torch.float16, 128, 16, False, True, (7, 5), "sdpa"),
+        (torch.bfloat16, 128, 16, True, True, (10, 0), "sdpa"),  # it would spill there
+        (torch.bfloat16, 64, 64, True, True, (10, 0), "tile"),
     ],
 )
 def test_what_serves_a_gpu(monkeypatch, dtype, T, K, masked, package, capability, expected):
@@ -123,10 +125,10 @@ TILES = [(128, 16, "bf16"), (128, 32, "bf16"), (64, 64, "fp16")]  # the largest 
 @pytest.mark.parametrize("kernel", ["forward_kernel", "backward_kernel"])
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 def test_compiled_ahead_of_time_no_tile_spills(kernel, T, K, dtype, arch, shared_kb):
-    pytest.importorskip("triton", reason="Triton is an extra: pip install tdlm_fast[triton]")
+    pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
     from tdlm_fast.kernels import attention_triton
 
-    assert A._tile_fits(T, K) and not A._tile_fits(128, 64)
+    assert A._tile_fits(T, K, (8, 6)) and not A._tile_fits(128, 64, (8, 6))
     fn, options = getattr(attention_triton, kernel), attention_triton.launch(T, K)
     constants = dict(HEAD_K=K, CAUSAL=True, THRESHOLD=A._threshold(0.1)) | {
         name: options.pop(name) for name in ("BLOCK_T", "BLOCK_K")

@@ -71,6 +71,7 @@ def outcomes(runner, first, end):
 CASES = [
     ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=1"),
     ("objective=diffusion", "data.layout=packed", "train.accumulation=4", "noise.sampling=counts"),
+    ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=2", "loss_weight=published"),
     ("objective=autoregressive", "data.layout=paragraphs", "train.accumulation=2"),
     ("objective=autoregressive", "data.layout=packed", "train.accumulation=1", "precision=fp32"),
 ]
@@ -183,7 +184,7 @@ def test_the_head_is_counted_with_its_scratch():
     h, w = torch.empty(8192, 768, dtype=torch.bfloat16), torch.empty(50257, 768)
     assert memory.head_scratch("lce_backward_weight", h, w, torch.bfloat16) > memory.STORED_BYTES + 4 * w.numel()
     assert memory.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
-    pytest.importorskip("triton", reason="Triton is an extra: pip install tdlm_fast[triton]")
+    pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
     from tdlm_fast.kernels import lce_stored
 
     assert memory.STORED_BYTES == lce_stored.CHUNK_BYTES

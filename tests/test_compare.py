@@ -216,6 +216,17 @@ def test_controls_change_what_their_name_says():
     )
 
 
+def test_next_token_is_compared_with_any_weight_of_diffusion():
+    file, configs = Path("configs/controls/diffusion-uniform.yaml"), {}
+    for objective in compare.OBJECTIVES:
+        keys = compare.keys_of(file, [f"objective={objective}", "loss_weight=published"])
+        configs[objective] = settings.flatten(settings.load(file, keys))
+    assert [c["loss_weight"] for c in configs.values()] == ["published", "elbo"]
+    assert compare._differences(*configs.values()) == ["objective"]
+    other = configs["diffusion"] | {"loss_weight": "uniform"}
+    assert compare.label(other, configs["diffusion"]) == "diffusion loss_weight=uniform"
+
+
 def test_check_passes_on_a_run_and_fails_on_a_broken_instrument(done, monkeypatch, capsys):
     out, _ = done
     folder = out / "diffusion-seed42"

@@ -28,6 +28,9 @@ def test_overrides_are_read_by_the_type_of_the_field():
         ("model=3", "model is a section"),
         ("train.accumulation=3", "train.accumulation 3 does not divide train.batch_size 64"),
         ("nothing", "write key=value"),
+        ("optim.learning_rate=1", "did you mean optim.lr?"),
+        ("data.corpus=", "data.corpus is ''; it must be wikitext-2"),
+        ("data.corpus=wikitxt-2", "or a dataset of the Hub as owner/name"),
     ],
 )
 def test_an_error_names_the_key_and_the_fix(override, says):
@@ -40,6 +43,14 @@ def test_a_saved_config_reads_back_equal(tmp_path):
     c = config.load(TINY, ["objective=autoregressive", "seed=7"])
     config.save(c, tmp_path / "c.yaml")
     assert config.load(tmp_path / "c.yaml") == c
+
+
+def test_the_hash_is_of_what_decides_the_numbers():
+    def digest(*overrides):
+        return config.config_hash(config.load(TINY, overrides))
+
+    assert digest() == digest("data.path=elsewhere", "run.dir=x", "device=cpu", "data.cache=y", "data.corpus=sotu")
+    assert len({digest(), digest("seed=1"), digest("optim.lr=1"), digest("data.layout=packed")}) == 4
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
@@ -55,3 +66,12 @@ def test_choices_are_those_of_the_kernels():
 def test_a_typing_error_is_reported_before_torch_loads():
     code = "import sys, tdlm_fast.config as c; c.load('configs/tiny.yaml'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_only_diffusion_reads_binds_only_diffusion():
+    odd = ["noise.sampling=antithetic", "train.batch_size=3"]
+    with pytest.raises(config.ConfigError, match="train.batch_size / train.accumulation must be even"):
+        config.load(TINY, odd)
+    assert config.load(TINY, [*odd, "objective=autoregressive"]).train.batch_size == 3
+    with pytest.raises(config.ConfigError, match="loss_weight=uniform is for objective=diffusion"):
+        config.load(TINY, ["objective=autoregressive", "loss_weight=uniform"])

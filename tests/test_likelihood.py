@@ -45,7 +45,7 @@ def test_the_bound_is_its_enumeration_with_rows_of_every_length():
                     exact += nll[list(subset)].mean() / math.comb(n, size)
     split = split_of(rows * 300, 4)
     found = likelihood(model, split, "diffusion", start_token_id=0, max_samples=16, batch_size=450)
-    assert abs(found.nats_per_token - exact / 9) < 5 * found.stderr < 0.05
+    assert abs(found.nats_per_token - exact / 9) < 5 * found.stderr < 0.08
     other = likelihood(model, split, "diffusion", start_token_id=0, max_samples=16, batch_size=7)
     assert other.nats_per_token == pytest.approx(found.nats_per_token, rel=1e-6)  # not a matter of batches
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdlm_fast.kernels import corrupt, linear_cross_entropy, native
-from tdlm_fast.kernels.linear_cross_entropy import lce_backward_weight, lce_forward
+from tdlm_fast.kernels.linear_cross_entropy import lce_backward_weight, lce_forward, lce_sum
 from tdlm_fast.kernels.schedules import SCHEDULES
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -29,6 +29,10 @@ CASES = {  # N, D, V, and what else the problem is made of
     "extreme logits": (40, 64, 2000, {"scale": 60.0}),
     "rising logits": (40, 64, 2000, {"rise": 200.0}),
 }
+MANY = {  # more rows than keep their probabilities at a time
+    "many rows": (700, 33, 50257, {"n_rows": 650}),
+    "rising logits of many rows": (600, 16, 50257, {"rise": 200.0}),
+}
 
 
 @pytest.fixture(params=native.available())
@@ -39,7 +43,7 @@ def isa(request):
 
 
 def problem(case, dtype):
-    N, D, V, more = CASES[case]
+    N, D, V, more = (CASES | MANY)[case]
     g = torch.Generator().manual_seed(N + D + V)
     h = torch.randn(N, D, generator=g)
     w = torch.randn(V, D, generator=g) * 0.3 * more.get("scale", 1)
@@ -57,21 +61,30 @@ def answers(h, w, y, weights, of):
     return [nll.detach(), *torch.autograd.grad(nll, (h, w), weights.to(nll.dtype))]
 
 
-def ours(case, dtype):
+def ours(case, dtype, reduction="none"):
     h, w, y, weights = problem(case, dtype)
-    kw = dict(CASES[case][3])
+    kw = dict((CASES | MANY)[case][3])
     n_rows, V = kw.get("n_rows"), kw.get("valid_vocab")
     n_rows = n_rows if n_rows is None else torch.tensor(n_rows)
     if n_rows is not None:
         h[int(n_rows) :] = float("nan")  # what lies past the count must not be read
-    of = functools.partial(linear_cross_entropy, valid_vocab=V, n_rows=n_rows, reduction="none")
+    of = functools.partial(linear_cross_entropy, valid_vocab=V, n_rows=n_rows, reduction=reduction)
+    if reduction == "sum":  # gradients of 3 sum_i weights_i nll_i
+        return answers(h, w, y, torch.tensor(3.0), functools.partial(of, token_weights=weights))
     return answers(h, w, y, weights, of)
+
+
+def weighted(answer, case, dtype):
+    """What "sum" gives where "none" gives `answer`."""
+    nll, dh, dw = answer
+    return [nll.double() @ problem(case, dtype)[3].double(), 3 * dh, 3 * dw]
 
 
 @functools.cache
 def truth_and_reference(case, dtype):
     h, w, y, weights = problem(case, dtype)
-    V, live = CASES[case][3].get("valid_vocab"), torch.arange(len(y)) < CASES[case][3].get("n_rows", len(y))
+    more = (CASES | MANY)[case][3]
+    V, live = more.get("valid_vocab"), torch.arange(len(y)) < more.get("n_rows", len(y))
     truth = answers(
         h.double(), w.double(), y, weights * live,
         lambda h, w, y: F.cross_entropy((h @ w.T)[:, :V], y, reduction="none") * live,
@@ -91,6 +104,21 @@ def test_error_is_at_most_twice_the_references(isa, case, dtype):
     scales = (1, 1000 * size[1], 1000 * size[2])
     for mine, theirs, true, scale in zip(ours(case, dtype), reference, truth, scales, strict=True):
         assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        if true.numel():
+            assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + noise * scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [*CASES, *MANY])
+def test_error_of_three_products_is_at_most_twice_the_references(isa, case, dtype):
+    truth, reference = (weighted(a, case, dtype) for a in truth_and_reference(case, dtype))
+    native.use(isa)
+    h, w, _, weights = problem(case, dtype)
+    size = [x.abs().max().item() if x.numel() else 0 for x in (h.float() @ w.float().T, w, h)]
+    noise = 2e-7 * (1 + size[0]) + (3e-6 if dtype == torch.bfloat16 else 0)
+    scales = (weights.abs().sum().item(), 3000 * size[1], 3000 * size[2])
+    for mine, theirs, true, scale in zip(ours(case, dtype, "sum"), reference, truth, scales, strict=True):
+        assert mine.dtype in (torch.float32, dtype) and mine.shape == theirs.shape
         if true.numel():
             assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + noise * scale
 
@@ -115,6 +143,48 @@ def test_inputs_of_two_types_under_autocast(isa):
         mixed = answers(h, w.float(), y, weights, of)
     assert torch.equal(mixed[0], same[0]) and torch.equal(mixed[1], same[1])
     assert mixed[2].dtype == torch.float32 and torch.equal(mixed[2].bfloat16(), same[2])
+    one, of = torch.tensor(1.0), functools.partial(linear_cross_entropy, token_weights=weights)
+    same = answers(h, w, y, one, of)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = answers(h.float(), w, y, one, of)
+    assert mixed[1].dtype == torch.float32
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(same, mixed, strict=True))
+
+
+def test_a_weighted_sum_takes_three_products_only_where_both_gradients_are_wanted(isa, monkeypatch):
+    h, w, y, weights = problem("wide", torch.float32)
+    calls = []
+    monkeypatch.setattr(native, "_call", lambda name, *a, real=native._call: calls.append(name) or real(name, *a))
+
+    def grads(h_too, w_too, reduction, weights):
+        a, b, calls[:] = h.clone().requires_grad_(h_too), w.clone().requires_grad_(w_too), []
+        loss = linear_cross_entropy(a, b, y, weights, reduction=reduction).sum()
+        wanted = [x for x in (a, b, weights) if x.requires_grad]
+        found = iter(torch.autograd.grad(loss, wanted, torch.tensor(0.5)))
+        return [next(found) if x.requires_grad else None for x in (a, b, weights)]
+
+    whole = grads(True, True, "sum", weights)
+    assert calls == ["tdlm_lce_sum"]
+    for h_too, w_too, reduction in ((True, False, "sum"), (False, True, "sum"), (True, True, "none")):
+        for mine, same in zip(grads(h_too, w_too, reduction, weights), whole, strict=True):
+            if mine is not None:
+                torch.testing.assert_close(mine, same, rtol=1e-4, atol=1e-3)
+        assert "tdlm_lce_sum" not in calls
+    per_weight = grads(True, True, "sum", weights.clone().requires_grad_())[2]
+    assert "tdlm_lce_sum" not in calls
+    torch.testing.assert_close(per_weight, 0.5 * linear_cross_entropy(h, w, y, reduction="none"))
+
+
+def test_gradients_of_a_weighted_sum_can_be_taken_again(isa):
+    h, w, y, weights = problem("wide", torch.float32)
+    h, w = h.requires_grad_(), w.requires_grad_()
+    loss = linear_cross_entropy(h, w, y, weights)
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=True)
+        if times == 1:
+            first = h.grad.clone(), w.grad.clone()
+    for mine, once in zip((h.grad, w.grad), first, strict=True):
+        torch.testing.assert_close(mine, 3 * once)
 
 
 def test_no_bit_depends_on_the_number_of_threads(isa):
@@ -123,7 +193,8 @@ def test_no_bit_depends_on_the_number_of_threads(isa):
         runs = []
         for n in (1, 5):
             torch.set_num_threads(n)
-            runs.append(ours("odd" if isa.startswith("avx512") else "extreme logits", torch.bfloat16))
+            case = "odd" if isa.startswith("avx512") else "extreme logits"
+            runs.append(ours(case, torch.bfloat16) + ours(case, torch.bfloat16, "sum"))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -137,6 +208,8 @@ def test_targets_out_of_range_are_an_error(isa):
             lce_forward(h, w, y, None, 515, torch.float32, True)
         with pytest.raises(ValueError, match="must lie in 0..514"):
             lce_backward_weight(h, w, y, weights, weights, None, 515, torch.float32)
+        with pytest.raises(ValueError, match="must lie in 0..514"):
+            lce_sum(h, w, y, weights, None, 515, torch.float32)
 
 
 def test_arguments_that_do_not_fit_are_an_error(isa):
@@ -145,7 +218,7 @@ def test_arguments_that_do_not_fit_are_an_error(isa):
     backward = (h, w, y, g, g, None, 515, torch.float32)
     for op, good, change in (
         (lce_forward, forward, {1: w[:, :3]}), (lce_forward, forward, {2: y[:3]}),
-        (lce_forward, forward, {4: 516}),
+        (lce_forward, forward, {4: 516}), (lce_sum, (h, w, y, g, None, 515, torch.float32), {3: g[:3]}),
         (lce_backward_weight, backward, {3: g[:3]}), (lce_backward_weight, backward, {4: g[:3]}),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="do not fit"):
@@ -258,8 +331,11 @@ def test_hostile_inputs_never_crash(N, D, V, n, bf16, isa, off, scale):
             return
         assert not bad and nll.shape == (N,) and dh.shape == (N, D)
         dw = lce_backward_weight(h, w, y, lse, torch.randn(N, generator=g), rows, V, dtype)
+        loss, dh2, dw2 = lce_sum(h, w, y, torch.randn(N, generator=g), rows, V, dtype)
+        assert loss.shape == () and dh2.shape == (N, D) and dw2.shape == (V, D) and dh2[live:].eq(0).all()
         assert dw.shape == (V, D) and nll[live:].eq(0).all() and dh[live:].eq(0).all()
         if scale <= 1:
             assert nll.isfinite().all() and dh.isfinite().all() and dw.isfinite().all()
+            assert loss.isfinite() and dh2.isfinite().all() and dw2.isfinite().all()
     finally:
         native.use(os.environ.get("TDLM_CPU_ISA"))

@@ -7,10 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tdlm_fast import config as settings
+from tdlm_fast import step
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.model import Model
-from tdlm_fast.objective import OBJECTIVES, autoregressive_loss, diffusion_loss
+from tdlm_fast.objective import LOSS_WEIGHTS, OBJECTIVES, autoregressive_loss, diffusion_loss
+from tdlm_fast.tokenizer import Bytes
 
 SMALL = dict(vocab=40, width=16, layers=2, heads=2, inner=24, dropout=0.0)
 
@@ -85,6 +88,32 @@ def test_micro_batches_add_up_to_the_batch(objective, sampling):
     ]
     for a, b in zip(whole, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(sum(b), a)
+
+
+@pytest.mark.parametrize("layout, sampling", [("paragraphs", "stratified"), ("packed", "counts")])
+@pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
+def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sampling):
+    """Micro-batches hold strata of their own, so what they average over must be the whole batch's."""
+    keys = [
+        "data.tokenizer=bytes", "model.width=16", "model.heads=2", "model.seq_len=16", "model.dropout=0",
+        "precision=fp32", "train.batch_size=8", f"loss_weight={loss_weight}", f"data.layout={layout}",
+        f"noise.sampling={sampling}",
+    ]  # fmt: skip
+    x0, found = torch.randint(0, 256, (8, 16)), []
+    valid = torch.arange(16) < torch.randint(1, 17, (8, 1)) if layout == "paragraphs" else None
+    for parts in (1, 4):
+        config = settings.load("configs/tiny.yaml", [*keys, f"train.accumulation={parts}"])
+        model = step.build_model(config, Bytes())
+        loss, tokens, n = step.backward(model, step.objective(config, Bytes()), x0, valid, config, 3)
+        found.append((loss, tokens, n, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
+    assert found[0][3][0].abs().max() > 1e-4
+
+
+def test_a_part_of_a_batch_needs_the_divisor_of_the_whole():
+    with pytest.raises(ValueError, match="2 of batch_rows = 8 need the divisor of the whole batch"):
+        diffusion_loss(Model(**SMALL), torch.zeros(2, 12, dtype=torch.long), seed=0, step=0, start_token_id=0,
+                       batch_rows=8, loss_weight="uniform")  # fmt: skip
 
 
 def test_loss_weights_are_their_formulas():

@@ -17,7 +17,7 @@ def test_a_missing_mark_is_named():
 
 
 def test_curves_are_drawn_from_every_evaluation(tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install tdlm_fast[plot]")
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install -e .[plot]")
     for objective in report.OBJECTIVES:
         found = report.curve(objective)
         assert found[-1][0] == report.run(objective)["steps"] and found[0][2] > found[-1][2]

@@ -8,7 +8,7 @@ from conftest import enumerated_bound, sharp_model, split_of
 
 from bench.bench_estimator import ESTIMATORS, estimate
 from tdlm_fast.kernels import corrupt
-from tdlm_fast.likelihood import draw_counts, likelihood, masked_sums, row_lengths, t_975
+from tdlm_fast.likelihood import draw_counts, likelihood, masked_sums, row_lengths, t_975, total_variance
 from tdlm_fast.objective import diffusion_loss
 from tdlm_fast.published import draw_shares
 
@@ -23,15 +23,70 @@ def known():
     return model, split_of(ROWS, T), sum(each[tuple(row)] for row in ROWS) / sum(map(len, ROWS))
 
 
-def test_the_mean_is_the_enumeration_and_the_stated_interval_covers_95_percent(known, samples=6):
-    model, split, truth = known
-    kw = dict(start_token_id=0, min_samples=samples, max_samples=samples, batch_size=len(ROWS))
-    runs = [likelihood(model, split, "diffusion", seed=seed, **kw) for seed in range(200)]
+def stated(model, split, truth, repeats, **kw):
+    """Mean and root mean square error of repeated estimates, their mean stated error, and how often they cover."""
+    kw = dict(start_token_id=0, batch_size=len(split)) | kw
+    runs = [likelihood(model, split, "diffusion", seed=seed, **kw) for seed in range(repeats)]
     means = np.array([r.nats_per_token for r in runs])
-    assert abs(means.mean() - truth) < 3 * means.std(ddof=1) / 200**0.5
     covered = np.mean([r.interval[0] <= truth <= r.interval[1] for r in runs])
+    return means.mean(), ((means - truth) ** 2).mean() ** 0.5, np.mean([r.stderr for r in runs]), covered, runs
+
+
+@pytest.mark.parametrize("samples", [2, 6])
+def test_the_mean_is_the_enumeration_and_the_stated_interval_covers_95_percent(known, samples):
+    model, split, truth = known
+    mean, rmse, stderr, covered, _ = stated(model, split, truth, 200, min_samples=samples, max_samples=samples)
+    assert abs(mean - truth) < 3 * rmse / 200**0.5
     assert 0.92 <= covered <= 0.98
-    assert np.mean([r.stderr for r in runs]) == pytest.approx(means.std(ddof=1), rel=0.15)
+    assert stderr == pytest.approx(rmse, rel=0.15)
+
+
+def test_the_interval_covers_95_percent_where_the_target_stops_the_draws(known, target=0.055, repeats=250):
+    """The budget of a run's last evaluation: from 4 draws, to 64 at most, stopped by the target."""
+    model, _, truth = known
+    mean, rmse, stderr, covered, runs = stated(
+        model, split_of(ROWS[:6] * 20, T), truth, repeats, target_stderr=target, max_samples=64
+    )
+    assert 0.92 <= covered <= 0.98
+    assert stderr == pytest.approx(rmse, rel=0.1)
+    assert abs(mean - truth) < 3 * rmse / repeats**0.5
+    samples = [r.samples for r in runs]
+    assert 5 < np.mean(samples) < 16 and len(set(samples)) > 2 and max(samples) < 64  # the rule is what stops
+    assert all(r.half_width <= 1.96 * target and not r.missed_target for r in runs)
+
+
+@pytest.mark.parametrize("R", [12, 300])
+def test_the_variance_of_a_total_is_that_of_its_definition(R, D=3):
+    """Rows that differ in how they answer to their strata and in their noise: the mean estimate is the variance."""
+    g = torch.Generator().manual_seed(0)
+    k = (torch.arange(R) + 0.5) / R
+    answer = torch.rand(R, 1, generator=g) * 10 * k**2 + torch.randn(R, 1, generator=g) * k  # a_r(k)
+    noise, truth, old, found = 0.2 + torch.rand(R, generator=g), [], [], []
+    for _ in range(2000):
+        order = torch.stack([torch.randperm(R, generator=g) for _ in range(D)])
+        y = answer[torch.arange(R), order.argsort(1)] + noise * torch.randn(D, R, generator=g)
+        truth += y.sum(1).tolist()
+        found.append(total_variance(y.double(), order))
+        old.append(y.sum(1).var().item())
+    variance = np.var(truth)
+    ours = np.array([v for v, _ in found])
+    assert np.mean(old) == pytest.approx(variance, rel=0.08)
+    saved = R * answer.mean(0).var().item()  # what strata save; few rows get too little credit for it
+    assert 0.95 * variance < ours.mean() < 1.05 * variance + 3 / (R - 1) * saved
+    assert 2 * ours.mean() ** 2 / ours.var() >= 0.9 * np.median([f for _, f in found])  # freedom is not overstated
+    if R == 300:
+        assert ours.var() < np.var(old) / 30  # that is what the rows are for
+
+
+def test_a_target_that_is_not_reached_is_said(known):
+    model, split, _ = known
+    kw = dict(start_token_id=0, max_samples=5, batch_size=len(ROWS))
+    missed = likelihood(model, split, "diffusion", target_stderr=0.001, **kw)
+    assert (missed.missed_target, missed.samples) == (0.001, 5)
+    assert str(missed).endswith("; target 0.001 not reached in 5 samples")
+    assert missed.asdict()["missed_target"] == 0.001 and missed.asdict()["freedom"] == missed.freedom > 4
+    for target in (0.0, 1.0):  # none was set, or it was reached
+        assert "target" not in str(likelihood(model, split, "diffusion", target_stderr=target, **kw))
 
 
 def test_t_quantiles():

@@ -76,6 +76,9 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
     ("diffusion", ["--steps", "0"], "--steps is 0; it must be at least 1; leave it out for one step a token"),
     ("diffusion", ["--tokens", "0"], "--tokens is 0; it must be at least 1"),
     ("diffusion", ["--number", "0"], "--number is 0"), ("diffusion", ["--temperature", "nan"], "--temperature is nan"),
+    ("diffusion", ["--temperature", "-1"], "--temperature is -1.0; it must be at least 0 and finite"),
+    ("diffusion", ["--temperature", "inf"], "--temperature is inf; it must be at least 0 and finite"),
+    ("diffusion", ["--top-p", "2"], "--top-p is 2.0; it must lie"), ("diffusion", ["--top-p", "nan"], "--top-p is nan"),
     ("diffusion", ["--top-p", "0"], "--top-p is 0.0; it must lie"), ("diffusion", ["--top-k", "-1"], "--top-k is -1"),
     ("diffusion", ["--prompt", ""], "--prompt is empty; leave it out"), ("diffusion", ["--suffix", ""], "is empty"),
     ("diffusion", ["--tokens", "30", "--prompt", "abc"], "3 + 30 + 0 tokens; model.seq_len is 32"),
@@ -90,6 +93,21 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
 def test_bad_input_is_one_error(runs, objective, args, message, capsys):
     code, out, err = call(capsys, runs[objective], *args)
     assert (code, out) == (2, "") and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_the_start_token_is_never_written(runs, objective, tmp_path, capsys, monkeypatch):
+    """Of a model that prefers it at about every second place."""
+    config, _, model, state = sample.load_run(runs[objective], device="cpu")
+    with torch.no_grad():
+        model.head[:256] = 0
+    settings.save(config, tmp_path / "config.yaml")
+    checkpoint.save(tmp_path / "checkpoints" / "best.safetensors", model, None, state)
+    seen = []
+    monkeypatch.setattr(Bytes, "decode", lambda self, ids: seen.extend(ids) or "")
+    assert call(capsys, tmp_path, "--tokens", "24", "--temperature", "0.1")[0] == 0
+    sample.generate(model, Bytes(), config, "", tokens=24)
+    assert len(seen) == 48 and max(seen) < 256
 
 
 def test_a_prompt_longer_than_the_model_reads_slides(runs, capsys):

@@ -250,6 +250,43 @@ def test_top_k_top_p_and_temperature_shape_what_is_written():
     assert (share - z[0].softmax(0)).abs().max() < 0.01
 
 
+@pytest.mark.parametrize("method", METHODS[2:])
+@pytest.mark.parametrize("sharpened", [dict(temperature=0), dict(top_k=1), dict(temperature=0.01)])
+def test_certainty_is_that_of_temperature_1(method, sharpened):
+    """Sharpened to one token all places would be equally certain, and the order would be from left to right."""
+    value = {"margin": lambda p: p[-1] - p[-2], "entropy": lambda p: (p * p.log()).sum()}
+    orders = []
+    for seed in range(12):
+        model, shown, state, expected = arbitrary(seed), [], [MASK] * T, []
+        written(model, texts=1, method=method, **sharpened, tell=lambda x, to=shown: to.append(x[0].tolist()))
+        for _ in range(T):
+            P = model.logits[CODE[tuple(state)]].detach().double().softmax(-1)
+            masked = [i for i in range(T) if state[i] == MASK]
+            best = max(masked, key=lambda i: value.get(method, lambda p: p[-1])(P[i].sort().values))
+            state[best] = int(P[best].argmax())
+            expected.append(list(state))
+            orders.append(best)
+        assert shown == expected, seed
+    assert orders[:T] != list(range(T)) and len(set(orders[::T])) == T  # any place may come first
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_forbidden_token_is_never_written_and_the_others_share_its_probability(method):
+    model = Rigged(torch.tensor([2.0, 1.0, 0.0]).expand(len(STATES), T, V).clone())
+    q = torch.tensor([-math.inf, 1.0, 0.0]).double().softmax(0)
+    p = torch.stack([q[list(x)].prod() for x in itertools.product(range(V), repeat=T)])
+    found = written(model, steps=1 if method == "confidence" else 3, method=method, forbidden=0)
+    assert fits(found.ids, p)
+    assert (written(model, texts=5, method=method, forbidden=0, temperature=0).ids == 1).all()
+    assert (written(model, texts=5, method=method, temperature=0).ids == 0).all()
+
+
+def test_nor_does_next_token_write_it():
+    model, kw = sharp_model(11), dict(tokens=40, seq_len=64, start_token_id=10, number=20)
+    assert (generate_batch(model, "autoregressive", [], [], **kw).ids == 10).any()
+    assert not (generate_batch(model, "autoregressive", [], [], forbidden=10, **kw).ids == 10).any()
+
+
 def test_gumbel_noise_keeps_its_tail():
     """u near 1 gives the large noise that lets an improbable token win; fp32 has none above 16.6."""
     u = torch.full((1, 2), 0.5, dtype=torch.float64)

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 
-from tdlm_fast import checkpoint, evaluate, sample, train
+from tdlm_fast import check, checkpoint, evaluate, sample, step, table, train
 from tdlm_fast import config as settings
 
 
@@ -26,6 +27,9 @@ def test_a_run_learns_and_leaves_what_scripts_rely_on(tiny, tmp_path, objective,
     out = capsys.readouterr().out
     assert f"run    {folder}" in out and "tdlm_fast.sample" in out
     summary = json.loads((folder / "summary.json").read_text())
+    said = [line for line in out.splitlines() if line.startswith("test")]
+    error = f" ± {summary['test']['stderr']:.4f}" if objective == "diffusion" else ""
+    assert len(said) == 1 and f"{summary['test']['nats_per_token']:.4f}{error} nats/token" in said[0]
     for key in (
         "objective corpus steps tokens seconds tokens_per_s loss_tokens_per_s peak_memory_mb parameters test valid "
         "device versions config_hash corpus_hash"
@@ -47,8 +51,63 @@ def test_a_run_learns_and_leaves_what_scripts_rely_on(tiny, tmp_path, objective,
     assert "--resume continues it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("args, message", [
+    (["--max-samples", "0"], "--max-samples is 0; it must be at least 2, as one draw shows no error"),
+    (["--max-samples", "-5"], "--max-samples is -5; "), (["--max-samples", "1"], "--max-samples is 1; "),
+    (["--target-stderr", "nan"], "--target-stderr is nan; it must be at least 0 and finite; with 0 all of "),
+    (["--target-stderr", "-1"], "--target-stderr is -1.0; "), (["--target-stderr", "inf"], "--target-stderr is inf; "),
+    (["--samples", "0"], "--samples is 0; it must be at least 1"), (["--limit", "-1"], "--limit is -1; "),
+    (["--batch-size", "-1"], "--batch-size is -1; it must be at least 0; 0 takes the config's"),
+    (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+])  # fmt: skip
+def test_evaluate_names_the_option_that_is_out_of_range(args, message, capsys):
+    assert evaluate.main(["no-such-run", *args]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+def test_evaluate_says_what_text_it_read_and_stops_on_weights_that_are_no_numbers(tiny, tmp_path, corpus, capsys):
+    folder = tmp_path / "run"
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "eval.text=0"]) == 0
+    command = [str(folder), "--json", "--device", "cpu"]
+    capsys.readouterr()
+    assert evaluate.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["note"] == ""
+    other = tmp_path / "other.txt"
+    other.write_text(corpus.read_text() + "\nmore text\n")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(corpus), str(other)))
+    assert evaluate.main(command) == 0
+    found, err = capsys.readouterr()
+    assert json.loads(found)["note"] == f"the text is not what {folder} was trained on" and "NOTE: the text" in err
+    _, _, model, state = sample.load_run(folder, device="cpu")
+    with torch.no_grad():
+        model.head[3, 3] = float("nan")
+    checkpoint.save(folder / "checkpoints" / "best.safetensors", model, None, state)
+    assert evaluate.main(command) == 1
+    out, err = capsys.readouterr()
+    message = f"error: {folder}/checkpoints/best.safetensors: the likelihood is not finite"
+    assert not out and err.splitlines()[-1].startswith(message)
+    config.write_text(config.read_text().replace(str(other), str(corpus)))
+    for verb in (table, check):
+        assert verb.main([str(folder), "--sequences", "2", "--device", "cpu"]) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {folder}: the likelihood is not finite")
+
+
 @pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_likelihood_that_is_no_number_stops_a_run_with_one_error(tiny, objective, capsys, monkeypatch):
+    def broken(*args):
+        model = real(*args)
+        torch.nn.init.constant_(model.head, float("inf"))
+        return model
+
+    real = step.build_model
+    monkeypatch.setattr(step, "build_model", broken)
+    assert train.main(["configs/tiny.yaml", *tiny, f"objective={objective}"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the likelihood is not finite (")
+
+
+@pytest.mark.parametrize("objective, how", [("diffusion", signal.SIGKILL), ("autoregressive", signal.SIGINT)])
 def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, objective, how):
     folder, whole = tmp_path / "run", tmp_path / "whole"
     args = [*tiny, f"objective={objective}", "train.max_steps=60", "eval.text=0"]
@@ -62,7 +121,8 @@ def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, objective, ho
     process.send_signal(how)
     out, err = process.communicate(timeout=120)
     if how == signal.SIGINT:
-        assert process.returncode == 130 and "saved" in err and "--resume" in out
+        assert process.returncode == 130 and "stopping after this step" in err and "saved" in err
+        assert "to go on: " in out and "--resume" in out
         assert json.loads((folder / "summary.json").read_text())["finished"] is False
     assert train.main(["configs/tiny.yaml", *args, "--resume"]) == 0
     assert train.main(["configs/tiny.yaml", *args, f"run.dir={whole}"]) == 0
@@ -112,7 +172,7 @@ def test_a_run_gives_the_signal_handlers_back(tiny):
 
 
 def test_weights_and_biases_needs_no_account_and_never_stops_a_run(tiny, tmp_path, monkeypatch, capsys):
-    wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install tdlm_fast[wandb]")
+    wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install -e .[wandb]")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=offline"]) == 0
@@ -122,9 +182,37 @@ def test_weights_and_biases_needs_no_account_and_never_stops_a_run(tiny, tmp_pat
         raise OSError("no route to host")
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    other = f"run.dir={tmp_path / 'other'}"
-    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online", other]) == 0
-    assert "Weights & Biases is off: no route to host" in capsys.readouterr().err
+    for key in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for key, says in (("", "no account here"), ("x" * 40, "no route to host")):
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        other = f"run.dir={tmp_path / says[:4]}"
+        assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online", other]) == 0
+        assert f"Weights & Biases is off: {says}" in capsys.readouterr().err
+
+
+def test_weights_and_biases_gets_the_results_and_cannot_hang_a_run(tiny, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install tdlm_fast[wandb]")
+    told, over = [], threading.Event()
+
+    class Run:
+        summary = {}
+
+        def log(self, entry, step):
+            told.append(step)
+
+        def finish(self):
+            told.append("finish")
+            over.wait(60)
+
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    monkeypatch.setattr("tdlm_fast.log.WANDB_S", -9.5)
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online"]) == 0
+    over.set()
+    assert "has not finished" in capsys.readouterr().err
+    assert told == [0, 1, 2, 2, "finish"] and Run.summary["test"]["nats_per_token"] > 0
 
 
 def test_a_damaged_checkpoint_is_named(tiny, tmp_path):

@@ -16,7 +16,7 @@
 #include "kernels.h"
 
 // The tiles below are arrays of registers: every index into them must be known when they are compiled.
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))  // each loop nest gets the registers to itself
 
@@ -78,14 +78,37 @@ struct Attend {
     typedef typename T::E E;  // type of the products
     typedef typename T::F F;  // vector of floats
     static constexpr int ROWS = T::ROWS, VECS = T::VECS, LANES = T::LANES, PAIR = T::PAIR, WIDTH = VECS * LANES;
+    static constexpr int TALL = 2 * ROWS, SLIM = VECS / 2, STRIP = SLIM * LANES;  // a tile of dw: columns of h, words
     static constexpr int64_t GROUP = 8 * ROWS;  // rows of A whose p lie in the cache together
 
     // Sizes and scratch of one task.
-    int64_t D, K, Dp, block, rows;
+    int64_t D, K, Dp, block, rows, total;  // total: rows of B
+    bool both;                             // B is packed for both products
     E *a, *x, *b1, *b2, *p;
     float *out, *sums, *totals, *shift, *col_lse, *col_grad;
     int64_t *hit;
     size_t bytes = 0;
+
+    // What is kept of c.count rows between their sweep and the sum over them.
+    struct Kept {
+        int64_t rows;
+        E *p, *x;                        // panels of words, PAIR rows in a lane; (D, rows), scaled by what p lacks
+        float *shift_at, *shift, *rest;  // (blocks, rows) when p was made; at the end; gradient of the target's score
+        size_t bytes;
+    };
+    static Kept kept(const Lce &c, int64_t block) {
+        Kept k = {};
+        k.rows = up(c.count, ROWS);
+        auto take = [&](int64_t n, size_t size) {
+            char *at = c.kept + k.bytes;
+            k.bytes += up(n * size, 64);
+            return at;
+        };
+        k.p = (E *)take(up(c.V, WIDTH) * k.rows, sizeof(E)), k.x = (E *)take(c.D * k.rows, sizeof(E));
+        k.shift_at = (float *)take((c.V + block - 1) / block * k.rows, 4);
+        k.shift = (float *)take(k.rows, 4), k.rest = (float *)take(k.rows, 4);
+        return k;
+    }
 
     template <class U>
     U *take(char *base, int64_t n) {
@@ -96,25 +119,28 @@ struct Attend {
 
     Attend(const Lce &c, char *base) {
         D = c.D, K = up(D, PAIR), Dp = up(D, LANES), rows = up(c.step, ROWS);
+        total = c.words ? c.n : c.V, both = c.words || c.dh;
         // Both packings of a block of B stay in half of a 1 MB L2 cache.
         block = up(least(T::BLOCK, (int64_t)(3 << 16) / (K * sizeof(E)) + 1), WIDTH);
         a = take<E>(base, rows * K), out = take<float>(base, rows * Dp), sums = take<float>(base, rows * LANES);
-        totals = take<float>(base, rows * LANES), shift = take<float>(base, rows), x = take<E>(base, block * K), b1 = take<E>(base, block * K);
-        b2 = take<E>(base, block * Dp), p = take<E>(base, GROUP * block);
+        totals = take<float>(base, rows * LANES), shift = take<float>(base, rows), x = take<E>(base, block * K);
+        p = take<E>(base, GROUP * block);
         col_lse = take<float>(base, block), col_grad = take<float>(base, block);
-        hit = take<int64_t>(base, block);
+        hit = take<int64_t>(base, block > c.count ? block : c.count);
     }
 
-    // sum = (ROWS rows of a) . (a panel of WIDTH packed columns)
-    INLINE void product(F (&sum)[ROWS][VECS], const E *a, int64_t K, const E *b) {
-        UNROLL for (int r = 0; r < ROWS; r++)
-            UNROLL for (int c = 0; c < VECS; c++) sum[r][c] = T::set1(0);
-        for (int64_t k = 0; k < K; k += PAIR, b += WIDTH * PAIR) {
-            typename T::X v[VECS];
-            UNROLL for (int c = 0; c < VECS; c++) v[c] = T::vector(b + c * LANES * PAIR);
-            UNROLL for (int r = 0; r < ROWS; r++) {
+    // sum = (N rows of a) . (a panel of C packed vectors of columns); on the way a line a step is fetched from `next` on
+    template <int N, int C, bool FETCH = false>
+    INLINE void product(F (&sum)[N][C], const E *a, int64_t K, const E *b, const char *next = nullptr) {
+        UNROLL for (int r = 0; r < N; r++)
+            UNROLL for (int c = 0; c < C; c++) sum[r][c] = T::set1(0);
+        for (int64_t k = 0; k < K; k += PAIR, b += C * LANES * PAIR) {
+            typename T::X v[C];
+            if (FETCH) __builtin_prefetch(next, 0, 2), next += 64;
+            UNROLL for (int c = 0; c < C; c++) v[c] = T::vector(b + c * LANES * PAIR);
+            UNROLL for (int r = 0; r < N; r++) {
                 typename T::X s = T::broadcast(a + r * K + k);
-                UNROLL for (int c = 0; c < VECS; c++) sum[r][c] = T::dot(sum[r][c], s, v[c]);
+                UNROLL for (int c = 0; c < C; c++) sum[r][c] = T::dot(sum[r][c], s, v[c]);
             }
         }
     }
@@ -131,9 +157,11 @@ struct Attend {
 
     // p of ROWS rows from row r and of the panel at column col, relative to a shift of each row's own.
     template <bool TAIL>
-    NOINLINE void scores_by_row(int64_t r0, int64_t group, int64_t col, int64_t left, bool first, bool dh) {
+    NOINLINE void scores_by_row(int64_t r0, int64_t group, int64_t col, int64_t left, bool first, bool dh,
+                                const char *next) {
         F t[ROWS][VECS];
-        product(t, a + r0 * K, K, b1 + col * K);
+        if (next) product<ROWS, VECS, true>(t, a + r0 * K, K, b1 + col * K, next);
+        else product(t, a + r0 * K, K, b1 + col * K);
         if (TAIL)
             UNROLL for (int r = 0; r < ROWS; r++)
                 UNROLL for (int c = 0; c < VECS; c++) t[r][c] = T::keep(t[r][c], left - c * LANES);
@@ -227,10 +255,16 @@ struct Attend {
         return expm1f(z - lse);
     }
 
-    // Rows begin..begin+n of src, packed for both products.
-    void pack(const void *src, bool is_bf16, bool round, int64_t begin, int64_t n, bool both) {
-        int64_t k = up(n, WIDTH);
-        convert_rows(x, src, is_bf16, round, begin, n, k, D, K);
+    // Where block i of B lies packed.
+    void unpack(const Lce &c, int64_t i) {
+        b1 = (E *)c.packed + i * block * (K + (both ? Dp : 0)), b2 = b1 + block * K;
+    }
+
+    // Block i of B, packed for the products.
+    void run_pack(const Lce &c, int64_t i) {
+        int64_t begin = i * block, n = least(block, total - begin), k = up(n, WIDTH);
+        convert_rows(x, c.words ? c.h : c.w, c.words ? c.h_bf16 : c.w_bf16, c.round, begin, n, k, D, K);
+        unpack(c, i);
         struct Pair { E e[PAIR]; } *to = (Pair *)b1;
         for (int64_t panel = 0; panel < k; panel += WIDTH)
             for (int64_t i = 0; i < K / PAIR; i++)
@@ -248,23 +282,37 @@ struct Attend {
         }
     }
 
+    // p of n rows of a group, from row q of what is kept on, and of the k words from v on.
+    NOINLINE void keep_p(const Kept &kept, int64_t q, int64_t n, int64_t v, int64_t k) {
+        for (int64_t col = 0; col < k; col += STRIP) {
+            E *to = kept.p + (v + col) * kept.rows + q * STRIP;
+            for (int64_t r = 0; r < n; r += PAIR) T::keep_rows(to + r * STRIP, p + r * block + col, block);
+        }
+    }
+
     void run_rows(const Lce &c, int64_t begin, int64_t end) {
         int64_t n = end - begin, padded = up(n, ROWS);
         bool dh = c.dh != nullptr;
+        Kept kept = {};
+        int64_t q = begin - c.first;  // the first of these rows among those that are kept
+        if (c.kept) kept = this->kept(c, block);
         convert_rows(a, c.h, c.h_bf16, c.round, begin, n, padded, D, K);
         memset(sums, 0, padded * LANES * 4);
         memset(totals, 0, padded * LANES * 4);
         if (dh) memset(out, 0, padded * Dp * 4);
         for (int64_t v = 0; v < c.V; v += block) {
             int64_t nb = least(block, c.V - v), k = up(nb, WIDTH);
-            pack(c.w, c.w_bf16, c.round, v, nb, dh);
+            unpack(c, v / block);
+            int64_t size = block * (K + (both ? Dp : 0)) * sizeof(E);  // the next block comes from far: it is fetched
+            const char *next = (const char *)b1 + size, *far = next + size;  // while the first group computes
             for (int64_t g = 0; g < padded; g += GROUP) {
                 int64_t stop = least(g + GROUP, padded);
                 for (int64_t col = 0; col < k; col += WIDTH)
-                    for (int64_t r = g; r < stop; r += ROWS) {
+                    for (int64_t r = g; r < stop; r += ROWS, next += K / PAIR * 64) {
                         bool first = v + col == 0;
-                        if (nb - col < WIDTH) scores_by_row<true>(r, g, col, nb - col, first, dh);
-                        else scores_by_row<false>(r, g, col, WIDTH, first, dh);
+                        const char *fetch = next < far ? next : nullptr;
+                        if (nb - col < WIDTH) scores_by_row<true>(r, g, col, nb - col, first, dh, fetch);
+                        else scores_by_row<false>(r, g, col, WIDTH, first, dh, fetch);
                     }
                 for (int64_t i = g * LANES; i < stop * LANES; i++) totals[i] += sums[i], sums[i] = 0;
                 if (!dh) continue;
@@ -273,6 +321,9 @@ struct Attend {
                     if (col >= 0 && col < nb) put(p + (r - g) * block + col, 0);
                 }
                 for (int64_t r = g; r < stop; r += ROWS) accumulate_all(r, g, k);
+                if (!c.kept) continue;
+                keep_p(kept, q + g, stop - g, v, k);
+                memcpy(kept.shift_at + v / block * kept.rows + q + g, shift + g, (stop - g) * 4);
             }
         }
         for (int64_t i = 0; i < n; i++) {
@@ -284,9 +335,17 @@ struct Attend {
             float rest = target(i, x, c.lse[begin + i], &score), scale = float(1 / sum);
             c.nll[begin + i] = c.lse[begin + i] - score;
             if (!dh) continue;
-            for (int64_t d = 0; d < D; d++) o[d] = o[d] * scale + rest * get(x[d]);
+            float g = c.grad ? c.grad[begin + i] : 1;
+            for (int64_t d = 0; d < D; d++) o[d] = (o[d] * scale + rest * get(x[d])) * g;
             write_row(c.dh, c.h_bf16, begin + i, D, o);
+            if (!c.kept) continue;
+            kept.shift[q + i] = shift[i], kept.rest[q + i] = rest * g;
+            for (int64_t d = 0; d < D; d++) put(kept.x + d * kept.rows + q + i, get(a[i * K + d]) * (scale * g));
         }
+        if (!c.kept) return;
+        for (int64_t i = n; i < padded; i++)
+            for (int64_t d = 0; d < D; d++) put(kept.x + d * kept.rows + q + i, 0);
+        T::publish();
     }
 
     void run_words(const Lce &c, int64_t begin, int64_t end) {
@@ -295,7 +354,7 @@ struct Attend {
         memset(out, 0, padded * Dp * 4);
         for (int64_t v = 0; v < c.n; v += block) {
             int64_t nb = least(block, c.n - v), k = up(nb, WIDTH);
-            pack(c.h, c.h_bf16, c.round, v, nb, true);
+            unpack(c, v / block);
             for (int64_t i = 0; i < k; i++) {
                 col_lse[i] = i < nb ? c.lse[v + i] : INFINITY;
                 col_grad[i] = i < nb ? c.grad[v + i] : 0;
@@ -310,8 +369,9 @@ struct Attend {
                 for (int64_t j = 0; j < hits; j++) {
                     int64_t i = hit[j], r = c.y[v + i] - begin;
                     float score;
-                    if (r >= g && r < stop)
-                        put(p + (r - g) * block + i, col_grad[i] * target(r, x + i * K, col_lse[i], &score));
+                    if (r < g || r >= stop) continue;
+                    convert(x, c.h, c.h_bf16, c.round, v + i, D);
+                    put(p + (r - g) * block + i, col_grad[i] * target(r, x, col_lse[i], &score));
                 }
                 for (int64_t r = g; r < stop; r += ROWS) accumulate_all(r, g, k);
             }
@@ -319,9 +379,74 @@ struct Attend {
         for (int64_t i = 0; i < n; i++) write_row(c.dw, c.w_bf16, begin + i, D, out + i * Dp);
     }
 
-    static size_t scratch(const Lce &c) { return Attend(c, nullptr).bytes; }
+    // n columns of h, at most N, times STRIP words: sums (n, STRIP) = or += x p
+    template <int N, bool FETCH>
+    NOINLINE void add_words(float *sums, int64_t n, const E *x, int64_t rows, const E *p, const char *next, bool begins) {
+        if constexpr (N > 1)
+            if (n < N) return add_words<N - 1, FETCH>(sums, n, x, rows, p, next, begins);
+        for (int i = 0; i < N * STRIP; i += 16) __builtin_prefetch(sums + i, 1);
+        F t[N][SLIM];
+        product<N, SLIM, FETCH>(t, x, rows, p, next);
+        UNROLL for (int r = 0; r < N; r++)
+            UNROLL for (int c = 0; c < SLIM; c++) {
+                float *s = sums + r * STRIP + c * LANES;
+                T::store(s, begins ? t[r][c] : T::add(T::load(s), t[r][c]));
+            }
+    }
+
+    void run_weight(const Lce &c, int64_t i) {
+        Kept kept = this->kept(c, block);
+        int64_t v = i * block, nb = least(block, c.V - v), k = up(nb, STRIP), hits = 0;
+        for (int64_t q = 0; q < c.count; q++) {
+            float d = kept.shift[q] - kept.shift_at[i * kept.rows + q];
+            if (__builtin_expect(d != 0, 0)) lower(kept.p + v * kept.rows, kept.rows, q, k, d);
+            int64_t y = c.y[c.first + q];
+            if (y >= v && y < v + nb) hit[hits++] = q;
+        }
+        for (int64_t col = 0; col < k; col += STRIP) {
+            const E *words = kept.p + (v + col) * kept.rows;
+            float *sums = c.sums + (v + col) * D;
+            const char *next = (const char *)(words + kept.rows * STRIP), *end = next + kept.rows * STRIP * sizeof(E);
+            for (int64_t d = 0; d < D; d += TALL, next += kept.rows / PAIR * 64) {
+                float *s = sums + d * STRIP;
+                const E *x = kept.x + d * kept.rows;
+                if (next < end) add_words<TALL, true>(s, least(TALL, D - d), x, kept.rows, words, next, c.begins);
+                else add_words<TALL, false>(s, least(TALL, D - d), x, kept.rows, words, next, c.begins);
+            }
+            for (int64_t j = 0; j < hits; j++) {
+                int64_t row = c.first + hit[j], at = c.y[row] - v - col;
+                if (at < 0 || at >= STRIP) continue;
+                convert(x, c.h, c.h_bf16, c.round, row, D);
+                for (int64_t d = 0; d < D; d++) sums[d * STRIP + at] += kept.rest[hit[j]] * get(x[d]);
+            }
+            if (!c.ends) continue;
+            for (int64_t j = 0; j < least(STRIP, nb - col); j++) {
+                for (int64_t d = 0; d < D; d++) out[d] = sums[d * STRIP + j];
+                write_row(c.dw, c.w_bf16, v + col + j, D, out);
+            }
+        }
+    }
+
+    // Row q of what is kept was raised by d after its p of these words was made.
+    NOINLINE __attribute__((cold)) void lower(E *words, int64_t rows, int64_t q, int64_t k, float d) {
+        float scale = d > 126 ? 0 : exp2f(-d);
+        E *at = words + q / PAIR * PAIR * STRIP + q % PAIR;
+        for (int64_t col = 0; col < k; col += STRIP, at += rows * STRIP)
+            for (int64_t j = 0; j < STRIP; j++) put(at + j * PAIR, get(at[j * PAIR]) * scale);
+    }
+
+    static LceSizes sizes(const Lce &c) {
+        Attend a(c, nullptr);
+        LceSizes s = {};
+        s.scratch = a.bytes, s.blocks = (a.total + a.block - 1) / a.block, s.group = GROUP;
+        s.packed = up(s.blocks * a.block * (a.K + (a.both ? a.Dp : 0)) * sizeof(E), 64);
+        s.kept = kept(c, a.block).bytes, s.sums = up(up(c.V, WIDTH) * c.D * 4, 64);
+        return s;
+    }
+    static void pack(const Lce &c, int64_t i, char *s) { Attend(c, s).run_pack(c, i); }
     static void rows_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_rows(c, begin, end); }
     static void words_of(const Lce &c, int64_t begin, int64_t end, char *s) { Attend(c, s).run_words(c, begin, end); }
+    static void weight(const Lce &c, int64_t i, char *s) { Attend(c, s).run_weight(c, i); }
 };
 
 }  // namespace

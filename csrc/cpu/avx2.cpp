@@ -6,6 +6,7 @@ TARGET_BEGIN("avx2,fma")
 #include <immintrin.h>
 
 #include "attend.h"
+#include "body.h"
 #include "exp2.h"
 #include "tile.h"
 
@@ -57,11 +58,15 @@ struct Avx2 {
     INLINE void store_p(E *p, const F (&t)[VECS]) {
         for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
     }
+    INLINE void publish() {}
+    INLINE void keep_rows(E *to, const E *p, int64_t) { memcpy(to, p, VECS / 2 * LANES * sizeof(E)); }
 };
 }  // namespace
 
-const Kernels avx2_kernels = {Attend<Avx2>::scratch, Attend<Avx2>::rows_of, Attend<Avx2>::words_of,
-                             Tile<Avx2>::scratch, Tile<Avx2>::head_of};
+const Kernels avx2_kernels = {
+    Attend<Avx2>::sizes, Attend<Avx2>::pack, Attend<Avx2>::rows_of, Attend<Avx2>::words_of, Attend<Avx2>::weight,
+    Between<Avx2>::swiglu_of, Between<Avx2>::rms_norm_of, Tile<Avx2>::scratch, Tile<Avx2>::head_of,
+};
 TARGET_END
 #else
 const Kernels avx2_kernels = {};

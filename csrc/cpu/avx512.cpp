@@ -18,11 +18,15 @@ struct Avx512 : Avx512Base {
     INLINE void store_p(E *p, const F (&t)[VECS]) {
         for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
     }
+    INLINE void publish() {}
+    INLINE void keep_rows(E *to, const E *p, int64_t) { memcpy(to, p, VECS / 2 * LANES * sizeof(E)); }
 };
 }  // namespace
 
-const Kernels avx512_kernels = {Attend<Avx512>::scratch, Attend<Avx512>::rows_of, Attend<Avx512>::words_of,
-                               Tile<Avx512>::scratch, Tile<Avx512>::head_of};
+const Kernels avx512_kernels = {
+    Attend<Avx512>::sizes, Attend<Avx512>::pack, Attend<Avx512>::rows_of, Attend<Avx512>::words_of, Attend<Avx512>::weight,
+    Between<Avx512>::swiglu_of, Between<Avx512>::rms_norm_of, Tile<Avx512>::scratch, Tile<Avx512>::head_of,
+};
 TARGET_END
 #else
 const Kernels avx512_kernels = {};

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "attend.h"
+#include "body.h"
 #include "exp2.h"
 #include "tile.h"
 

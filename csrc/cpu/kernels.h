@@ -15,6 +15,13 @@ struct Lce {
     const float *grad;        // (n)
     void *dw;                 // (V, D) in w's type
     int64_t step;             // rows, or words, that one task takes at most
+    bool words;               // the sweep is over rows, for words: B is h
+    char *packed;             // B as the products want it, shared by all tasks
+    // Three products instead of four: `count` rows from `first` on keep their p until their lse is known.
+    int64_t first, count;
+    char *kept;               // or null
+    float *sums;              // of dw so far, (panels of words, D, words of a panel)
+    bool begins, ends;        // this is the first block of rows, the last
 };
 
 struct Attention {
@@ -30,10 +37,31 @@ struct Attention {
     float keep_scale;               // and scaled by this
 };
 
+// Rows of what lies between the products of a block.
+struct Rows {
+    const void *x, *dy;       // dy is null in the forward pass
+    void *y;                  // the output, or the gradient of x
+    const void *weight;       // (n), of rms_norm
+    float *dw;                // (tasks, n), of rms_norm
+    bool bf16;
+    int64_t n, step;          // step: rows of a task
+    float eps;
+};
+
+struct LceSizes {
+    size_t scratch, packed, kept, sums;  // bytes: of a task, of B, of what c.count rows keep, of the sums of dw
+    int64_t blocks;                      // of B
+    int64_t group;                       // blocks of rows and tasks are cut at multiples of it
+};
+
 struct Kernels {
-    size_t (*scratch)(const Lce &);  // bytes of scratch a task needs
+    LceSizes (*sizes)(const Lce &);
+    void (*pack)(const Lce &, int64_t i, char *scratch);                    // block i of B
     void (*rows)(const Lce &, int64_t begin, int64_t end, char *scratch);   // nll, lse, dh of rows begin..end
     void (*words)(const Lce &, int64_t begin, int64_t end, char *scratch);  // dw of words begin..end
+    void (*weight)(const Lce &, int64_t i, char *scratch);                  // dw of block i of words from what is kept
+    void (*swiglu)(const Rows &, int64_t begin, int64_t end);
+    void (*rms_norm)(const Rows &, int64_t begin, int64_t end);
     size_t (*head_scratch)(const Attention &);
     void (*head)(const Attention &, int64_t head, char *scratch);           // one head of one sequence
 };

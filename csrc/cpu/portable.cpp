@@ -1,5 +1,6 @@
 // fp32 products in the vector extension of GCC and Clang: SSE2, NEON, or whatever the target has.
 #include "attend.h"
+#include "body.h"
 #include "exp2.h"
 #include "tile.h"
 
@@ -51,8 +52,12 @@ struct Portable {
     INLINE void store_p(E *p, const F (&t)[VECS]) {
         for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
     }
+    INLINE void publish() {}
+    INLINE void keep_rows(E *to, const E *p, int64_t) { memcpy(to, p, VECS / 2 * LANES * sizeof(E)); }
 };
 }  // namespace
 
-const Kernels portable_kernels = {Attend<Portable>::scratch, Attend<Portable>::rows_of, Attend<Portable>::words_of,
-                                 Tile<Portable>::scratch, Tile<Portable>::head_of};
+const Kernels portable_kernels = {
+    Attend<Portable>::sizes, Attend<Portable>::pack, Attend<Portable>::rows_of, Attend<Portable>::words_of, Attend<Portable>::weight,
+    Between<Portable>::swiglu_of, Between<Portable>::rms_norm_of, Tile<Portable>::scratch, Tile<Portable>::head_of,
+};

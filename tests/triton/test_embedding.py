@@ -7,7 +7,7 @@ import torch
 
 if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1 as tests/test_triton.py sets it", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is an extra: pip install tdlm_fast[triton]")
+pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
 
 import importlib  # noqa: E402
 

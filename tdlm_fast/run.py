@@ -1,0 +1,156 @@
+"""A run folder: who may write to it, what it holds of an earlier start, and files that are whole or not there.
+
+    runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  samples.txt  summary.json
+"""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from . import config as settings
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LAST, BEST = Path("checkpoints") / "last.safetensors", Path("checkpoints") / "best.safetensors"
+MADE = (LAST, BEST, "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json")
+# Keys that decide no loss, so a run goes on with others. The text itself is told by its hash, wherever it lies.
+FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.capture")
+FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus")
+
+
+def folder_of(config, path: str) -> Path:
+    return Path(config.run.dir or f"runs/{Path(path).stem}-{config.objective}-seed{config.seed}")
+
+
+def write_beside(path: Path, write) -> None:
+    """write(temporary path), flush it to the disk, then rename it to path; whatever fails, path stays as it was."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(beside)
+        with open(beside, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def plain(value):
+    """value as JSON can hold it: a number that is none (nan, inf) becomes None."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: dict) -> None:
+    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def finished(folder: Path) -> dict | None:
+    """The summary of a run that came to its end, else None; one that is cut short is as good as none."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and summary.get("finished") and "test" in summary else None
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Make the folder and keep every other process out of it while inside. Raises ConfigError where that fails.
+
+    The kernel holds the lock (flock), so it ends with its process however that ends; the file says whose it is.
+    """
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(path, "a+")
+            _take(file, path)
+            with contextlib.suppress(FileNotFoundError):
+                if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            file.close()  # its holder removed it as we took it
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    except OSError as e:
+        raise settings.ConfigError(f"run.dir: {folder} cannot be used ({e.strerror}); give another run.dir") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        file.close()
+        with contextlib.suppress(OSError):  # nothing came to be in it
+            folder.rmdir()
+
+
+def _take(file, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise settings.ConfigError(f"{path.parent} is in use by {holder}; run.dir=OTHER starts another run") from None
+    except OSError as e:  # a file system without locks
+        print(f"{path.parent} cannot be locked ({e.strerror}): start nothing else in it", file=sys.stderr)
+
+
+def goes_on(config, folder: Path, resume: bool) -> bool:
+    """Whether the folder holds a checkpoint to go on from. Raises ConfigError where it holds another run.
+
+    With nothing to go on from, whatever an earlier start left there is removed.
+    """
+    has_config, has_last = (folder / "config.yaml").is_file(), (folder / LAST).is_file()
+    if not resume and (has_config or has_last):
+        raise settings.ConfigError(f"{folder} holds a run already: --resume continues it, run.dir=OTHER starts another")
+    if resume and not has_last:
+        print(f"nothing to resume in {folder}: starting anew", file=sys.stderr)
+    if not has_last:
+        for name in MADE if has_config else ():
+            (folder / name).unlink(missing_ok=True)
+        return False
+    if not has_config:
+        raise settings.ConfigError(
+            f"{folder} holds checkpoints but no config.yaml; restore that file, or start anew with run.dir=OTHER"
+        )
+    if changed := changes(config, folder, lambda key: not key.startswith(FREE)):
+        raise settings.ConfigError(
+            f"--resume with other settings than {folder / 'config.yaml'} holds: {changed}; "
+            "resume with those, or start another run with run.dir=OTHER"
+        )
+    return True
+
+
+def changes(config, folder: Path, counts) -> str:
+    """The keys for which counts(key) holds and in which config differs from the folder's: "KEY was X, now Y; …"."""
+    before, now = settings.flatten(settings.load(folder / "config.yaml")), settings.flatten(config)
+    return "; ".join(f"{k} was {before[k]!r}, now {v!r}" for k, v in now.items() if counts(k) and before[k] != v)
+
+
+def command(verb: str, *words) -> str:
+    """`PYTHON -m tdlm_fast.VERB WORDS` as it can be pasted here: this interpreter, every word quoted as it needs."""
+    python = sys.executable
+    found = shutil.which("python")
+    if found and os.path.dirname(os.path.abspath(found)) == os.path.dirname(python) and os.path.samefile(found, python):
+        python = "python"
+    elif Path(python).is_relative_to(Path.cwd()):
+        python = str(Path(python).relative_to(Path.cwd()))
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([python, "-m", f"tdlm_fast.{verb}", *map(str, words)])

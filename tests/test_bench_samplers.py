@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import sharp_model
 
 from bench import bench_samplers as bench
-from bench import report
+from bench import tables_samplers
 from tdlm_fast.samplers import masked_counts
 
 
@@ -86,9 +86,9 @@ def test_intervals_narrow_with_the_texts_and_the_report_reads_them(monkeypatch, 
         autoregressive_samples=shown, samples=texts, difficulty=narrow,
     )  # fmt: skip
     (tmp_path / "samplers.json").write_text(json.dumps(found))
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    assert "| random | 4 | 4.0 | 3.000 ± 0.100, 2.00 | 3.000 ± 0.100, 2.00 |" in report.sampling_texts()
-    table = report.sampling_steps()
+    monkeypatch.setattr(tables_samplers, "RESULTS", tmp_path)
+    assert "| random | 4 | 4.0 | 3.000 ± 0.100, 2.00 | 3.000 ± 0.100, 2.00 |" in tables_samplers.texts()
+    table = tables_samplers.steps()
     assert table.count("| 4 | ") == 4 and "Toy models" in table
     least = min((e for e in narrow if e is not best), key=lambda e: e["excess_nats_a_text"][0])
     assert f"the least excess {least['unmasking']}." in table

@@ -38,7 +38,7 @@ from tdlm_fast.samplers import UNMASKING, generate_batch, masked_counts
 TOY = (
     "data.tokenizer=bytes data.layout=packed model.width=64 model.heads=4 model.seq_len=64 train.batch_size=64 "
     "train.max_steps=600 optim.lr=3e-3 optim.min_lr=3e-4 optim.warmup=0.05 precision=fp32 model.dropout=0.0 "
-    "eval.every=600 eval.samples=1 eval.max_samples=2 eval.published=0 eval.probe=0 eval.text=0"
+    "eval.every=600 eval.samples=2 eval.max_samples=2 eval.published=0 eval.probe=0 eval.text=0"
 ).split()
 
 
@@ -175,7 +175,7 @@ def measure(diffusion: Path, autoregressive: Path, *, number: int, rows: int, or
     if (config.data.tokenizer, config.model.seq_len) != (other.data.tokenizer, other.model.seq_len):
         raise SystemExit("the two runs differ in data.tokenizer or model.seq_len")
     T, start = config.model.seq_len, tokenizer.start_token_id
-    corpus = data.load(replace(config.data, layout="packed"), T)
+    corpus = data.load(replace(config.data, layout="packed"), T, state.get("corpus"))
     test = corpus.splits["test"]
     full = np.flatnonzero(test.lengths == T)
     pick = np.sort(np.random.default_rng(0).permutation(full)[:rows])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import config as settings
+from .run import verb
 
 SHORT = 6  # tokens of the sequences whose 2^SHORT - 1 masks are enumerated
 
@@ -63,9 +64,9 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
     from .sample import load_run
     from .unigram import Unigram, log_probabilities, scored_tokens
 
-    config, tokenizer, model, state = load_run(folder, "best", device)
+    config, tokenizer, model, state = load_run(folder, None, device)
     where = next(model.parameters()).device
-    corpus = data.load(config.data, config.model.seq_len)
+    corpus = data.load(config.data, config.model.seq_len, state.get("corpus"))
     yield Result("the text is the one trained on", float(corpus.hash == state["corpus_hash"]), 1.0, 0.0)
     few = subset(corpus.splits["test"], rows, tokenizer)
     start, objectives = dict(start_token_id=tokenizer.start_token_id), ("diffusion", "autoregressive")
@@ -183,4 +184,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

@@ -47,6 +47,15 @@ def save(path: Path, model, optimizer, state: dict) -> None:
         raise ConfigError(f"{path} cannot be written ({e}); {kept}; free space, then --resume") from None
 
 
+def peek(path: Path) -> dict:
+    """The state of a checkpoint alone, unchecked; empty where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as f:
+            return json.loads(f.metadata()["state"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return {}
+
+
 def load(path: Path, model, optimizer=None) -> dict:
     """Read a checkpoint into model and optimizer; returns its state. Raises ConfigError naming the file."""
     if not path.is_file():

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
+from .run import verb
 
 EARLY = "2,10,20,50,100,250,500"  # where the publication shows its lead, and before
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -302,4 +303,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

@@ -253,7 +253,7 @@ def _check(c: Config) -> None:
 
     for key in (
         "model.layers", "model.width", "model.heads", "model.seq_len", "train.batch_size", "train.accumulation",
-        "train.log_every", "eval.samples", "eval.max_samples", "eval.batch_size", "train.epochs",
+        "train.log_every", "eval.batch_size", "train.epochs",
     ):  # fmt: skip
         need(_get(c, key) > 0, f"{key} is {_get(c, key)}; it must be greater than 0")
     for key in (
@@ -262,6 +262,10 @@ def _check(c: Config) -> None:
         "eval.probe",
     ):  # fmt: skip
         need(_get(c, key) >= 0, f"{key} is {_get(c, key)}; it must not be negative")
+    for key in ("eval.samples", "eval.max_samples"):
+        need(_get(c, key) >= 2, f"{key} is {_get(c, key)}; it must be at least 2, as one draw shows no error")
+    for key, most in (("train.epochs", 10**6), ("train.max_steps", 2**31), ("train.batch_size", 2**24)):
+        need(_get(c, key) <= most, f"{key} is {_get(c, key)}; it must be at most {most:,}")
     for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2", "noise.input_masking"):
         need(0 <= _get(c, key) < 1, f"{key} is {_get(c, key)}; it must lie in 0 <= {key} < 1")
     need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")
@@ -293,7 +297,8 @@ def _check(c: Config) -> None:
         f"data.corpus is {c.data.corpus!r}; it must be {', '.join(CORPORA)}, or a dataset of the Hub as owner/name",
     )
     early = [part.strip() for part in c.eval.early.split(",") if c.eval.early]
-    need(all(part.isdigit() for part in early), f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")
+    whole = all(re.fullmatch("[0-9]+", part) for part in early)
+    need(whole, f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")
     check_device(c.device)
 
 

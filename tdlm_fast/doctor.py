@@ -7,6 +7,7 @@ import sys
 import torch
 
 from .config import ConfigError, check_device
+from .run import verb
 
 
 def kernels():
@@ -82,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
+from .run import checkpoint_of, verb
 
 LEAST = {"max_samples": 2, "target_stderr": 0, "seed": 0, "limit": 0, "samples": 1, "batch_size": 0}
 HINTS = {
@@ -22,7 +23,7 @@ def main(argv=None) -> int:
     p = argparse.ArgumentParser(prog="python -m tdlm_fast.evaluate", description=__doc__.split("\n")[0])
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    p.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    p.add_argument("--checkpoint", choices=("best", "last"), help="(default: best of a finished run, else last)")
     p.add_argument("--target-stderr", type=float, help="nats per token at which drawing stops (default: the config's)")
     p.add_argument("--max-samples", type=int, help="noise draws a sequence at most, 2 or more (default: the config's)")
     p.add_argument("--seed", type=int, help="seed of the draws (default: the config's)")
@@ -40,6 +41,7 @@ def main(argv=None) -> int:
         from .sample import at_least, load_run
 
         at_least(a, LEAST, HINTS)
+        a.checkpoint = checkpoint_of(a.run, a.checkpoint)
         if a.tasks is not None:
             from . import accuracy
 
@@ -54,11 +56,10 @@ def main(argv=None) -> int:
         from . import data
 
         config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
-        corpus = data.load(replace(config.data, layout=a.layout or config.data.layout), config.model.seq_len)
-        notes = [corpus.note] if corpus.note else []
-        if corpus.hash != state["corpus_hash"]:
-            notes.append(f"the text is not what {a.run} was trained on")
-            print(f"NOTE: {notes[-1]}", file=sys.stderr)
+        layout = replace(config.data, layout=a.layout or config.data.layout)
+        corpus = data.load(layout, config.model.seq_len, state.get("corpus"))
+        if corpus.hash != state["corpus_hash"]:  # what one source holds out may be another's training text
+            raise settings.ConfigError(f"the text is not what {a.run} was trained on; restore it")
         e = config.eval
         found = likelihood(
             model, corpus.splits[a.split], config.objective, start_token_id=tokenizer.start_token_id,
@@ -77,7 +78,7 @@ def main(argv=None) -> int:
         return 1
     if a.json:
         keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": a.split}
-        keys |= {"step": state["step"], "checkpoint": a.checkpoint, "note": "; ".join(notes)}
+        keys |= {"step": state["step"], "checkpoint": a.checkpoint, "note": corpus.note}
         print(json.dumps(keys | found.asdict()))
     else:
         print(f"{corpus.name} {a.split}, {config.objective}, step {state['step']}: {found}")
@@ -85,4 +86,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

@@ -24,6 +24,7 @@ from . import data, step
 from .captured import DeviceSteps
 from .kernels import lce_plan
 from .optim import adamw
+from .run import verb
 
 CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 3070 Ti Laptop
 STORED_BYTES = 256 << 20  # lce_stored.CHUNK_BYTES, which needs Triton to be read
@@ -149,4 +150,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

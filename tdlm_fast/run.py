@@ -4,9 +4,12 @@
 """
 
 import contextlib
+import errno
+import itertools
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -22,7 +25,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LAST, BEST = Path("checkpoints") / "last.safetensors", Path("checkpoints") / "best.safetensors"
-MADE = (LAST, BEST, "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json")
+MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
 # Keys that decide no loss, so a run goes on with others. The text itself is told by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.capture")
 FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus")
@@ -65,6 +68,14 @@ def finished(folder: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return summary if isinstance(summary, dict) and summary.get("finished") and "test" in summary else None
+
+
+def checkpoint_of(folder: Path, which: str | None) -> str:
+    """which, or where it is None: "best" of a finished run, "last" of one that was stopped.
+
+    The best of a stopped run may be that of before any training.
+    """
+    return which or ("best" if finished(folder) or not (folder / LAST).is_file() else "last")
 
 
 @contextlib.contextmanager
@@ -113,18 +124,23 @@ def _take(file, path: Path) -> None:
 
 
 def goes_on(config, folder: Path, resume: bool) -> bool:
-    """Whether the folder holds a checkpoint to go on from. Raises ConfigError where it holds another run.
+    """Whether the folder holds a finished run or a checkpoint to go on from. Raises ConfigError where it holds another.
 
-    With nothing to go on from, whatever an earlier start left there is removed.
+    With nothing to go on from, whatever an earlier start left there moves to a folder earlier-N in it.
     """
     has_config, has_last = (folder / "config.yaml").is_file(), (folder / LAST).is_file()
     if not resume and (has_config or has_last):
         raise settings.ConfigError(f"{folder} holds a run already: --resume continues it, run.dir=OTHER starts another")
-    if resume and not has_last:
-        print(f"nothing to resume in {folder}: starting anew", file=sys.stderr)
-    if not has_last:
-        for name in MADE if has_config else ():
-            (folder / name).unlink(missing_ok=True)
+    if not has_last and not (has_config and finished(folder)):
+        left = [name for name in MADE if has_config and (folder / name).exists()]
+        kept = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
+        if left:
+            kept.mkdir()
+        for name in left:
+            os.replace(folder / name, kept / name)
+        what = f"; what there was is in {kept}" if left else ""
+        if resume:
+            print(f"nothing to resume in {folder}: starting anew{what}", file=sys.stderr)
         return False
     if not has_config:
         raise settings.ConfigError(
@@ -138,10 +154,37 @@ def goes_on(config, folder: Path, resume: bool) -> bool:
     return True
 
 
+def trim_samples(folder: Path, step: int) -> None:
+    """Drop the samples of later steps, which come again."""
+    file = folder / "samples.txt"
+    if file.is_file():
+        parts = re.split(r"(?m)^--- step (\d+)\n", file.read_text(encoding="utf-8"))
+        kept = (f"--- step {at}\n{text}" for at, text in zip(parts[1::2], parts[2::2], strict=True) if int(at) <= step)
+        write_beside(file, lambda p: p.write_text("".join(kept), encoding="utf-8"))
+
+
 def changes(config, folder: Path, counts) -> str:
     """The keys for which counts(key) holds and in which config differs from the folder's: "KEY was X, now Y; …"."""
     before, now = settings.flatten(settings.load(folder / "config.yaml")), settings.flatten(config)
     return "; ".join(f"{k} was {before[k]!r}, now {v!r}" for k, v in now.items() if counts(k) and before[k] != v)
+
+
+def verb(main) -> int:
+    """main(), the exit code of a verb, where a terminal or pipe may lack a character, be full or be gone."""
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        code = 141  # as a shell tells of SIGPIPE
+    except OSError as e:
+        if e.filename is not None or e.errno != errno.ENOSPC:
+            raise
+        print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)
+        code = 1
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
+    return code
 
 
 def command(verb: str, *words) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import checkpoint
 from . import config as settings
+from .run import checkpoint_of, verb
 from .samplers import METHODS, UNMASKING, generate_batch, generate_ids
 from .watch import Screen
 
@@ -33,8 +34,8 @@ def generate(model, tokenizer, config, prompt: str, suffix: str = "", **kw) -> s
     return prompt + tokenizer.decode(new) + suffix
 
 
-def load_run(folder: Path, which: str = "best", device: str = "auto"):
-    """(config, tokenizer, model, state of the checkpoint) of a run folder. Raises ConfigError."""
+def load_run(folder: Path, which: str | None = None, device: str = "auto"):
+    """(config, tokenizer, model, state of the checkpoint) of a run; which as in checkpoint_of. Raises ConfigError."""
     from .doctor import pick_device
     from .step import build_model
     from .tokenizer import TOKENIZERS
@@ -44,7 +45,7 @@ def load_run(folder: Path, which: str = "best", device: str = "auto"):
     config = settings.load(folder / "config.yaml")
     tokenizer = TOKENIZERS[config.data.tokenizer]()
     model = build_model(config, tokenizer)
-    state = checkpoint.load(folder / "checkpoints" / f"{which}.safetensors", model)
+    state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
     return config, tokenizer, model.to(pick_device(device)).eval(), state
 
 
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-k", type=int, default=0, help="draw among the K most probable tokens (0: all)")
     p.add_argument("--top-p", type=float, default=1.0, help="draw among the most probable tokens of this mass")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    p.add_argument("--checkpoint", choices=("best", "last"), help="(default: best of a finished run, else last)")
     p.add_argument("--device", default="auto")
     p.add_argument("--watch", action="store_true", help="show the text while it is written")
     p.add_argument("--frame", type=float, default=0.1, help="seconds that --watch shows a step on a terminal")
@@ -86,6 +87,9 @@ def at_least(a, least: dict, hints: dict) -> None:
 def check(a, objective: str | None = None) -> None:
     """Raise ValueError where an option is out of range or, once the objective is known, not for it."""
     at_least(a, LEAST, HINTS)
+    for name in ("prompt", "suffix"):
+        if (getattr(a, name) or "").encode(errors="replace").decode() != (getattr(a, name) or ""):
+            raise ValueError(f"--{name} is no UTF-8 text")
     if not 0 < a.top_p <= 1:
         raise ValueError(f"--top-p is {a.top_p}; it must lie in 0 < top-p <= 1")
     if a.remask is not None and not 0 < a.remask <= 1:
@@ -150,4 +154,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
+from .run import verb
 
 
 def _row(name: str, kind: str, nats: float, low: float, high: float, split, of: str) -> dict:
@@ -42,7 +43,7 @@ def likelihoods(
     from .train import write_json
     from .unigram import unigram
 
-    config, tokenizer, model, state = load_run(folder, "best", device)
+    config, tokenizer, model, state = load_run(folder, None, device)
     key = {
         "step": state["step"],
         "sequences": sequences,
@@ -53,7 +54,7 @@ def likelihoods(
     file = folder / "likelihoods.json"
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         return kept
-    corpus = data.load(config.data, config.model.seq_len)
+    corpus = data.load(config.data, config.model.seq_len, state.get("corpus"))
     if corpus.hash != state["corpus_hash"]:
         raise settings.ConfigError(f"the text is not what {folder} was trained on; restore it")
     whole, few = corpus.splits[split], orders.subset(corpus.splits[split], sequences, tokenizer, seed=config.seed)
@@ -142,4 +143,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

@@ -13,7 +13,20 @@ import time
 from pathlib import Path
 
 from . import config as settings
-from .run import BEST, LAST, changes, command, finished, folder_of, goes_on, locked, write_beside, write_json
+from .run import (
+    BEST,
+    LAST,
+    changes,
+    command,
+    finished,
+    folder_of,
+    goes_on,
+    locked,
+    trim_samples,
+    verb,
+    write_beside,
+    write_json,
+)
 
 
 class Stop:
@@ -60,7 +73,8 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
 
     device = doctor.pick_device(config.device)
     last, best = folder / LAST, folder / BEST
-    corpus = data.load(config.data, config.model.seq_len)
+    began = checkpoint.peek(last) if resume else {}
+    corpus = data.load(config.data, config.model.seq_len, began.get("corpus"))
     train_split = corpus.splits["train"]
     per_epoch = data.steps_per_epoch(train_split, config.train.batch_size)
     steps = config.train.max_steps or max(1, int(config.train.epochs * per_epoch))
@@ -68,15 +82,23 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
     save_every = config.train.save_every or every
     model = step.build_model(config, corpus.tokenizer).to(device).train()
     optimizer = adamw(model, config.optim)
-    state = {"step": 0, "best": None, "tokens": 0, "loss_tokens": 0, "seconds": 0.0, "corpus_hash": corpus.hash}
+    state = {"step": 0, "best": None, "tokens": 0, "loss_tokens": 0, "seconds": 0.0}
+    state |= {"corpus": corpus.name, "corpus_hash": corpus.hash}
     if resume:
+        try:
+            checkpoint.load(best, model)
+            best_is_whole = True
+        except settings.ConfigError:
+            print(f"{best} is missing or damaged; the best is sought anew from here on", file=sys.stderr)
+            best_is_whole = False
         state = checkpoint.load(last, model, optimizer)
         if state["corpus_hash"] != corpus.hash:
-            what = changes(config, folder, lambda key: key in ("data.path", "data.corpus")) or "it has changed"
+            what = changes(config, folder, lambda key: key in ("data.path", "data.corpus")) or "its files have changed"
             raise settings.ConfigError(f"the text is not what {folder} was trained on ({what}); restore it, or start "
                                        "another run with run.dir=OTHER")  # fmt: skip
-        if not best.is_file():
-            state["best"] = None
+        if not best_is_whole:
+            state |= {"best": None, "evaluated": None}
+        trim_samples(folder, state["step"])
     write_beside(folder / "config.yaml", lambda p: settings.save(config, p))
     parts = model.count_by_part()
     counts = ", ".join(f"{k} {v:,}" for k, v in parts.items())
@@ -165,12 +187,14 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
             save()
         stop.patient = False
         log.end_bar()
-        if stop.asked:
-            log.say(f"stopped at step {state['step']} of {steps}; saved. Evaluating (Ctrl-C again to leave at once)")
-        if state.get("evaluated") != state["step"]:
-            evaluate_valid()
-            save()  # it knows the best from here on
-        at_best = checkpoint.load(best, model)["step"]
+        at = state["step"]
+        if at < steps:  # what is scored here is no part of the run, or resuming would end at another best
+            log.say(f"stopped at step {at} of {steps}; saved. Evaluating (Ctrl-C again to leave at once)")
+        else:
+            if state.get("evaluated") != at:
+                evaluate_valid()
+                save()  # it knows the best from here on
+            at = checkpoint.load(best, model)["step"]
         results = {}
         for name in ("valid", "test"):
             results[name] = likelihood.likelihood(
@@ -180,7 +204,7 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
         seconds = max(state["seconds"], 1e-9)
         summary = {
             "objective": config.objective, "corpus": corpus.name, "note": corpus.note, "steps": state["step"],
-            "finished": state["step"] >= steps, "best_step": at_best, "tokens": state["tokens"],
+            "finished": state["step"] >= steps, "best_step": at, "tokens": state["tokens"],
             "loss_tokens": state["loss_tokens"], "seconds": round(seconds, 3),
             "tokens_per_s": state["tokens"] / seconds, "loss_tokens_per_s": state["loss_tokens"] / seconds,
             "peak_memory_mb": peak_memory_mb(device),
@@ -269,4 +293,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verb(main))

@@ -125,6 +125,12 @@ def test_what_only_sounds_like_a_split_is_left_out_and_named(tmp_path, capsys):
     assert "left out: testimony.txt, training_notes.md, validity.md" in capsys.readouterr().err
 
 
+def test_a_name_of_two_splits_is_refused(tmp_path):
+    (tmp_path / "train-test.txt").write_text("which")
+    with pytest.raises(ConfigError, match="could be test or train; rename it"):
+        texts(tmp_path)
+
+
 def test_a_missing_split_is_cut_from_train_and_the_others_stay(tmp_path, capsys):
     (tmp_path / "train.txt").write_text(TEXT)
     (tmp_path / "test.txt").write_text("the real test")

@@ -65,7 +65,7 @@ def trained(tiny, tmp_path):
 # ---- signals -----------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_behind_the_last_look_is_saved_and_the_best_is_known(tiny, tmp_path, monkeypatch, capfd):
+def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny, tmp_path, monkeypatch, capfd):
     folder, real, scores = tmp_path / "run", log.Log.progress, published.both
 
     def progress(self, step, entry):  # when the loop has decided already that it does not save at this step
@@ -87,13 +87,18 @@ def test_a_signal_behind_the_last_look_is_saved_and_the_best_is_known(tiny, tmp_
     assert "stopping after this step" in said.err and "stopped at step 7 of 30; saved" in said.err
     assert "weights of step 7" in said.out and "stopped early; to go on" in said.out
     last, best = (state_of(folder / name) for name in (run.LAST, run.BEST))
-    assert evaluated == [None, 7]  # saved before the evaluation, which a second signal may end
-    assert last["step"] == best["step"] == 7 and last["best"] == best["best"]
+    # The score of a stop is no evaluation of the run: which weights are the best must not hang on when it came.
+    assert evaluated == [None] and last["step"] == 7 and best["step"] == 0 and last["best"] == best["best"]
+    assert json.loads((folder / "summary.json").read_text())["best_step"] == 7
     monkeypatch.undo()
+    assert sample.load_run(folder, device="cpu")[3]["step"] == 7
     assert train.main([TINY, *args, "--resume"]) == 0
     assert train.main([TINY, *args, f"run.dir={tmp_path / 'whole'}"]) == 0
     a, b = ({e["step"]: e["loss"] for e in metrics(f) if "loss" in e} for f in (folder, tmp_path / "whole"))
     assert a == b and len(a) == 30
+    assert [e["step"] for e in metrics(folder) if "valid" in e] == [0, 30]
+    a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, tmp_path / "whole"))
+    assert all(a[key] == b[key] for key in ("valid", "test", "best_step", "tokens"))
 
 
 def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path, capsys):
@@ -112,6 +117,8 @@ def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path,
     (folder / "samples.txt").write_text("--- step 0\nof the run before\n")
     assert train.main([TINY, *tiny, "train.max_steps=1", "--resume"]) == 0
     assert "of the run before" not in (folder / "samples.txt").read_text()
+    assert "of the run before" in (folder / "earlier-1" / "samples.txt").read_text()
+    assert "what there was is in" in capsys.readouterr().err
     assert [e["step"] for e in metrics(folder)] == [0, 1, 1]
 
 
@@ -242,6 +249,83 @@ def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
     assert train.main([TINY, *args, "--resume"]) == 0
     assert "metrics.jsonl: 3 damaged lines dropped" in capsys.readouterr().err
     assert metrics(folder) == whole
+
+
+def test_a_finished_run_stays_whatever_it_lacks(trained, capsys):
+    folder, args = trained
+    (folder / run.LAST).unlink()
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    assert train.main([TINY, *args, "--resume"]) == 0 and "finished already" in capsys.readouterr().err
+    assert train.main([TINY, *args, "train.max_steps=3", "--resume"]) == 2
+    assert "train.max_steps was 2, now 3" in capsys.readouterr().err
+    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", [b"", None, b"no checkpoint"])
+def test_a_best_that_is_gone_is_made_again(trained, capsys, damage):
+    folder, args = trained
+    whole = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").unlink()
+    (folder / run.BEST).unlink() if damage is None else (folder / run.BEST).write_bytes(damage)
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert "the best is sought anew from here on" in capsys.readouterr().err
+    assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
+
+
+def test_a_run_stays_on_the_text_it_began_with(trained, tiny, tmp_path, monkeypatch, capsys):
+    """Whether the Hub can be reached may change between the commands on a run."""
+    from tdlm_fast import data
+
+    words = "".join(f"line {i} of a text that is here\n" for i in range(600))
+    hub, down = {s: words.replace("here", "there") for s in data.SPLITS}, OSError("no network")
+
+    def reach(found):
+        def _hub(name):
+            if found is down:
+                raise down
+            return found
+
+        monkeypatch.setattr(data, "_hub", _hub)
+
+    monkeypatch.setattr(data, "_sotu", lambda: {s: words for s in data.SPLITS})
+    args = [a for a in tiny if not a.startswith(("data.path", "run.dir"))]
+    args += ["train.max_steps=2", "eval.text=0", "data.corpus=wikitext-2", "data.if_unreachable=sotu"]
+    for first, then in ((down, hub), (hub, down)):
+        folder = tmp_path / f"run-{first is down}"
+        reach(first)
+        assert train.main([TINY, *args, f"run.dir={folder}"]) == 0
+        summary = json.loads((folder / "summary.json").read_text())
+        used = ("sotu", True) if first is down else ("wikitext-2", False)
+        assert (summary["corpus"], bool(summary["note"])) == used
+        (folder / "summary.json").unlink()
+        reach(then)
+        capsys.readouterr()
+        again = train.main([TINY, *args, f"run.dir={folder}", "--resume"])
+        scored = evaluate.main([str(folder), "--device", "cpu"])
+        out, err = capsys.readouterr()
+        if first is down:
+            assert again == scored == 0 and "sotu test, diffusion" in out
+            assert json.loads((folder / "summary.json").read_text())["corpus"] == "sotu"
+        else:
+            assert again == scored == 2 and err.count("cannot be reached") == err.count("began on wikitext-2") == 2
+
+
+def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
+    folder, args = trained
+    prompt = ["-m", "tdlm_fast.sample", str(folder), "--tokens", "8", "--device", "cpu"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tdlm_fast.evaluate", str(folder), "--device", "cpu"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0 and " ? " in ended.stdout and not ended.stderr
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, *prompt], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("error: the output cannot be written: No space left on device\n")
+    ended = subprocess.run(
+        f"{shlex.join([sys.executable, *prompt])} | true", shell=True, stderr=subprocess.PIPE, text=True
+    )
+    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
 
 
 def test_checkpoints_without_their_config_are_named(trained, capsys):

@@ -51,9 +51,10 @@ def peek(path: Path) -> dict:
     """The state of a checkpoint alone, unchecked; empty where it cannot be read."""
     try:
         with safe_open(path, "pt") as f:
-            return json.loads(f.metadata()["state"])
+            state = json.loads(f.metadata()["state"])
     except (SafetensorError, OSError, TypeError, KeyError, ValueError):
         return {}
+    return state if isinstance(state, dict) else {}
 
 
 def load(path: Path, model, optimizer=None) -> dict:

@@ -22,6 +22,11 @@ ifneq ($(or $(call chosen,python),$(PYTHON)),$(PYTHON))
 CLEAR := --clear #
 .venv/ready: FORCE
 endif
+ifneq ($(and $(wildcard kernels/native.py),$(shell command -v c++ g++ clang++)),)  # a compiler that came later
+ifeq ($(wildcard kernels/_native.*),)
+.venv/ready: FORCE
+endif
+endif
 FORCE:
 
 train: .venv/ready  ## train configs/tiny.yaml, or go on with it; ARGS="key=value …" adds keys
@@ -58,5 +63,8 @@ sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSa
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		.venv/bin/pytest -q tests/test_native.py tests/test_native_attention.py tests/test_native_rows.py
 
-.PHONY: FORCE help train test test-gpu lint bench resources resources-cuda report sanitize
+fuzz: .venv/ready  ## shapes, counts, magnitudes and targets at random into the CPU kernels: TDLM_FUZZ examples
+	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/test_native.py -k hostile
+
+.PHONY: FORCE fuzz help train test test-gpu lint bench resources resources-cuda report sanitize
 .DEFAULT_GOAL := help

@@ -26,14 +26,16 @@ def cpu_step() -> str:
             if s is None:
                 cells += ["–"] * 3
                 continue
-            cells += [f"{s['step_ms']:,.0f}", f"{s['tokens_per_s']:,.0f}", f"{s['step_ms'] / ours['step_ms']:.1f}"]
+            time = f"{s['step_ms']:,.0f} ({s['fastest_ms']:,.0f} to {s['slowest_ms']:,.0f})"
+            cells += [time, f"{s['tokens_per_s']:,.0f}", f"{s['step_ms'] / ours['step_ms']:.1f}"]
             memory.append(s["peak_mb"] or 0)
         rows.append(f"| {side} | " + " | ".join(cells) + f" | {max(memory):,.0f} |")
     absent = "; ".join(f"{k}: {v}" for k, v in first["absent"].items())
     words = (
         f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, rows without "
-        f"padding; {first['device']}; PyTorch {first['versions']['torch']}; medians of {first['rounds']} rounds, all "
-        f"sides in one process in turns. Ratio: this side's time over ours. Absent: {absent}."
+        f"padding; {first['device']}; PyTorch {first['versions']['torch']}; medians, and fastest to slowest, of "
+        f"{first['rounds']} rounds, all sides in one process in turns. Ratio: this side's time over ours. "
+        f"Absent: {absent}."
     )
     return "\n".join(rows) + "\n\n" + words
 

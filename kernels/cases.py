@@ -18,6 +18,7 @@ class Lce(NamedTuple):
     scale: float = 1.0  # of the logits; at 1 their standard deviation is 0.3 sqrt(D)
     weights: str = "mixed"  # mixed: negative ones, and 0 and 1000 among them; or ones, zeros
     alike: bool = False  # one hidden state, one target
+    rise: float = 0.0  # the largest logit moves all the way along the vocabulary
 
     @property
     def live(self) -> int:
@@ -32,6 +33,8 @@ class Lce(NamedTuple):
         weights[1::5], weights[::3] = 1000, 0
         if self.weights != "mixed":
             weights = torch.full((self.N,), float(self.weights == "ones"))
+        if self.rise:
+            h, w = h.abs(), w.abs() * torch.linspace(0, self.rise, self.V)[:, None]
         if self.alike:
             h, y = h[:1].expand_as(h).clone(), y[:1].expand_as(y).clone()
         n_rows = None if self.n_rows is None else torch.tensor(self.n_rows, device=device)

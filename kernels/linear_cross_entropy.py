@@ -87,7 +87,14 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(h, weight, targets, n_rows, output[1], output[2])
 
 
+def _first_only() -> None:
+    """The gradients are outputs of the forward pass: under create_graph=True theirs would be zero, without a word."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy(h @ weight.T, targets)")
+
+
 def _backward(ctx, grad, _grad_lse, _grad_dh):
+    _first_only()
     if grad is None:
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
@@ -139,6 +146,7 @@ def _is_last_use() -> bool:
 
 
 def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
+    _first_only()
     if grad is None:
         return (None,) * 7
     dh, dw = ctx.saved_tensors
@@ -173,10 +181,19 @@ def linear_cross_entropy(
     V = weight.shape[0] if valid_vocab is None else valid_vocab
     if not 0 < V <= weight.shape[0]:
         raise ValueError(f"valid_vocab is {V}; it must lie in 1..{weight.shape[0]}")
-    if targets.is_cpu and len(targets) and not 0 <= targets.min() <= targets.max() < V:
-        raise ValueError(f"targets reach from {targets.min()} to {targets.max()}; they must lie in 0..{V - 1}")
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"targets are {targets.dtype}; they must be int64 or int32")
+    if targets.is_cpu:
+        live = targets if n_rows is None else targets[: _count(n_rows, len(targets))]
+        if len(live) and not 0 <= live.min() <= live.max() < V:
+            raise ValueError(f"targets reach from {live.min()} to {live.max()}; they must lie in 0..{V - 1}")
+    if token_weights is not None and token_weights.shape != targets.shape:
+        raise ValueError(f"token_weights have shape {tuple(token_weights.shape)}; it must be {tuple(targets.shape)}")
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError("linear_cross_entropy has no forward-mode derivatives; use F.cross_entropy")
     device = h.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else h.dtype
     need_dh = torch.is_grad_enabled() and h.requires_grad
     fixed = token_weights is None or not token_weights.requires_grad
     if h.is_cpu and reduction == "sum" and need_dh and weight.requires_grad and fixed:  # three products, not four
@@ -184,5 +201,5 @@ def linear_cross_entropy(
         return lce_sum(h, weight, targets, g, n_rows, V, dtype)[0]
     nll = lce_forward(h, weight, targets, n_rows, V, dtype, need_dh)[0]
     if token_weights is not None:
-        nll = nll * token_weights
+        nll = nll * token_weights.to(nll.dtype)
     return nll.sum() if reduction == "sum" else nll

@@ -163,6 +163,8 @@ def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, 
     if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
         raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
     (B, T), x0 = x0.shape, x0.contiguous()
+    if not 0 <= row_offset <= batch_rows - B:
+        raise ValueError(f"rows {row_offset} to {row_offset + B} lie outside batch_rows = {batch_rows}")
     valid = None if valid is None else valid.contiguous()
     xt, masked = torch.empty_like(x0), torch.empty_like(x0, dtype=torch.bool)
     weights = torch.empty_like(x0, dtype=torch.float32)
@@ -235,9 +237,14 @@ def _tile_attention_backward(dout, q, k, v, valid, segments, key, causal, dropou
 ROWS_OF_TASK = 256  # of the functions of rows; sums over rows are cut there, whatever the number of threads
 
 
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which a custom op would answer with zeros."""
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def serves_rows(x: Tensor, weight: Tensor | None = None) -> bool:
     """Whether swiglu, or rms_norm where there is a weight, has kernels here for x (..., n)."""
-    if _isa is None or not x.is_cpu or not x.numel():
+    if _isa is None or not x.is_cpu or not x.numel() or _transformed():
         return False
     if weight is None:
         return x.dtype in (torch.float32, torch.bfloat16) and x.shape[-1] % 2 == 0
@@ -297,4 +304,4 @@ def _rms_norm_backward(dy, x, weight, eps):
     return dx, dw.sum(0)
 
 
-use(os.environ.get("TDLM_CPU_ISA"))
+use(os.environ.get("TDLM_CPU_ISA") or None)

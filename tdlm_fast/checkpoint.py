@@ -71,7 +71,8 @@ def load(path: Path, model, optimizer=None) -> dict:
         if missing := [k for k in ("step", *(COUNTERS if optimizer else ())) if k not in state]:
             raise ValueError(f"its state has no {', '.join(missing)}")
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as e:
-        raise ConfigError(f"{path} is damaged ({e}); restore a copy of it, or train again in another folder") from None
+        fix = "remove it, and --resume makes it anew" if path.stem == "best" else "train again in another folder"
+        raise ConfigError(f"{path} is damaged ({e}); restore a copy of it, or {fix}") from None
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)

@@ -19,6 +19,13 @@ def kernels():
     return kernels
 
 
+def tell_missing(device: torch.device) -> None:
+    """One line where the device's kernels are not there, on stderr: what was lost and how to get it."""
+    native = kernels().native
+    if device.type == "cpu" and native._why_missing:
+        print(f"NOTE: no native CPU kernels, so this runs many times slower: {native._why_missing}", file=sys.stderr)
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a config's `device`; auto is the GPU where there is one. Raises ConfigError."""
     check_device(name)
@@ -61,6 +68,7 @@ def serving(device: torch.device) -> dict[str, str]:
         served = {"linear_cross_entropy": k.native_cuda.describe(), "corrupt": k.gpu.describe()}
         tile = "Triton, one tile a head"
         rows = "PyTorch forward, Triton backward" if HAS_TRITON else "PyTorch forward, torch reference backward"
+    served |= dict.fromkeys(("rms_norm", "swiglu"), k.native.describe() if device.type == "cpu" else "PyTorch")
     return served | {"attention": {"tile": tile, "sdpa": "PyTorch's SDPA"}.get(which, which), "embedding": rows}
 
 

@@ -171,6 +171,9 @@ def changes(config, folder: Path, counts) -> str:
 
 def verb(main) -> int:
     """main(), the exit code of a verb, where a terminal or pipe may lack a character, be full or be gone."""
+    for name in ("stdout", "stderr"):  # closed by whoever started this
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     sys.stdout.reconfigure(errors="replace")
     try:
         code = main()

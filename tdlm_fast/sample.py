@@ -36,7 +36,7 @@ def generate(model, tokenizer, config, prompt: str, suffix: str = "", **kw) -> s
 
 def load_run(folder: Path, which: str | None = None, device: str = "auto"):
     """(config, tokenizer, model, state of the checkpoint) of a run; which as in checkpoint_of. Raises ConfigError."""
-    from .doctor import pick_device
+    from .doctor import pick_device, tell_missing
     from .step import build_model
     from .tokenizer import TOKENIZERS
 
@@ -46,7 +46,9 @@ def load_run(folder: Path, which: str | None = None, device: str = "auto"):
     tokenizer = TOKENIZERS[config.data.tokenizer]()
     model = build_model(config, tokenizer)
     state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
-    return config, tokenizer, model.to(pick_device(device)).eval(), state
+    where = pick_device(device)
+    tell_missing(where)
+    return config, tokenizer, model.to(where).eval(), state
 
 
 def parser() -> argparse.ArgumentParser:

@@ -54,7 +54,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite, KeyboardInterrupt."""
     with Stop() as stop, locked(folder):
         if goes_on(config, folder, resume):
-            if done := finished(folder):
+            if (done := finished(folder)) and ((folder / BEST).is_file() or not (folder / LAST).is_file()):
                 print(f"{folder} is finished already", file=sys.stderr)
                 return done
             return _train(config, folder, True, stop)
@@ -62,6 +62,7 @@ def train(config, folder: Path, resume: bool) -> dict:
 
 
 def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
+    stop.patient = True  # an exception in the middle of an import may end the process without a word
     import torch
 
     from . import doctor
@@ -71,7 +72,11 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
     from .log import Log, peak_memory_mb
     from .optim import adamw
 
+    stop.patient = False
+    if stop.asked:
+        raise KeyboardInterrupt
     device = doctor.pick_device(config.device)
+    doctor.tell_missing(device)
     last, best = folder / LAST, folder / BEST
     began = checkpoint.peek(last) if resume else {}
     corpus = data.load(config.data, config.model.seq_len, began.get("corpus"))

@@ -253,6 +253,9 @@ def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
 
 def test_a_finished_run_stays_whatever_it_lacks(trained, capsys):
     folder, args = trained
+    (folder / run.BEST).rename(folder / "kept")
+    assert train.main([TINY, *args, "--resume"]) == 0 and "sought anew" in capsys.readouterr().err
+    assert state_of(folder / run.BEST)["step"] == state_of(folder / "kept")["step"]
     (folder / run.LAST).unlink()
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
     assert train.main([TINY, *args, "--resume"]) == 0 and "finished already" in capsys.readouterr().err
@@ -318,6 +321,10 @@ def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
         env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0 and " ? " in ended.stdout and not ended.stderr
+    for closed in (">&-", "2>&-"):
+        line = f"{shlex.join([sys.executable, *prompt])} {closed}"
+        ended = subprocess.run(line, shell=True, capture_output=True, text=True)
+        assert ended.returncode == 0 and "Traceback" not in ended.stderr
     with open("/dev/full", "w") as full:
         ended = subprocess.run([sys.executable, *prompt], stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 1

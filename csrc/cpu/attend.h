@@ -252,7 +252,7 @@ struct Attend {
         float z = 0;
         for (int64_t d = 0; d < D; d++) z += get(a[r * K + d]) * get(x[d]);
         *score = z;
-        return expm1f(z - lse);
+        return expm1f(z > lse ? 0 : z - lse);  // two sums of the same products may differ in the last bit
     }
 
     // Where block i of B lies packed.
@@ -333,7 +333,7 @@ struct Attend {
             convert(x, c.w, c.w_bf16, c.round, c.y[begin + i], D);
             c.lse[begin + i] = float((shift[i] + log2(sum)) * LN2);
             float rest = target(i, x, c.lse[begin + i], &score), scale = float(1 / sum);
-            c.nll[begin + i] = c.lse[begin + i] - score;
+            c.nll[begin + i] = score > c.lse[begin + i] ? 0 : c.lse[begin + i] - score;
             if (!dh) continue;
             float g = c.grad ? c.grad[begin + i] : 1;
             for (int64_t d = 0; d < D; d++) o[d] = (o[d] * scale + rest * get(x[d])) * g;

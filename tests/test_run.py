@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_a_stop_in_the_final_evaluation_loses_nothing(tiny, tmp_path, capsys):
     assert process.returncode == 130 and "Traceback" not in error and not out
     assert "interrupted; the last checkpoint is intact; to go on: " in error
     goes_on = shlex.split(error.partition("to go on: ")[2])
-    assert os.access(goes_on[0], os.X_OK) and goes_on[1:3] == ["-m", "tdlm_fast.train"] and goes_on[-1] == "--resume"
+    assert shutil.which(goes_on[0]) and goes_on[1:3] == ["-m", "tdlm_fast.train"] and goes_on[-1] == "--resume"
     before = metrics(folder)
     assert train.main([*goes_on[3:], "eval.max_samples=4"]) == 0 and metrics(folder) == before
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sample "))

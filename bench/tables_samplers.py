@@ -57,14 +57,14 @@ def steps() -> str:
         "The three columns in the middle are coefficients of variation over the steps, 0 where all are equal; in "
         f"brackets the 95 % interval over {found['held_out_texts']} held-out texts. {about(found)}"
     ]
-    for steps in dict.fromkeys(e["steps"] for e in named):
-        each = [e for e in named if e["steps"] == steps]
+    for S in dict.fromkeys(e["steps"] for e in named):
+        each = [e for e in named if e["steps"] == S]
         least = {
             of: min(each, key=lambda e, of=of: e[of][0])["unmasking"]
             for of in ("spread_of_pays", "spread_of_excess", "excess_nats_a_text")
         }
         words.append(
-            f"- {steps} steps: the most equal nats written has {least['spread_of_pays']}, the most equal excess "
+            f"- {S} steps: the most equal nats written has {least['spread_of_pays']}, the most equal excess "
             f"{least['spread_of_excess']}, the least excess {least['excess_nats_a_text']}."
         )
     return "\n".join(rows) + "\n\n" + words[0] + "\n\n" + "\n".join(words[1:])

@@ -1,5 +1,9 @@
 """What bench_kernels.py races computes the same thing, and what cannot run here says why."""
 
+import enum
+import sys
+import types
+
 import pytest
 import torch
 
@@ -41,6 +45,25 @@ def test_every_attention_has_the_same_gradients(causal, padding):
     for theirs in found.values():
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("names, chosen", [
+    (["CCE", "TORCH_COMPILE"], {"impl": "cce", "filter_eps": None}),  # 25.1.1
+    (["CCE", "TORCH_COMPILE", "CCE_EXACT"], {"impl": "cce_exact"}),
+])  # fmt: skip
+def test_cut_cross_entropy_runs_without_its_filter_and_its_errors_come_through(monkeypatch, names, chosen):
+    def of(h, w, y, **how):
+        calls.append(how)
+        raise ValueError("of the kernel's own")
+
+    calls, module = [], types.ModuleType("cut_cross_entropy.linear_cross_entropy")
+    module.LinearCrossEntropyImpl, module.linear_cross_entropy = enum.IntEnum("Impl", names), of
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", types.ModuleType("cut_cross_entropy"))
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy.linear_cross_entropy", module)
+    monkeypatch.setattr(peers, "_need", lambda *a: None)
+    with pytest.raises(ValueError, match="of the kernel's own"):
+        peers.cce_loss(*(torch.zeros(1) for _ in range(3)))
+    assert calls == [{"reduction": "sum"} | chosen]
 
 
 def test_who_is_absent_says_why():

@@ -1,5 +1,7 @@
 """A run folder: who may write to it, what it holds of an earlier start, and files that are whole or not there.
 
+Also how a verb starts (`verb`) and how one names another for pasting (`command`): no torch is needed for either.
+
     runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  samples.txt  summary.json
 """
 

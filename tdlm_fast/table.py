@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .run import verb
+from .verb import verb
 
 
 def _row(name: str, kind: str, nats: float, low: float, high: float, split, of: str) -> dict:

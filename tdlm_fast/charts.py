@@ -33,7 +33,7 @@ class Series:
 
 def number(v: float) -> str:
     """A short form for an axis: 1200000 as 1.2M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(v) >= size:
             return f"{v / size:.3g}{unit}"
     return f"{v:.3g}"

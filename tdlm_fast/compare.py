@@ -22,18 +22,25 @@ OBJECTIVES = ("diffusion", "autoregressive")
 
 def train(config_file: Path, overrides: list[str], folder: Path) -> None:
     """Train in a process of its own, so that memory and time are its own. Raises ConfigError where it fails."""
-    from .run import finished
-
-    if finished(folder):
+    if _kept(config_file, overrides, folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return
     command = [sys.executable, "-m", "tdlm_fast.train", str(config_file), *overrides, f"run.dir={folder}", "--resume"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_ends_with_parent())
+    # In a session of its own, so that Ctrl-C comes through here alone, from a terminal or not, and once.
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=_ends_with_parent()
+    )  # fmt: skip
     before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())  # the run saves, then ends
+    asked = False
     try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the terminal sent it to the run too, which saves
-        code = process.wait() or 130
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:  # the run saves and evaluates; a second one ends it at once
+                asked = True
+                process.send_signal(signal.SIGINT)
+        code = 130 if asked else code
     finally:
         signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
@@ -43,6 +50,26 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
         raise KeyboardInterrupt
     if code:
         raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command goes on with it")
+
+
+def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
+    """Whether the folder holds this very run, finished. Raises ConfigError where it holds one of other settings."""
+    from . import data
+    from .run import changes, finished, goes_on
+
+    summary = finished(folder)
+    if summary is None or not (folder / "config.yaml").is_file():
+        return False
+    config = settings.load(config_file, [*overrides, f"run.dir={folder}"])
+    try:
+        goes_on(config, folder, True)
+    except settings.ConfigError as e:
+        raise settings.ConfigError(f"{e}; or compare into another folder with --out") from None
+    if changes(config, folder, lambda key: key in ("data.path", "data.corpus")):
+        found = data.load(config.data, config.model.seq_len)
+        if found.hash != summary["corpus_hash"]:
+            raise settings.ConfigError(f"{folder} was trained on another text than {found.name}; use another --out")
+    return True
 
 
 def keys_of(config_file: Path, overrides: list[str]) -> list[str]:
@@ -76,23 +103,75 @@ def read(folder: Path) -> dict:
     config = settings.flatten(settings.load(folder / "config.yaml"))
     evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
     counted = {e["step"]: e for e in entries if "loss" in e}
+    places = ("step", "loss", "tokens", "seconds", "loss_tokens")
     for e in evaluations:  # runs of before this file counted no tokens at evaluations
         e.setdefault("tokens", counted.get(e["step"], {}).get("tokens", 0))
         e.setdefault("loss_tokens", counted.get(e["step"], {}).get("loss_tokens"))
     run = {
         "folder": folder.name, "config": config, "summary": summary, "evaluations": evaluations, "table": None,
-        "losses": [(e["step"], e["loss"], e["tokens"]) for e in counted.values()], "tasks": None,
+        "losses": [tuple(e.get(k) for k in places) for e in counted.values()], "tasks": None,
     }  # fmt: skip
-    for name in ("tasks.json", "likelihoods.json"):
-        if (folder / name).is_file():
-            run["table" if name == "likelihoods.json" else "tasks"] = json.loads((folder / name).read_text())
+    table, tasks = _figures(folder / "likelihoods.json"), _figures(folder / "tasks.json") or {}
+    if table and _of(summary, table, split="test"):
+        run["table"] = table
+    run["tasks"] = {k: v for k, v in tasks.items() if _of(summary, v, checkpoint="best")} or None
+    for name, ignored in (("likelihoods.json", table and not run["table"]), ("tasks.json", tasks and not run["tasks"])):
+        if ignored:
+            print(f"{folder / name} is of other weights or another split, and is not used", file=sys.stderr)
     return run
+
+
+def _figures(file: Path) -> dict | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        raise settings.ConfigError(f"{file} is damaged ({e}); remove it, and it is made again") from None
+    return found if isinstance(found, dict) else None
+
+
+def _of(summary: dict, figures: dict, **also) -> bool:
+    """Whether kept figures are of the run's best weights and its text; also: what else their key must say."""
+    wanted = also | {"step": summary["best_step"], "corpus": summary["corpus_hash"]}
+    if "weights" in summary and "weights" in figures.get("key", {}):  # earlier ones do not say
+        wanted["weights"] = summary["weights"]
+    return wanted.items() <= figures.get("key", {}).items()
+
+
+SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide which tokens are scored
+
+
+def check_alike(runs: list[dict], folders: list[Path]) -> None:
+    """Raise ConfigError unless all runs were scored on the same tokens, and no run is there twice."""
+    first = runs[0]
+    for run, folder in zip(runs[1:], folders[1:], strict=True):
+        here, there = first["config"], run["config"]
+        other = [f"{k} is {here[k]}, {there[k]}" for k in SCORED if here[k] != there[k]]
+        if first["summary"]["corpus_hash"] != run["summary"]["corpus_hash"]:
+            other.append(f"the text is {first['summary']['corpus']}, {run['summary']['corpus']}, not the same")
+        if other:
+            both = f"{folders[0]} and {folder}"
+            raise settings.ConfigError(f"{both} are not scored on the same tokens: {'; '.join(other)}")
+    seen: dict[str, Path] = {}
+    for run, folder in zip(runs, folders, strict=True):
+        who = identity(run["config"])
+        if who in seen:
+            raise settings.ConfigError(f"{seen[who]} and {folder} are the same run: same settings, same seed")
+        seen[who] = folder
+
+
+IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
+
+
+def identity(config: dict) -> str:
+    """What two runs share that are one run twice: the keys that decide numbers, the seed too."""
+    return json.dumps({k: v for k, v in config.items() if k not in IGNORED}, sort_keys=True)
 
 
 def _differences(a: dict, b: dict) -> list[str]:
     """Keys in which two configs differ, apart from the seed and what decides no number."""
-    ignored = ("run.dir", "run.wandb", "seed", "device", "data.cache", "data.path")
-    ignored += ("loss_weight",) if a["objective"] != b["objective"] else ()  # next-token has none
+    ignored = (*IGNORED, "seed", *(("loss_weight",) if a["objective"] != b["objective"] else ()))  # next-token has none
     return [k for k in a if a[k] != b[k] and k not in ignored]
 
 
@@ -197,8 +276,8 @@ def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
         weights = (
             "not recorded" if None in hashes else f"equal ({hashes[0]})" if hashes[0] == hashes[1] else "DIFFERENT"
         )
-        shared = {step: n for step, _, n in d["losses"]}
-        counted = [(shared[step], n) for step, _, n in a["losses"] if step in shared]
+        shared = {step: n for step, _, n, *_ in d["losses"]}
+        counted = [(shared[step], n) for step, _, n, *_ in a["losses"] if step in shared]
         batches = "equal" if counted and all(x == y for x, y in counted) else "DIFFERENT"
         text = "equal" if d["summary"]["corpus_hash"] == a["summary"]["corpus_hash"] else "DIFFERENT"
         words.append(
@@ -221,6 +300,7 @@ def compare(arms: list[dict], out: Path) -> dict:
     result = {
         "arms": arms, "claims": claims.judge(pairs) if pairs else [], "untrained": control, "rules": list(claims.RULES),
         "ledgers": ledgers(arms), "alike": alike(pairs), "seeds": [d["config"]["seed"] for d, _ in pairs],
+        "departures": claims.departures(pairs[0][0]) if pairs else [],
     }  # fmt: skip
 
     def plain(value):
@@ -249,22 +329,25 @@ def main(argv=None) -> int:
     p.add_argument("--out", type=Path, help="folder of runs and report (default: runs/compare-NAME)")
     p.add_argument("--arms", type=Path, nargs="+", default=[], help="YAML files of control arms, as configs/controls/*")
     p.add_argument("--from", dest="runs", type=Path, nargs="+", default=[], help="finished runs; nothing is trained")
-    p.add_argument("--sequences", type=int, default=64, help="test sequences of the exact likelihoods; 0: none")
+    p.add_argument("--sequences", type=int, default=64, help="test sequences of the exact likelihoods, 2 or more; "
+                   "0: no table, so neither they nor the unigram baseline nor the published metric on the test split")
     p.add_argument("--draws", type=int, default=16, help="draws of the published metric on the test split")
     a = p.parse_intermixed_args(argv)
     try:
         folders = list(a.runs)
+        if a.seeds < 1 or a.sequences < 0 or a.sequences == 1 or a.draws < 1:
+            raise settings.ConfigError("--seeds and --draws must be at least 1, --sequences 0 or at least 2")
+        if a.out and a.out.exists() and not a.out.is_dir():
+            raise settings.ConfigError(f"--out {a.out} is a file; give a folder")
         if a.runs:
-            if a.config:
-                raise settings.ConfigError("give a config to train, or --from RUN_A RUN_B, not both")
+            if a.config or a.arms or a.seeds != 1:
+                raise settings.ConfigError("--from compares finished runs: it takes no config, --arms or --seeds")
             if len(a.runs) < 2:
                 raise settings.ConfigError("--from needs two runs or more")
             out = a.out or Path("runs") / f"compare-{a.runs[0].name}"
         else:
             if not a.config:
                 raise settings.ConfigError("give a config, as configs/tiny.yaml, or --from RUN_A RUN_B")
-            if a.seeds < 1 or a.sequences < 0 or a.draws < 1:
-                raise settings.ConfigError("--seeds and --draws must be at least 1, --sequences not negative")
             if any(o.startswith(("objective=", "seed=", "run.dir=")) for o in a.overrides):
                 raise settings.ConfigError("compare sets objective, seed and run.dir; use --seeds and --out")
             out = a.out or Path("runs") / f"compare-{a.config.stem}"
@@ -274,13 +357,19 @@ def main(argv=None) -> int:
                 *((a.config, o, keys_of(a.config, [*extra, f"objective={o}"])) for o in OBJECTIVES),
                 *((arm, arm.stem, keys_of(arm, extra)) for arm in a.arms),
             ]
-            first = [settings.load(file, keys) for file, _, keys in jobs][0].seed  # a bad key stops here, at once
+            configs = [settings.load(file, keys) for file, _, keys in jobs]  # a bad key stops here, at once
+            first, seen = configs[0].seed, {}
+            for (file, name, _), config in zip(jobs, configs, strict=True):
+                who = identity(settings.flatten(config) | {"seed": first})
+                if name in seen or who in seen.values():
+                    same = "the same settings with these keys" if who in seen.values() else "the same name"
+                    raise settings.ConfigError(f"--arms: {file} has {same} as another arm")
+                seen[name] = who
             for seed in range(first, first + a.seeds):
                 for file, name, keys in jobs:
                     train(file, [*keys, f"seed={seed}"], out / f"{name}-seed{seed}")
                     folders.append(out / f"{name}-seed{seed}")
-        for folder in folders:
-            read(folder)  # one that is not finished is named before the tables take their time
+        check_alike([read(f) for f in folders], folders)  # what cannot be is named before the tables take their time
         if a.sequences:
             from .table import likelihoods
 

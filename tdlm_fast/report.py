@@ -80,20 +80,26 @@ def paragraph(result: dict) -> str:
     """What was found, in words, from the figures."""
     arms = first_arms(result)
     if not result["claims"]:
-        return "These runs hold one objective only, so the published claims are not judged."
-    run = arms["diffusion"]["runs"][0]
+        why = "hold one objective only" if len(arms) < 2 else "have no seed that both objectives were trained with"
+        return f"These runs {why}, so the published claims are not judged."
+    paired = {o: [r for r in arms[o]["runs"] if r["config"]["seed"] in result["seeds"]] for o in NAMES}
+    run = paired["diffusion"][0]
+    odd = [line for line in result["alike"] if "DIFFERENT" in line]
     claims = {c["id"]: c for c in result["claims"]}
     test = claims["test"]["right"]
     text = [
         f"Both objectives were trained for {run['summary']['steps']:,} steps on {run['summary']['corpus']} with "
-        f"{run['summary']['parameters']:,} parameters and {seeds_of(result)}, alike in everything but the objective."
+        f"{run['summary']['parameters']:,} parameters and {seeds_of(result)}, "
+        + ("NOT alike: " + "; ".join(odd) + "." if odd else "alike in everything but the objective.")
     ]
+    if result["departures"]:
+        text.append(f"This is not the published experiment: {', '.join(result['departures'])}.")
     if run["summary"]["note"]:
         text.append(f"Note: {run['summary']['note']}.")
     if test:
         values = []
         for o in NAMES:
-            tests = [r["table"]["rows"][0] if r["table"] else r["summary"]["test"] for r in arms[o]["runs"]]
+            tests = [r["table"]["rows"][0] if r["table"] else r["summary"]["test"] for r in paired[o]]
             values.append(mean(t["nats_per_token"] for t in tests))
         side = "diffusion is ahead" if test["low"] > 0 else "autoregressive is ahead" if test["high"] < 0 else None
         text.append(
@@ -273,15 +279,28 @@ def curve_charts(result: dict) -> dict[str, str]:
         metric.label = f"{arm['objective']}, published metric"
         curves.append(metric)
     out["perplexity"] = charts.lines("Perplexity progression", curves, "optimizer step", xlog=True, ylog=True)
-    series = []
-    for i, arm in arms:
-        points = arm["runs"][0]["losses"]
-        size = max(1, len(points) // 60)
-        groups = [points[k : k + size] for k in range(0, len(points), size)]
-        xs, ys = [g[-1][0] for g in groups], [mean(p[1] for p in g) for g in groups]
-        series.append(Series(arm["label"], xs, ys, colour=i % 6, points=False))
-    out["training-loss"] = charts.lines("Training loss, as weighted in training", series, "optimizer step")
+    for name, title, k, scale, label in (
+        ("training-loss", "Training loss, as weighted in training", 0, 1, "optimizer step"),
+        ("training-loss-by-time", "Training loss by time", 3, 60, "minutes of training"),
+        ("training-loss-by-loss-token", "Training loss by loss token", 4, 1, "tokens that bore loss"),
+    ):
+        series = [_training(arm, i, k, scale) for i, arm in arms]
+        out[name] = charts.lines(title, [one for one in series if one.x], label)
     return out
+
+
+def _training(arm: dict, colour: int, k: int, scale: float) -> Series:
+    """The loss of an arm against entry k of its log over scale, in about sixty means; band: lowest, highest seed."""
+    parts = []
+    for run in arm["runs"]:
+        points = [p for p in run["losses"] if len(p) > k and p[k] is not None]
+        size = max(1, len(points) // 60)
+        groups = [points[i : i + size] for i in range(0, len(points), size)]
+        parts.append([(g[-1][k] / scale, mean(p[1] for p in g)) for g in groups])
+    points = list(zip(*parts, strict=False))
+    ys = [[y for _, y in seen] for seen in points]
+    xs = [mean(x for x, _ in seen) for seen in points]
+    return Series(arm["label"], xs, [mean(y) for y in ys], [*map(min, ys)], [*map(max, ys)], colour % 6, points=False)
 
 
 def _published(e):
@@ -332,13 +351,13 @@ def _heat_maps(arm: dict) -> dict[str, str]:
     n = len(seen[0]["diagnostics"]["loss"])
     rows = [f"{100 * k // n}–{100 * (k + 1) // n} %" for k in reversed(range(n))]
     for key, what in (("loss", "loss"), ("accuracy", "accuracy"), ("grad_norm", "gradient norm"),
-                      ("weighted_variance", "variance of the weighted loss")):  # fmt: skip
+                      ("weighted_variance", "variance of weighted loss")):  # fmt: skip
         if key in seen[0]["diagnostics"]:
             values = [[e["diagnostics"][key][k] for e in seen] for k in reversed(range(n))]
             if key == "weighted_variance":
                 values = [[None if v is None else math.log10(max(v, 1e-12)) for v in row] for row in values]
                 what += ", log10"
-            title = f"{NAMES[objective]}: {what} by noise level over training"
+            title = f"{NAMES[objective]}: {what} by noise level"
             out[f"heat-{objective}-{key.replace('_', '-')}"] = charts.heat(title, rows, columns, values, "hidden")
     first = seen[0]["diagnostics"]["attention"]
     heads = [(layer, head) for layer, row in enumerate(first["entropy"]) for head in range(len(row))]
@@ -358,8 +377,11 @@ def blocks(result: dict) -> list[tuple]:
     """("h" or "p" or "note", text) · ("list", texts) · ("table", rows, cards?) · ("charts", {name: svg})."""
     out: list[tuple] = [("p", paragraph(result))]
     if result["claims"]:
+        out.append(("h", "The published claims"))
+        if result["departures"]:
+            out.append(("p", f"Measured on another experiment: {', '.join(result['departures'])}."))
         out += [
-            ("h", "The published claims"), ("table", claims_table(result), True),
+            ("table", claims_table(result), True),
             ("note", "Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals over "
              f"{seeds_of(result)}; “nats” is the right metric's advantage. Computed as published: the "
              "reweighted metric of diffusion against the exact perplexity of autoregressive. One scale: the published "

@@ -214,7 +214,7 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
             "peak_memory_mb": peak_memory_mb(device),
             "parameters": sum(parts.values()), "parameters_by_part": parts,
             **{k: v.asdict() for k, v in results.items()}, **doctor.versions(device),
-            "config_hash": settings.config_hash(config), "corpus_hash": corpus.hash,
+            "config_hash": settings.config_hash(config), "corpus_hash": corpus.hash, "weights": weights_hash(model),
         }  # fmt: skip
         write_json(folder / "summary.json", summary)
         log.result(summary)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -82,7 +84,7 @@ def test_a_stopped_comparison_goes_on(done, tmp_path):
     assert not (tmp_path / "out" / "report.html").exists()
     assert compare.main(again) == 0
     stopped, whole = (compare.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
-    assert stopped["losses"][-1] == whole["losses"][-1] and stopped["summary"]["test"] == whole["summary"]["test"]
+    assert stopped["losses"][-1][:3] == whole["losses"][-1][:3] and stopped["summary"]["test"] == whole["summary"]["test"]
 
 
 class _Page(HTMLParser):
@@ -141,6 +143,194 @@ def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, ca
     one = [str(out / f"autoregressive-seed{s}") for s in (42, 43)]
     assert compare.main(["--from", *one, "--out", str(tmp_path / "one"), "--sequences", "0"]) == 0
     assert "one objective only" in (tmp_path / "one" / "report.md").read_text()
+    two = [str(out / "diffusion-seed42"), str(out / "autoregressive-seed43")]
+    assert compare.main(["--from", *two, "--out", str(tmp_path / "two"), "--sequences", "0"]) == 0
+    assert "have no seed that both objectives" in (tmp_path / "two" / "report.md").read_text()
+    capsys.readouterr()
+    for wrong, says in (
+        (["--from", *runs, runs[0]], "are the same run"), (["--from", *runs, "--seeds", "2"], "takes no config"),
+        (["--from", *runs, "--sequences", "1"], "0 or at least 2"), (["--from", *runs, "--draws", "0"], "at least 1"),
+        (["--from", *runs, "--out", f"{runs[0]}/config.yaml"], "is a file"),
+    ):  # fmt: skip
+        assert compare.main(wrong) == 2 and says in capsys.readouterr().err
+
+
+def copy_of(run: Path, folder: Path, **changed) -> Path:
+    """A copy of a finished run whose config and summary say otherwise: key=value, or key_=value for the summary's."""
+    shutil.copytree(run, folder)
+    config = settings.load(run / "config.yaml", [f"{k}={v}" for k, v in changed.items() if not k.endswith("_")])
+    settings.save(config, folder / "config.yaml")
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {k[:-1]: v for k, v in changed.items() if k.endswith("_")}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_runs_of_other_tokens_are_not_compared(done, tmp_path, capsys):
+    out, _ = done
+    d, a = (out / f"{o}-seed42" for o in compare.OBJECTIVES)
+    for name, changed, says in (
+        ("layout", {"data.layout": "packed"}, "data.layout is paragraphs, packed"),
+        ("length", {"model.seq_len": 16}, "model.seq_len is 32, 16"),
+        ("tokenizer", {"data.tokenizer": "gpt2"}, "data.tokenizer is bytes, gpt2"),
+        ("text", {"corpus_hash_": "0", "corpus_": "other"}, "other, not the same"),
+    ):
+        other = copy_of(a, tmp_path / name, **changed)
+        assert compare.main(["--from", str(d), str(other), "--sequences", "0", "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "not scored on the same tokens" in error and says in error and not (tmp_path / "out").exists()
+
+
+def test_what_is_not_alike_is_said_first(done, tmp_path):
+    """Each of the four findings by itself, and the sentence that opens the report."""
+    out, _ = done
+    d, a = (compare.read(out / f"{o}-seed42") for o in compare.OBJECTIVES)
+    assert "DIFFERENT" not in compare.alike([(d, a)])[0]
+    first = {"evaluations": [a["evaluations"][0] | {"initial_weights": "0"}, *a["evaluations"][1:]]}
+    for other, says in (
+        ({"config": a["config"] | {"optim.lr": 1.0}}, "settings apart from the objective DIFFERENT: optim.lr"),
+        ({"summary": a["summary"] | {"corpus_hash": "0"}}, "text DIFFERENT"), (first, "first step DIFFERENT"),
+        ({"losses": [(s, loss, n + (s == 12), *rest) for s, loss, n, *rest in a["losses"]]}, "logged steps DIFFERENT"),
+    ):  # fmt: skip
+        said = compare.alike([(d, a | other)])[0]
+        assert says in said and said.count("DIFFERENT") == 1
+    other = copy_of(out / "autoregressive-seed42", tmp_path / "other", **{"optim.lr": 1e-3})
+    runs = ["--from", str(out / "diffusion-seed42"), str(other)]
+    assert compare.main([*runs, "--sequences", "0", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "NOT alike" in text and "DIFFERENT: optim.lr" in text and "alike in everything" not in text
+    whole = (out / "report.md").read_text()
+    assert "alike in everything but the objective" in whole and "not the published experiment" in whole
+    assert "data.tokenizer bytes instead of gpt2" in whole
+
+
+def test_a_finished_run_of_other_settings_is_refused(done, corpus, tmp_path, capsys):
+    out, command = done
+    before = (out / "compare.json").read_text()
+    for other, says in (
+        ("optim.lr=1e-2", "optim.lr was 0.003, now 0.01"), ("model.layers=3", "model.layers was 2, now 3"),
+        (f"data.path={tmp_path / 'text'}", "was trained on another text"),
+    ):
+        (tmp_path / "text").write_text("another text altogether\n" * 400)
+        capsys.readouterr()
+        assert compare.main([*command[:-8], other, *command[-8:]]) == 2
+        error = capsys.readouterr().err
+        assert says in error and "--out" in error
+    assert (out / "compare.json").read_text() == before
+    shutil.copytree(corpus, tmp_path / "same") if corpus.is_dir() else shutil.copy(corpus, tmp_path / "same")
+    assert compare.main([*command[:-8], f"data.path={tmp_path / 'same'}", *command[-8:]]) == 0  # the text is the same
+
+
+def test_kept_figures_of_another_split_or_other_weights_are_not_used(done, tmp_path, capsys):
+    out, _ = done
+    run = copy_of(out / "diffusion-seed42", tmp_path / "run")
+    summary, kept = (json.loads((run / f"{f}.json").read_text()) for f in ("summary", "likelihoods"))
+    assert compare.read(run)["table"] == kept and kept["key"]["weights"] == summary["weights"]
+    key = {name: kept["key"][name] for name in ("step", "weights", "corpus")} | {"checkpoint": "best"}
+    for name, wrong in (("split", "valid"), ("weights", "0"), ("step", 3), ("corpus", "0")):
+        (run / "likelihoods.json").write_text(json.dumps(kept | {"key": kept["key"] | {name: wrong}}))
+        (run / "tasks.json").write_text(json.dumps({"piqa": {"key": key | {name: wrong}}, "mmlu": {"key": key}}))
+        found = compare.read(run)
+        assert found["table"] is None and "likelihoods.json is of other weights" in capsys.readouterr().err
+        assert set(found["tasks"]) == ({"piqa", "mmlu"} if name == "split" else {"mmlu"})
+    for name in ("likelihoods.json", "tasks.json"):
+        (run / name).write_text("{")
+        with pytest.raises(settings.ConfigError, match=f"{name} is damaged"):
+            compare.read(run)
+        (run / name).unlink()
+
+
+def test_an_arm_that_is_another_is_refused(tmp_path, capsys):
+    arm = Path("configs/controls/ar-more-decay.yaml")
+    same = tmp_path / arm.name
+    same.write_text(arm.read_text().replace("weight_decay: 1.0", "weight_decay: 0.5"))
+    command = ["configs/tiny.yaml", "--out", str(tmp_path / "out"), "--arms", str(arm)]
+    assert compare.main([*command, str(same)]) == 2 and "the same name as another arm" in capsys.readouterr().err
+    assert compare.main([command[0], "optim.weight_decay=0.2", *command[1:]]) == 2
+    assert "ar-more-decay.yaml has the same settings with these keys" in capsys.readouterr().err
+
+
+def arm(objective, *evaluations, seed=1):
+    """Evaluations (step, nats, loss tokens, seconds) of a made-up run."""
+    run = {
+        "config": {"seed": seed, "train.batch_size": 2, "model.seq_len": 8, "model.layers": 1, "model.width": 4},
+        "summary": {"parameters_by_part": {"blocks": 10, "head": 20}}, "losses": [],
+        "evaluations": [
+            {"step": s, "valid": {"nats_per_token": n}, "tokens": 16 * s, "loss_tokens": k, "seconds": t}
+            for s, n, k, t in evaluations
+        ],
+    }  # fmt: skip
+    return {"label": objective, "objective": objective, "runs": [run]}
+
+
+def test_ledgers_stop_both_at_what_both_reached():
+    d = arm("diffusion", (0, 9.0, 0, 0.0), (10, 7.0, 80, 5.0), (20, 6.0, 160, 10.0))
+    a = arm("autoregressive", (0, 9.0, 0, 0.0), (10, 5.0, 160, 20.0), (20, 4.0, 320, 40.0))
+    rows = {row["ledger"]: row for row in compare.ledgers([d, a])}
+
+    def row(name):
+        return tuple(rows[name][k] for k in ("budget", "diffusion", "autoregressive"))
+
+    assert row("optimizer steps") == (20, 6.0, 4.0)
+    assert row("loss-bearing tokens") == (160, 6.0, 5.0)
+    assert row("seconds of training") == (10.0, 6.0, 7.0)  # half way between 9 and 5
+    places = 16 * (6 * 10 + 12 * 1 * 4 * 8)
+    budget = 20 * places + 6 * 20 * 160
+    at = (budget - (10 * places + 6 * 20 * 160)) / (10 * places + 6 * 20 * 160)
+    assert row("training FLOPs") == (budget, 6.0, pytest.approx(5.0 - at))
+    assert report.ledger_table({"ledgers": [rows["seconds of training"]]})[1][-3:] == ["6.000", "7.000", "+1.000"]
+
+
+def test_the_text_follows_the_figures(done):
+    """Signs, sides and orders of the report, by figures that are turned round."""
+    out, _ = done
+    result = json.loads((out / "compare.json").read_text())
+    test = next(c for c in result["claims"] if c["id"] == "test")
+    first = report.first_arms(result)
+    base = next(r for r in first["diffusion"]["runs"][0]["table"]["rows"] if r["name"] == "unigram baseline")
+    for sign, winner, exact, side in ((-1, "autoregressive", "behind", "above"), (1, "diffusion", "ahead of", "below")):
+        test["right"] = {"mean": 0.5 * sign, "low": 0.5 * sign - 0.1, "high": 0.5 * sign + 0.1}
+        test["exact"] = {"mean": 0.25 * sign, "low": 0.25 * sign - 0.1, "high": 0.25 * sign + 0.1}
+        base["nats_per_token"] = 5.0 + 3.0 * sign
+        text = report.paragraph(result)
+        assert f"{winner} is ahead by 0.500 nats" in text and f"is 0.250 nats {exact} autoregressive" in text
+        assert text.count(f" {side} it") == 2
+    run = first["diffusion"]["runs"][0]
+    for r in first["diffusion"]["runs"]:
+        r["table"]["levels"] |= {k: [float(i) for i in range(10)] for k in ("loss", "grad_norm")}
+    rows = [row for row in report.level_table(result) if row[0] == "diffusion"]
+    assert [row[1].split(",")[0] for row in rows] == ["low", "medium", "high"]
+    assert [row[2] for row in rows] == ["1.000", "4.500", "8.000"]
+    band = report._band(first["diffusion"], 0, lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
+    seconds, nats = (
+        [[f(e) for e in r["evaluations"]] for r in first["diffusion"]["runs"]]
+        for f in (lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
+    )
+    assert band.low == [min(pair) for pair in zip(*nats, strict=True)] != band.high
+    assert band.high == [max(pair) for pair in zip(*nats, strict=True)]
+    assert band.x == [sum(pair) / 2 for pair in zip(*seconds, strict=True)]
+    training = report._training(first["diffusion"], 0, 4, 1)
+    assert training.x[-1] == sum(r["losses"][-1][4] for r in first["diffusion"]["runs"]) / 2
+    for e in run["evaluations"]:
+        e["diagnostics"]["loss"] = [float(i) for i in range(10)]
+    maps = report._heat_maps(first["diffusion"])["heat-diffusion-loss"]
+    places = {name: float(y) for y, name in re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(\d+–\d+ %)<', maps)}
+    assert places["90–100 %"] < places["0–10 %"]  # most corrupted on top
+
+
+def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path):
+    """kill -INT, as a supervisor sends it: the run saves, and nothing trains on."""
+    out, command = done
+    again = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["train.max_steps=4000"]
+    process = subprocess.Popen([sys.executable, "-m", "tdlm_fast.compare", *again], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 4' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "the same command goes on" in process.communicate(timeout=120)[1] and process.returncode == 130
+    summary = json.loads((tmp_path / "out" / "diffusion-seed42" / "summary.json").read_text())
+    assert 4 <= summary["steps"] < 4000 and not summary["finished"]
 
 
 def test_only_the_objective_differs(tiny, tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ def attention(
     if rope and q.shape[3] % 2:
         raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
     which = backend(q, valid is not None or segments is not None)
-    inside = rope and which == "tile" and q.device.type == "cpu"  # the native kernels turn rows as they read them
+    inside = rope and which == "tile" and not q.is_cuda  # the native kernels turn rows as they read them
     if rope and not inside:
         q, k = rotate(q), rotate(k)
     if which == "tile":

@@ -15,12 +15,10 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 
 from tdlm_fast import captured, config, memory
 from tdlm_fast.captured import DeviceSteps
-from tdlm_fast.kernels import lce_plan
-from tdlm_fast.kernels.rms_norm import rms_norm_forward
+from tdlm_fast.kernels import lce_plan, order
 
 RESULTS = Path(__file__).parent / "results" / "launches.json"
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -51,18 +49,29 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) 
     )  # fmt: skip
     half, cast = plan.dtype == torch.float16, weight.dtype != torch.float32
     casts = (h.dtype != dtype) + (weight.dtype != dtype)
-    return 2 + casts + 2 * half + (plan.row_parts > 1) * (1 + cast)
+    return 2 + casts + (2 if n_rows is None else 6) * half + (plan.row_parts > 1) * (1 + cast)
 
 
 OURS = {
     "lce_forward": _forward,
     "lce_backward_weight": _backward_weight,
+    "lce_backward_rows": lambda *_: 1,
     "corrupt_at": lambda *_: 2,
     "tile_attention": lambda *_: 1,
     "tile_attention_backward": lambda *_: 1,
-    "embedding_backward": lambda dx, tokens, rows: 4 + _sort(tokens.int()),
-    "rms_norm": lambda *_: 1,  # PyTorch's, on a GPU
+    "rms_norm": lambda *_: 1,
     "rms_norm_backward": lambda *_: 2,
+    "add_rms_norm": lambda *_: 1,
+    "add_rms_norm_backward": lambda *_: 2,
+    "swiglu": lambda *_: 1,
+    "swiglu_backward": lambda *_: 1,
+    "stable_order": lambda keys, bound: 1 if order.serves(len(keys), bound) else 1 + _sort(keys.int()),
+    "embedding_backward": lambda dx, tokens, rows: 3 + OURS["stable_order"](tokens.flatten(), rows),
+    "put_rows": lambda *_: 2,
+    "next_token": lambda *_: 1,
+    "draw": lambda *_: 1,
+    "clip_scale": lambda *_: 1,
+    "record": lambda *_: 1,
 }  # of a weight in fp32; the sums over parts of others are cast once more
 
 
@@ -117,8 +126,6 @@ def count(objective: str, *overrides: str) -> dict:
         (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimizer"),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        norm = mock.patch.object(F, "rms_norm", lambda x, shape, weight, eps: rms_norm_forward(x, weight, eps))
-        stack.enter_context(norm)  # the CPU's, which the trace would take, is made of many ops
         for place in places:
             stack.enter_context(meter.within(*place))
         memory.trace(settings, meter=meter)

@@ -33,8 +33,12 @@ def _hardware(device: torch.device) -> tuple[int | None, int]:
 def missing() -> str:
     """Why Triton kernels cannot run at all, or nothing."""
     if importlib.util.find_spec("triton") is None:
+        from . import native_cuda
+
         why = "Triton is not installed: pip install triton (triton-windows on Windows)"
-        warnings.warn(f"tdlm_fast: the torch references run on the GPU. {why}", stacklevel=3)
+        head = "native CUDA serves the head on the GPU, " if native_cuda.backend == "native" else ""
+        rest = "torch references the rest" if head else "the torch references run on the GPU"
+        warnings.warn(f"tdlm_fast: {head}{rest}. {why}", stacklevel=3)
         return why
     return ""
 
@@ -48,6 +52,15 @@ def describe() -> str:
         return f"torch references: {missing() or 'the Triton kernels need compute capability 8.0'}"
     sums = "fp16" if lce_plan.half_sums(found) else "fp32"
     return f"Triton, tiles of sm_{found}, sums of products in {sums}"
+
+
+def served() -> dict[str, str]:
+    """What serves the ops of this GPU that the head's backend does not choose."""
+    by = describe()
+    triton = by.startswith("Triton")
+    longer = f"Triton; past {MAX_T} tokens a row the torch reference"
+    rows = {"corrupt": longer if triton else by}
+    return rows | dict.fromkeys(("rms_norm", "swiglu"), "Triton" if triton else "PyTorch")
 
 
 def _serves(device: torch.device, *dtypes: torch.dtype) -> bool:

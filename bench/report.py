@@ -72,7 +72,7 @@ def _resources() -> dict:
 
 def registers() -> str:
     """Registers, shared memory and programs a multiprocessor of the largest kernels at tiny, per card."""
-    shown = ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "attention's gradient, bfloat16, T 128, K 16")
+    shown = ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "attention's gradient, bfloat16, T 128, K 16, turned")
     rows = ["| registers, KB, programs | forward | weight | attention's gradient | kernels compiled | that spill |"]
     rows.append("|---" * 6 + "|")
     for card, found in _resources()["cards"].items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench import peers
-from tdlm_fast.kernels.cases import ATTENTION_BENCH, CORRUPT, LCE_BENCH, LCE_BENCH_CPU
+from tdlm_fast.kernels.cases import ATTENTION_BENCH, CORRUPT, GATE_BENCH, LCE_BENCH, LCE_BENCH_CPU, NORM_BENCH
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = {"short": 21, "long": 21} if DEVICE == "cuda" else {"short": 9, "long": 4}  # the head is long, on a CPU
@@ -114,3 +114,14 @@ def test_corrupt(benchmark, request, case, limits):
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_attention(benchmark, request, case, limits):
     race(benchmark, request, peers.attention_sides(case, torch.bfloat16, DEVICE), limits, case, case.bytes(2))
+
+
+@pytest.mark.parametrize("case", NORM_BENCH, ids=str)
+def test_rms_norm(benchmark, request, case, limits):
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32  # the native norm takes fp32 alone
+    race(benchmark, request, peers.norm_sides(case, dtype, DEVICE), limits, case, case.bytes(dtype.itemsize))
+
+
+@pytest.mark.parametrize("case", GATE_BENCH, ids=str)
+def test_swiglu(benchmark, request, case, limits):
+    race(benchmark, request, peers.gate_sides(case, torch.bfloat16, DEVICE), limits, case, case.bytes(2))

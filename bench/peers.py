@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import attention, corrupt, linear_cross_entropy
+from tdlm_fast.kernels import add_rms_norm, attention, corrupt, linear_cross_entropy, swiglu
 from tdlm_fast.kernels.attention import attention_ref
-from tdlm_fast.kernels.cases import Attention, Corrupt, Lce
+from tdlm_fast.kernels.cases import Attention, Corrupt, Gate, Lce, Norm
 from tdlm_fast.kernels.corrupt import corrupt_ref
+from tdlm_fast.kernels.rms_norm import rms_norm_ref
 
 
 class Absent(Exception):
@@ -179,3 +180,73 @@ def attention_sides(case: Attention, dtype: torch.dtype, device: str) -> list[Si
         Side("torch.compile of it", both(torch.compile(plain))),
         Side("flash-attn", both(flash), recomputes=True),
     ]  # fmt: skip
+
+
+EPS = 1e-6
+
+
+def norm_sides(case: Norm, dtype: torch.dtype, device: str) -> list[Side]:
+    inputs, grads = case.inputs(dtype, device)
+    inputs = [a.requires_grad_() for a in inputs]
+
+    def both(norm):
+        def plain(x, weight, a=None):
+            s = x if a is None else x + a
+            return (norm(s, weight),) if a is None else (norm(s, weight), s)
+
+        return lambda: torch.autograd.grad(plain(*inputs), inputs, grads)
+
+    def ours(x, weight, a=None):
+        s, y = add_rms_norm(x, a, weight, EPS)
+        return (y,) if a is None else (y, s)
+
+    def liger(x, weight):
+        _need("liger_kernel", x.device)
+        from liger_kernel.transformers.functional import liger_rms_norm
+
+        return liger_rms_norm(x, weight, EPS, in_place=False)  # else it writes into dy, which others read too
+
+    def fused(x, weight, a):
+        _need("liger_kernel", x.device)
+        from liger_kernel.transformers.functional import liger_fused_add_rms_norm
+
+        return liger_fused_add_rms_norm(x, a, weight, EPS, in_place=False)
+
+    def torchs(x, weight):
+        return F.rms_norm(x, weight.shape, weight, EPS)
+
+    compiled = torch.compile(lambda x, weight: rms_norm_ref(x, weight, EPS).to(x.dtype))
+    sides = [
+        Side("tdlm_fast", lambda: torch.autograd.grad(ours(*inputs), inputs, grads)),
+        Side("F.rms_norm", both(torchs)),
+        Side("torch.compile of the reference", both(compiled)),
+        Side("liger-kernel", both(liger)),
+    ]
+    if case.add:
+        sides.append(Side("liger-kernel, fused", lambda: torch.autograd.grad(fused(*inputs), inputs, grads)))
+    return sides
+
+
+def gate_sides(case: Gate, dtype: torch.dtype, device: str) -> list[Side]:
+    x, dy = case.inputs(dtype, device)
+    x = x.requires_grad_()
+
+    def both(of):
+        return lambda: torch.autograd.grad(of(x), x, dy)
+
+    def torchs(x):
+        g, u = x.chunk(2, -1)
+        return F.silu(g) * u
+
+    def liger(x):
+        _need("liger_kernel", x.device)
+        from liger_kernel.transformers.functional import liger_swiglu
+
+        return liger_swiglu(*(a.contiguous() for a in x.chunk(2, -1)))  # it has gate and rest in two tensors
+
+    return [
+        Side("tdlm_fast", both(swiglu)),
+        Side("PyTorch", both(torchs)),
+        Side("torch.compile of it", both(torch.compile(torchs))),
+        Side("liger-kernel", both(liger)),
+    ]

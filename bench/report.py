@@ -69,7 +69,7 @@ def _resources() -> dict:
 
 def registers() -> str:
     """Registers, shared memory and programs a multiprocessor of the largest kernels at tiny, per card."""
-    shown = ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "attention's gradient, bfloat16, T 128, K 16")
+    shown = ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "attention's gradient, bfloat16, T 128, K 16, turned")
     rows = ["| registers, KB, programs | forward | weight | attention's gradient | kernels compiled | that spill |"]
     rows.append("|---" * 6 + "|")
     for card, found in _resources()["cards"].items():
@@ -94,6 +94,18 @@ def projected_head() -> str:
     return "\n".join(rows)
 
 
+def launches() -> str:
+    """Launches of a training step at tiny, part by part, and the ops with the most of them; no GPU counted them."""
+    found = json.loads((RESULTS / "launches.json").read_text())
+    rows = ["| launches a step | diffusion | autoregressive | most of diffusion's |", "|---|---|---|---|"]
+    for part, ops in found["launches"]["diffusion"].items():
+        counts = [sum(found["launches"][o][part].values()) for o in OBJECTIVES]
+        most = ", ".join(f"`{op.removeprefix('tdlm::')}` {n}" for op, n in list(ops.items())[:6])
+        rows.append(f"| {part} | {counts[0]} | {counts[1]} | {most} |")
+    totals = [found["totals"][o] for o in OBJECTIVES]
+    return "\n".join(rows) + f"\n| **all** | **{totals[0]}** | **{totals[1]}** | |"
+
+
 def crossovers() -> str:
     """The width from which the stored form is projected to be faster, by the fused kernels' share of cuBLAS's rate."""
     from tdlm_fast.kernels import lce_plan
@@ -110,7 +122,9 @@ TABLES = {
     "docs/performance.md": tables_cpu.TABLES,
     "docs/claims.md": tables_claims.TABLES,
     "docs/sampling.md": tables_samplers.TABLES,
-    "docs/gpu.md": {"crossovers": crossovers, "registers": registers, "projected-head": projected_head},
+    "docs/gpu.md": {
+        "crossovers": crossovers, "registers": registers, "projected-head": projected_head, "launches": launches,
+    },
 }
 
 

@@ -2,7 +2,8 @@
 
 Every kernel that lce_plan.configurations can launch is compiled for sm_80 to sm_120, with all its arguments, for widths
 that are multiples of 16 and for others; corruption for some padded lengths, attention for some tiles with no mask and
-with every one, the embedding's gradient for some blocks. Registers, shared memory and spills come from cuobjdump, the
+with every one, with rotary positions and without, the norm, the gate and the embedding's gradient for some widths, and
+the small kernels around them. Registers, shared memory and spills come from cuobjdump, the
 instruction mix of the head at tiny on sm_86 from nvdisasm. A test compiles some again and compares. The projected time
 is arithmetic on that mix and the data sheet: nobody measured it.
 """
@@ -22,8 +23,23 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tdlm_fast.kernels import attention_triton, corrupt_triton, embedding_triton, gpu, lce_plan, lce_stored, lce_triton
-from tdlm_fast.kernels.attention import _tile_fits
+from tdlm_fast.kernels import (
+    attention_triton,
+    corrupt_triton,
+    draw_triton,
+    embedding_triton,
+    finish_triton,
+    gpu,
+    lce_plan,
+    lce_stored,
+    lce_triton,
+    next_token_triton,
+    order_triton,
+    rms_norm_triton,
+    swiglu_triton,
+)
+from tdlm_fast.kernels.attention import _tile_fits, _turns_fit
+from tdlm_fast.kernels.next_token import MAX_T
 
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -72,6 +88,8 @@ def kernels(card: int):
     yield from corruption()
     yield from attention(card)
     yield from embedding()
+    yield from rows()
+    yield from small()
 
 
 def head(card: int):
@@ -101,6 +119,9 @@ def head(card: int):
     types = per_row | {"GMAX": f32, "SHIFT": f32, "GS": f32, "CODE": "*i32", "padded": "i32"}
     constants = {"HEADROOM": 12, "ROWS": lce_plan.FOLD_ROWS}
     yield "fold", lce_triton.fold_kernel, types, constants, lce_plan.SMALL
+    for (dtype, x), D in itertools.product(POINTER.items(), (16, 64, 1024)):
+        types = {"DH": x, "OUT": x, "G": f32, "N_ROWS": i64, "N": "i32", "D": "i32"}
+        yield f"rows, {str(dtype)[6:]}, D {D}", lce_triton.rows_kernel, types, lce_triton.rows_launch(D), lce_plan.SMALL
     for dtype, x in POINTER.items():
         types = {"Z": x, "Y": i64, "N_ROWS": i64, "LSE": f32, "first": "i32", "N": "i32", "V": "i32"}
         constants = {"WRITE": True, "BLOCK": lce_stored.BLOCK}
@@ -126,18 +147,19 @@ def corruption():
 
 def attention(card: int):
     masks = {"VALID": "*u8", "SEGMENTS": "*i64", "KEY": "*i64"}
-    for T, K in ((16, 64), (64, 64), (128, 16), (128, 32)):
+    for T, K in ((16, 64), (32, 32), (64, 32), (64, 64), (128, 16), (128, 32)):
         if not _tile_fits(T, K, divmod(card, 10)):
             continue
         launch = attention_triton.launch(T, K)
         options = {k: v for k, v in launch.items() if "BLOCK" not in k}
-        for dtype, masked in itertools.product((torch.bfloat16, torch.float16), (False, True)):
-            of = f"{str(dtype)[6:]}, T {T}, K {K}{', causal, every mask' * masked}"
+        kinds = itertools.product((torch.bfloat16, torch.float16), (False, True), (False, True)[: 1 + _turns_fit(T, K)])
+        for dtype, masked, turned in kinds:
+            of = f"{str(dtype)[6:]}, T {T}, K {K}{', causal, every mask' * masked}{', turned' * turned}"
             constants = {"HEAD_K": K, "CAUSAL": masked, "THRESHOLD": masked << 28}
             constants |= {k: v for k, v in launch.items() if "BLOCK" in k}
             types = dict.fromkeys(("Q", "K", "V", "OUT", "DOUT", "DQ", "DK", "DV"), POINTER[dtype])
             types |= dict.fromkeys(STRIDES, "i32") | {"H": "i32", "T": "i32", "scale": "fp32", "rescale": "fp32"}
-            types |= masks if masked else {}
+            types |= (masks if masked else {}) | ({"TURNS": "*fp32"} if turned else {})
             for name, kernel in (("attention", "forward_kernel"), ("attention's gradient", "backward_kernel")):
                 kernel = getattr(attention_triton, kernel)
                 yield f"{name}, {of}", kernel, {n: types[n] for n in kernel.arg_names if n in types}, constants, options
@@ -149,8 +171,61 @@ def embedding():
         types = {"SORTED": "*i32", "ORDER": "*i64", "DX": x, "DW": x, "PART": "*fp32", "N": "i32", "D": "i32"}
         for name, kernel in (("chunk", embedding_triton.chunk_kernel), ("run", embedding_triton.run_kernel)):
             of = f"embedding's {name}s, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
-            mine = [{k: v for k, v in d.items() if k in kernel.arg_names} for d in (types, constants)]
-            yield of, kernel, *mine, embedding_triton.OPTIONS
+            yield of, kernel, *_pick(kernel, types, constants), embedding_triton.OPTIONS
+        types = {"DX": x, "ROWS": "*i64", "N_ROWS": "*i64", "DH": x, "M": "i32", "D": "i32"}
+        of = f"rows put, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
+        constants = {"EACH": 1024 // D, "BLOCK_D": D}
+        yield of, embedding_triton.put_kernel, types, constants, embedding_triton.OPTIONS
+
+
+def _pick(kernel, *given: dict) -> list[dict]:
+    """Of each dictionary what the kernel takes."""
+    return [{k: v for k, v in d.items() if k in kernel.arg_names} for d in given]
+
+
+def rows():
+    f32 = torch.float32
+    for D, odd in ((16, False), (64, False), (64, True), (rms_norm_triton.MAX_D, False)):
+        launch = rms_norm_triton.launch(D)
+        options = {k: v for k, v in launch.items() if k not in ("ROWS", "BLOCK_D")}
+        for x, y in ((f32, torch.bfloat16), (f32, f32), (torch.bfloat16,) * 2, (torch.float16,) * 2):
+            types = dict.fromkeys(("X", "S", "DS", "DX"), POINTER[x]) | dict.fromkeys(("A", "Y", "DY"), POINTER[y])
+            types |= {"DA": POINTER[y]} if x != y else {}
+            types |= {"W": "*fp32", "PART": "*fp32", "N": "i32", "D": "i32", "eps": "fp32", "tiles": "i32"}
+            of = f"{str(x)[6:]} to {str(y)[6:]}, D {D}{', odd width' * odd}"
+            for name, kernel in (("norm", rms_norm_triton.forward_kernel),
+                                 ("norm's gradient", rms_norm_triton.backward_kernel)):  # fmt: skip
+                yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
+    for (dtype, x), (D, odd) in itertools.product(POINTER.items(), ((16, False), (192, False), (192, True))):
+        launch = swiglu_triton.launch(D)
+        options = {k: v for k, v in launch.items() if k not in ("ROWS", "BLOCK")}
+        types = dict.fromkeys(("X", "Y", "DY", "DX"), x) | {"M": "i32", "D": "i32"}
+        of = f"{str(dtype)[6:]}, D {D}{', odd width' * odd}"
+        for name, kernel in ("gate", swiglu_triton.forward_kernel), ("gate's gradient", swiglu_triton.backward_kernel):
+            yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
+
+
+def small():
+    f32, i64, constants = "*fp32", "*i64", {"BLOCK": order_triton.BLOCK, "LOOK": order_triton.LOOK}
+    types = {"KEYS": i64, "SORTED": "*i32", "ORDER": i64, "N": "i32"}
+    yield "order of tokens", order_triton.rank_kernel, types, constants, order_triton.OPTIONS
+    for T in (16, 128, MAX_T):
+        launch = next_token_triton.launch(T)
+        types = dict.fromkeys(("READ", "X0", "SHIFTED", "ORDER", "TARGETS", "COUNT"), i64)
+        types |= {"VALID": "*i1", "SEEN": "*i1", "N": "i32", "T": "i32", "start": "i32"}
+        options = {k: v for k, v in launch.items() if "BLOCK" not in k}
+        kernel = next_token_triton.next_token_kernel
+        yield f"next token, T {T}", kernel, types, _pick(kernel, launch)[0], options
+    for of, tokens in (("int16", "*i16"), ("int32, padded", "*i32")):
+        types = {"TOKENS": tokens} | dict.fromkeys(("STARTS", "LENGTHS", "ORDER", "STEP", "X0"), i64)
+        types |= {"VALID": "*i1"} if "padded" in of else {}
+        types |= dict.fromkeys(("T", "steps_per_epoch", "n_tokens", "token_mask"), "i32")
+        yield f"draw, {of}", draw_triton.draw_kernel, types, {"BLOCK": 128}, draw_triton.OPTIONS
+    types = dict.fromkeys(("NORMS", "LOSS", "NORM", "SCALE", "SKIP"), f32) | {"P": "i32", "clip": "fp32"}
+    constants = {"BLOCK": finish_triton.BLOCK}
+    yield "clip", finish_triton.clip_kernel, types, constants, finish_triton.OPTIONS
+    types = {"LOG": "*fp64", "STEP": i64, "LOSS": f32, "NORM": f32, "LOSS_TOKENS": i64, "TOKENS": i64, "window": "i32"}
+    yield "record", finish_triton.record_kernel, types, {}, finish_triton.OPTIONS
 
 
 def measure(card: int, only=lambda name: True) -> dict:
@@ -229,16 +304,21 @@ def projection(N: int = 8192, D: int = 64, V: int = 50257) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cards", type=int, nargs="*", default=list(lce_plan.SHARED_KB))
+    parser.add_argument("--only", default="", help="regular expression: compile what it finds in a name, keep the rest")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     wrong = []
     for card in args.cards:
-        now = measure(card)
+        now = measure(card, lambda name: re.search(args.only, name))
         wrong += faults(card, now)
         print(f"sm_{card}: {len(now)} kernels", flush=True)
         found = json.loads(args.output.read_text()) if args.output.exists() else {"cards": {}}
-        cards = found["cards"] | {str(card): now}
-        found |= {"triton": triton.__version__, "head at tiny, sm_86": projection()}
+        known = found["cards"].get(str(card), {}) | now if args.only else now
+        names = [name for name, *_ in kernels(card)]
+        cards = found["cards"] | {str(card): {name: known[name] for name in names if name in known}}
+        found |= {"triton": triton.__version__}
+        if not args.only:
+            found["head at tiny, sm_86"] = projection()
         found["cards"] = dict(sorted(cards.items(), key=lambda c: int(c[0])))
         args.output.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(wrong) or "no spills, shared memory within every card's limit")

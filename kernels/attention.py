@@ -169,16 +169,13 @@ tile_attention.register_autograd(_backward, setup_context=_setup)
 def _triton_forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     from . import attention_triton
 
-    q, k = (rotate(q), rotate(k)) if rope else (q, k)
-    return attention_triton.forward(q, k, v, valid, segments, key, causal, dropout_p)
+    return attention_triton.forward(q, k, v, valid, segments, key, causal, dropout_p, rope)
 
 
 def _triton_backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     from . import attention_triton
 
-    q, k = (rotate(q), rotate(k)) if rope else (q, k)
-    dq, dk, dv = attention_triton.backward(dout, q, k, v, valid, segments, key, causal, dropout_p)
-    return (_rotate_back(dq), _rotate_back(dk), dv) if rope else (dq, dk, dv)
+    return attention_triton.backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
 
 
 def register(device: str) -> None:
@@ -208,8 +205,18 @@ def _flash_attn():
     return flash_attn_func
 
 
+def _padded(T: int, K: int) -> tuple[int, int]:
+    return tuple(max(16, 1 << (n - 1).bit_length()) for n in (T, K))
+
+
+def _turns_fit(T: int, K: int) -> bool:
+    """Whether a GPU's tile of T tokens turns q and k by itself; the backward pass of others would spill."""
+    rows, width = _padded(T, K)
+    return rows >= 32 and width <= 32 and rows * width <= TILE // 2
+
+
 def _tile_fits(T: int, K: int, capability: tuple[int, int]) -> bool:
-    rows, width = (max(16, 1 << (n - 1).bit_length()) for n in (T, K))
+    rows, width = _padded(T, K)
     most = TILE_T // 2 if capability[0] == 10 else TILE_T  # the backward pass of 128 tokens spills on sm_100
     return T <= most and K <= TILE_K and rows * width <= TILE
 
@@ -253,7 +260,8 @@ def attention(
     if rope and q.shape[3] % 2:
         raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
     which = backend(q, valid is not None or segments is not None)
-    inside = rope and which == "tile" and q.device.type == "cpu"  # the native kernels turn rows as they read them
+    # The tile's kernels turn rows as they read them.
+    inside = rope and which == "tile" and (not q.is_cuda or _turns_fit(*q.shape[2:]))
     if rope and not inside:
         q, k = rotate(q), rotate(k)
     if which == "tile":

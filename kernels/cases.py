@@ -170,3 +170,81 @@ ATTENTION_BENCH = (
     Attention("tiny, padding", 64, 4, 128, 16, padding=0.3),
     Attention("small", 32, 8, 256, 32),
 )
+
+
+class Norm(NamedTuple):
+    """An RMSNorm of x (N, D), or of x + a."""
+
+    name: str
+    N: int
+    D: int
+    add: bool = False
+    scale: float = 1.0
+
+    products = flop = 0
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> tuple[list[Tensor], list[Tensor]]:
+        """[x, weight] or [x, weight, a], and the gradients [dy] or [dy, ds], all but weight (N, D)."""
+        g = torch.Generator().manual_seed(self.N + self.D)
+        x, a, dy, ds = (torch.randn(self.N, self.D, generator=g).to(device, dtype) for _ in range(4))
+        x, weight = x * self.scale, torch.randn(self.D, generator=g).to(device, dtype)
+        return ([x, weight, a], [dy, ds]) if self.add else ([x, weight], [dy])
+
+    def bytes(self, itemsize: int) -> int:
+        """Forward: x (and a) read, y (and s) written; backward: dy, x (and ds) read, dx written."""
+        return (8 if self.add else 5) * self.N * self.D * itemsize
+
+    def __str__(self) -> str:
+        return self.name
+
+
+NORM = (
+    Norm("one row", 1, 16),
+    Norm("odd", 37, 33),
+    Norm("odd, added", 29, 80, add=True),
+    Norm("small values", 20, 48, scale=1e-3),
+    Norm("large values, added", 20, 48, add=True, scale=30.0),
+    Norm("many programs", 2500, 130, add=True),
+    Norm("a row a program", 5, 1500, add=True),
+    Norm("too wide", 2, 4100, add=True),
+)
+NORM_BENCH = (
+    Norm("tiny", 8192, 64),
+    Norm("tiny, added", 8192, 64, add=True),
+    Norm("small, added", 8192, 768, add=True),
+    Norm("wide, added", 8192, 4096, add=True),
+)
+
+
+class Gate(NamedTuple):
+    """A SwiGLU of x (N, 2 D)."""
+
+    name: str
+    N: int
+    D: int
+    scale: float = 1.0
+
+    products = flop = 0
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """x (N, 2 D) and dy (N, D)."""
+        g = torch.Generator().manual_seed(self.N + self.D)
+        x, dy = torch.randn(self.N, 2 * self.D, generator=g) * self.scale, torch.randn(self.N, self.D, generator=g)
+        return x.to(device, dtype), dy.to(device, dtype)
+
+    def bytes(self, itemsize: int) -> int:
+        """Forward: x read, y written; backward: dy, x read, dx written."""
+        return 8 * self.N * self.D * itemsize
+
+    def __str__(self) -> str:
+        return self.name
+
+
+GATE = (
+    Gate("one row", 1, 16),
+    Gate("odd", 37, 23),
+    Gate("tiny's width", 33, 192),
+    Gate("large values", 20, 40, scale=60.0),
+    Gate("two tiles a row", 3, 1100),
+)
+GATE_BENCH = (Gate("tiny", 8192, 192), Gate("small", 8192, 2304), Gate("wide", 8192, 11008))

@@ -1,7 +1,7 @@
 """Rows of a table, in and out, with gradients that are the same bits every run and never wait for the host.
 
     embedding   x_i = w[t_i],      dw[v] = sum_{i: t_i = v} dx_i
-    take_rows   x_j = h[rows_j],   dh[rows_j] = dx_j, 0 elsewhere: no row is taken twice
+    take_rows   x_j = h[rows_j],   dh[rows_j] = dx_j, 0 elsewhere (put_rows): no row is taken twice
 
 On a GPU thousands of gradient rows go to one row of the table, [MASK] above all. The positions are sorted by token and
 cut into chunks; a chunk sums its runs of equal tokens and writes the runs that end inside it, then every longer run
@@ -33,6 +33,32 @@ def _(dx, tokens, rows):
     return dx.new_empty(rows, dx.shape[1])
 
 
+def put_rows_ref(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
+    if n_rows is not None:  # what comes after the count repeats a row: it goes to a row that is cut off
+        rows = torch.where(torch.arange(len(rows), device=rows.device) < n_rows, rows, N)
+    dh = dx.new_zeros(N + 1, *dx.shape[1:])
+    return dh.index_copy_(0, rows, dx)[:N]
+
+
+@torch.library.custom_op("tdlm::put_rows", mutates_args=())
+def put_rows(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
+    """dh (N, D) of dx (M, D) and rows (M,) int64, of which the first n_rows count and differ; 0 elsewhere."""
+    return put_rows_ref(dx, rows, n_rows, N)
+
+
+@put_rows.register_fake
+def _(dx, rows, n_rows, N):
+    return dx.new_empty(N, *dx.shape[1:])
+
+
+def _triton_put(dx, rows, n_rows, N):
+    if dx.dim() != 2 or not dx.numel():
+        return put_rows._init_fn(dx, rows, n_rows, N)
+    from . import embedding_triton
+
+    return embedding_triton.put_rows(dx, rows, n_rows, N)
+
+
 def _triton_backward(dx, tokens, rows):
     if dx.dtype == torch.float64 or not dx.numel():
         return embedding_backward_ref(dx, tokens, rows)
@@ -44,6 +70,7 @@ def _triton_backward(dx, tokens, rows):
 def register(device: str) -> None:
     """Let the Triton kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
     embedding_backward.register_kernel(device)(_triton_backward)
+    put_rows.register_kernel(device)(_triton_put)
 
 
 if HAS_TRITON:
@@ -78,10 +105,7 @@ class _TakeRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx):
         rows, n_rows = ctx.saved_tensors
-        if n_rows is not None:  # what comes after the count repeats a row: it goes to a row that is cut off
-            rows = torch.where(torch.arange(len(rows), device=rows.device) < n_rows, rows, ctx.N)
-        dh = dx.new_zeros(ctx.N + 1, *dx.shape[1:])
-        return dh.index_copy_(0, rows, dx)[: ctx.N], None, None
+        return (put_rows if dx.is_cuda else put_rows_ref)(dx, rows, n_rows, ctx.N), None, None
 
 
 def take_rows(h: Tensor, rows: Tensor, n_rows: Tensor | None = None) -> Tensor:

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .order import stable_order
+
 CHUNK = 32  # sorted positions a program
 LOOK = 32  # chunks that a long run adds up at once
 OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
@@ -58,10 +60,30 @@ def run_kernel(SORTED, DW, PART, N, D, CHUNK: tl.constexpr, LOOK: tl.constexpr, 
     tl.store(DW + token.to(tl.int64) * D + d, total.to(DW.dtype.element_ty), mask=d < D)
 
 
+@triton.jit(do_not_specialize=["M"])
+def put_kernel(DX, ROWS, N_ROWS, DH, M, D, EACH: tl.constexpr, BLOCK_D: tl.constexpr):
+    j, d = tl.program_id(0) * EACH + tl.arange(0, EACH), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    on = j < M
+    if N_ROWS is not None:
+        on = on & (j < tl.load(N_ROWS))
+    row, inside = tl.load(ROWS + j, mask=on, other=0), on[:, None] & (d < D)[None, :]
+    dx = tl.load(DX + j[:, None].to(tl.int64) * D + d[None, :], mask=inside, other=0.0)
+    tl.store(DH + row[:, None] * D + d[None, :], dx, mask=inside)
+
+
+def put_rows(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
+    (M, D), dh = dx.shape, dx.new_zeros(N, dx.shape[1])
+    block = max(16, min(1024, triton.next_power_of_2(D)))
+    options = dict(EACH=1024 // block, BLOCK_D=block, **OPTIONS)
+    grid = (triton.cdiv(M, options["EACH"]), triton.cdiv(D, block))
+    put_kernel[grid](dx.contiguous(), rows.contiguous(), n_rows, dh, M, D, **options)
+    return dh
+
+
 def backward(dx: Tensor, tokens: Tensor, rows: int) -> Tensor:
     N, D = dx.shape
     dx, dw = dx.contiguous(), dx.new_zeros(rows, D)
-    ordered, order = torch.sort(tokens.int(), stable=True)
+    ordered, order = stable_order(tokens, rows)
     block_d = max(16, min(64, triton.next_power_of_2(D)))
     grid = (triton.cdiv(N, CHUNK), triton.cdiv(D, block_d))
     part = dx.new_empty(grid[0], 2, D, dtype=torch.float32)

@@ -12,7 +12,8 @@ import torch
 
 from . import lce_plan
 from .corrupt import _corrupt, _corrupt_at, corrupt_ref
-from .linear_cross_entropy import lce_backward_weight, lce_forward, lce_sum
+from .linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward, lce_sum
+from .native import _transformed
 from .philox import MASK
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,8 +33,12 @@ def _hardware(device: torch.device) -> tuple[int | None, int]:
 def missing() -> str:
     """Why Triton kernels cannot run at all, or nothing."""
     if importlib.util.find_spec("triton") is None:
+        from . import native_cuda
+
         why = "Triton is not installed: pip install triton (triton-windows on Windows)"
-        warnings.warn(f"tdlm_fast: the torch references run on the GPU. {why}", stacklevel=3)
+        head = "native CUDA serves the head on the GPU, " if native_cuda.backend == "native" else ""
+        rest = "torch references the rest" if head else "the torch references run on the GPU"
+        warnings.warn(f"tdlm_fast: {head}{rest}. {why}", stacklevel=3)
         return why
     return ""
 
@@ -49,8 +54,23 @@ def describe() -> str:
     return f"Triton, tiles of sm_{found}, sums of products in {sums}"
 
 
+def served() -> dict[str, str]:
+    """What serves the ops of this GPU that the head's backend does not choose."""
+    by = describe()
+    triton = by.startswith("Triton")
+    longer = f"Triton; past {MAX_T} tokens a row the torch reference"
+    rows = {"corrupt": longer if triton else by}
+    return rows | dict.fromkeys(("rms_norm", "swiglu"), "Triton" if triton else "PyTorch")
+
+
 def _serves(device: torch.device, *dtypes: torch.dtype) -> bool:
     return not missing() and _hardware(device)[0] is not None and all(d in DTYPES for d in dtypes)
+
+
+def serves_rows(*tensors: torch.Tensor) -> bool:
+    """Whether swiglu and rms_norm of these have Triton kernels: a GPU's tensors that no transform is at work on."""
+    x, dtypes = tensors[0], {a.dtype for a in tensors}
+    return x.is_cuda and x.numel() > 0 and not _transformed() and _serves(x.device, *dtypes)
 
 
 def _plan(h, weight, dtype, need_dh=True) -> lce_plan.Plan | None:
@@ -96,6 +116,16 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     return lce_triton.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, plan)
 
 
+def backward_rows(dh, grad, n_rows):
+    if not dh.numel() or not _serves(dh.device, dh.dtype, grad.dtype):
+        return lce_backward_rows._init_fn(dh, grad, n_rows)
+    if grad.shape != dh.shape[:1]:
+        raise ValueError(f"grad has shape {tuple(grad.shape)}; it must be {tuple(dh.shape[:1])}")
+    from . import lce_triton
+
+    return lce_triton.backward_rows(dh, grad, n_rows)
+
+
 def _corrupt_with(x0, valid, key, seed, step, *rest):
     if not x0.numel() or x0.shape[1] > MAX_T or not _serves(x0.device):
         seed, step = (seed, step) if key is None else (key[0], key[1])
@@ -119,6 +149,7 @@ def register(device: str) -> None:
     """Let the kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
     lce_forward.register_kernel(device)(forward)
     lce_backward_weight.register_kernel(device)(backward_weight)
+    lce_backward_rows.register_kernel(device)(backward_rows)
     lce_sum.register_kernel(device)(lce_sum._init_fn)
     _corrupt.register_kernel(device)(corrupt)
     _corrupt_at.register_kernel(device)(corrupt_at)

@@ -206,6 +206,17 @@ def weight_kernel(H, W, SHIFT, GS, CODE, GMAX, N_ROWS, DW, N, V, rows_of_w, D, H
     tl.store(DW + at, acc, mask=(v < rows_of_w - v0)[:, None] & (d < D)[None, :])
 
 
+@triton.jit(do_not_specialize=["N"])
+def rows_kernel(DH, G, N_ROWS, OUT, N, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of dh times their gradients; 0 past the count."""
+    r, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    at = r[:, None].to(tl.int64) * D + d[None, :]
+    on, inside = r < _live(N_ROWS, N), (r < N)[:, None] & (d < D)[None, :]
+    g = tl.load(G + r, mask=on, other=0.0).to(tl.float32)
+    dh = tl.load(DH + at, mask=on[:, None] & inside, other=0.0).to(tl.float32)
+    tl.store(OUT + at, (dh * g[:, None]).to(OUT.dtype.element_ty), mask=inside)
+
+
 def forward(
     h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None, valid_vocab: int,
     need_dh: bool, plan: Plan,
@@ -243,7 +254,10 @@ def backward_weight(
     shift, gs = (h.new_empty(padded, dtype=torch.float32) for _ in range(2))
     code = h.new_empty(padded, dtype=torch.int32)
     g = grad.float().contiguous()
-    top = g.abs().amax() if plan.dtype == torch.float16 else None
+    top = None
+    if plan.dtype == torch.float16:  # rows past the count may hold anything
+        top = g if n_rows is None else g.where(torch.arange(N, device=g.device) < n_rows, 0)
+        top = top.abs().amax()
     fold_kernel[(triton.cdiv(padded, FOLD_ROWS),)](
         targets.contiguous(), lse.float().contiguous(), g, top, n_rows, shift, gs, code, N, padded,
         HEADROOM=plan.headroom, ROWS=FOLD_ROWS, **SMALL,
@@ -255,3 +269,17 @@ def backward_weight(
         HALF_SUMS=plan.half_sums, BLOCK_N=tiles.rows, BLOCK_V=tiles.vocab, BLOCK_D=plan.block_d, **tiles.options,
     )  # fmt: skip
     return dw if parts == 1 else dw.sum(0).to(weight.dtype)
+
+
+def rows_launch(D: int) -> dict:
+    """Block sizes of rows_kernel for rows of D."""
+    block = max(16, min(1024, triton.next_power_of_2(D)))
+    return dict(ROWS=1024 // block, BLOCK_D=block)
+
+
+def backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
+    """lce_backward_rows in one launch."""
+    (N, D), dh, block = dh.shape, dh.contiguous(), rows_launch(dh.shape[1])
+    out, grid = torch.empty_like(dh), (triton.cdiv(N, block["ROWS"]), triton.cdiv(D, block["BLOCK_D"]))
+    rows_kernel[grid](dh, grad.contiguous(), n_rows, out, N, D, **block, **SMALL)
+    return out

@@ -81,6 +81,19 @@ def _(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     return torch.empty_like(weight)
 
 
+@torch.library.custom_op("tdlm::lce_backward_rows", mutates_args=())
+def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
+    """dh (N, D) for the upstream gradients grad (N,) of nll; 0 past the count, whatever grad is there."""
+    if n_rows is not None:
+        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
+    return (dh * grad[:, None]).to(dh.dtype)
+
+
+@lce_backward_rows.register_fake
+def _(dh, grad, n_rows):
+    return torch.empty_like(dh, memory_format=torch.contiguous_format)
+
+
 def _setup(ctx, inputs, output):
     h, weight, targets, n_rows, ctx.valid_vocab, ctx.dtype, _ = inputs
     ctx.set_materialize_grads(False)
@@ -99,9 +112,11 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
     grad = grad.contiguous()
-    if n_rows is not None:  # rows past the count have no loss, whatever is asked of them
+    if n_rows is not None and not h.is_cuda:  # rows past the count have no loss, whatever is asked of them
         grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
-    grad_h = (dh * grad[:, None]).to(h.dtype) if ctx.needs_input_grad[0] else None
+    grad_h = None
+    if ctx.needs_input_grad[0]:  # on a GPU this op and the next leave such rows out by themselves
+        grad_h = lce_backward_rows(dh, grad, n_rows) if h.is_cuda else (dh * grad[:, None]).to(h.dtype)
     grad_w = None
     if ctx.needs_input_grad[1]:
         grad_w = lce_backward_weight(h, weight, targets, lse, grad, n_rows, ctx.valid_vocab, ctx.dtype)

@@ -2,13 +2,15 @@
 
     y = silu(g) u;   du = dy silu(g),   dg = dy u s (1 + g (1 - s)),   s = 1 / (1 + exp(-g))
 
-On the CPU it is native; elsewhere PyTorch's own operations, which a compiler fuses. Arithmetic in fp32 (fp64 for fp64),
-results in the input's dtype, rounded once.
+On the CPU it is native, on a GPU Triton for fp32, bf16 and fp16; elsewhere PyTorch's own operations, which a compiler
+fuses. Arithmetic in fp32 (fp64 for fp64), results in the input's dtype, rounded once.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .attention import HAS_TRITON
 
 
 @torch.library.custom_op("tdlm::swiglu", mutates_args=())
@@ -48,13 +50,45 @@ def _backward(ctx, dy):
 swiglu_forward.register_autograd(_backward, setup_context=_setup)
 
 
+def _triton_forward(x):
+    from .gpu import DTYPES
+
+    if x.dtype not in DTYPES or not x.numel() or x.shape[-1] % 2:
+        return swiglu_forward._init_fn(x)
+    from . import swiglu_triton
+
+    return swiglu_triton.forward(x)
+
+
+def _triton_backward(dy, x):
+    from .gpu import DTYPES
+
+    if x.dtype not in DTYPES or not x.numel():
+        return swiglu_backward._init_fn(dy, x)
+    if dy.shape != (*x.shape[:-1], x.shape[-1] // 2):
+        raise ValueError(f"dy has shape {tuple(dy.shape)}; it must be {(*x.shape[:-1], x.shape[-1] // 2)}")
+    from . import swiglu_triton
+
+    return swiglu_triton.backward(dy, x)
+
+
+def register(device: str) -> None:
+    """Let the Triton kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
+    swiglu_forward.register_kernel(device)(_triton_forward)
+    swiglu_backward.register_kernel(device)(_triton_backward)
+
+
+if HAS_TRITON:
+    register("cuda")
+
+
 def swiglu(
     x: Tensor,  # (..., 2 n): gate, then what it lets through
 ) -> Tensor:
     """g, u = x.chunk(2, -1); F.silu(g) * u: (..., n) in x's dtype."""
-    from .native import serves_rows
+    from . import gpu, native
 
-    if serves_rows(x):
+    if native.serves_rows(x) or gpu.serves_rows(x):
         return swiglu_forward(x)
     g, u = x.chunk(2, -1)
     return F.silu(g) * u

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from . import data
 from .config import Config
+from .kernels.draw import draw
+from .kernels.finish import record
 from .optim import learning_rate
 from .step import EagerSteps, backward, update
 
@@ -46,15 +48,11 @@ class DeviceData:
 
     def batch(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
         """x0 (B, T) int64 and valid (B, T) bool, None where rows are full, of a step in the epoch begun; step: ()."""
-        size, device = self.batch_size, step.device
-        rows = self.order[step % self.steps_per_epoch * size + torch.arange(size, device=device)]
-        place = torch.arange(self.seq_len, device=device)
-        at = (self.starts[rows][:, None] + place).clamp_(max=len(self.tokens) - 1)
-        x0 = self.tokens[at].to(torch.int64) & self.mask
-        if not self.padded:
-            return x0, None
-        valid = place < self.lengths[rows][:, None]
-        return torch.where(valid, x0, 0), valid
+        x0, valid = draw(
+            self.tokens, self.starts, self.lengths, self.order, step, self.batch_size, self.steps_per_epoch,
+            self.seq_len, self.mask, self.padded,
+        )  # fmt: skip
+        return x0, valid if self.padded else None
 
 
 class DeviceSteps:
@@ -87,13 +85,11 @@ class DeviceSteps:
 
     def body(self) -> None:
         """One step, reading and writing device memory alone."""
-        self.lr.copy_(self.rates.index_select(0, self.step.view(1))[0])
+        torch.index_select(self.rates, 0, self.step.view(1), out=self.lr.view(1))
         x0, valid = self.data.batch(self.step)
         loss, loss_tokens, n = backward(self.model, self.loss_of, x0, valid, self.config, self.step)
         norm = update(self.model, self.optimizer, loss, self.config)
-        entry = torch.stack([a.double() for a in (loss, norm, loss_tokens, n)])
-        self.log.index_copy_(0, (self.step % len(self.log)).view(1), entry[None])
-        self.step += 1
+        record(self.log, self.step, loss, norm, loss_tokens, n)
 
     def run(self, step: int) -> None:
         """Start step `step`; it may still run on the device when this returns."""

@@ -62,13 +62,12 @@ def serving(device: torch.device) -> dict[str, str]:
     which = backend(q, masked=True)
     if device.type == "cpu":
         native = k.native.describe()
-        served = {"linear_cross_entropy": native, "corrupt": native}
+        served = dict.fromkeys(("linear_cross_entropy", "corrupt", "rms_norm", "swiglu"), native)
         tile, rows = f"native, {native}", "PyTorch"
     else:
-        served = {"linear_cross_entropy": k.native_cuda.describe(), "corrupt": k.gpu.describe()}
+        served = {"linear_cross_entropy": k.native_cuda.describe()} | k.gpu.served()
         tile = "Triton, one tile a head"
         rows = "PyTorch forward, Triton backward" if HAS_TRITON else "PyTorch forward, torch reference backward"
-    served |= dict.fromkeys(("rms_norm", "swiglu"), k.native.describe() if device.type == "cpu" else "PyTorch")
     return served | {"attention": {"tile": tile, "sdpa": "PyTorch's SDPA"}.get(which, which), "embedding": rows}
 
 

@@ -88,12 +88,15 @@ def as_on_gpu():
     """
     from importlib import import_module
 
+    from .kernels import gpu
+
     attention = import_module("tdlm_fast.kernels.attention")
     with (
         mock.patch.object(FakeTensor, "is_cuda", True, create=True),
         mock.patch.object(FakeTensor, "is_cpu", False, create=True),
         mock.patch.object(attention, "_capability", lambda device: CAPABILITY),
         mock.patch.object(attention, "HAS_TRITON", True),
+        mock.patch.object(gpu, "missing", lambda: ""),
     ):
         yield
 
@@ -106,7 +109,9 @@ class Vocabulary:
         self.start_token_id = self.vocab - 1
 
 
-def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2) -> Meter:
+def trace(
+    config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, meter: Meter | None = None
+) -> Meter:
     """Run `steps` captured steps of a config on fake tensors over a split of `tokens` tokens; returns the Meter.
 
     Raises HostTransfer, or the error of the op that has no fake form, where a step could not be captured.
@@ -117,7 +122,7 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2) -
     dtype = np.uint16 if vocabulary.vocab <= 1 << 16 else np.uint32
     padded = config.data.layout == "paragraphs"
     split = data.Split(np.zeros(rows * T, dtype), lengths, T, padded, np.arange(rows) * T, 1, None)
-    with FakeTensorMode(), as_on_gpu(), Meter() as meter:
+    with FakeTensorMode(), as_on_gpu(), meter or Meter() as meter:
         model = step.build_model(config, vocabulary).train()
         for p in model.parameters():
             meter.add(p)

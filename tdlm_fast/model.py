@@ -7,20 +7,30 @@ positions and a tied head are options. The model returns hidden states, never lo
 loss multiplies by.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import attention, embedding, rms_norm, swiglu
+from .kernels import add_rms_norm, attention, embedding, swiglu
 from .kernels.attention import rotate
+from .kernels.cast import cast
 
 
-def _norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    return rms_norm(x, norm.weight, norm.eps)
+def _narrowed(x: Tensor, *layers: nn.Linear) -> list:
+    """The layers as functions; where a GPU trains under autocast, of weights that are cast together, not one by one."""
+    if not (x.is_cuda and torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type)):
+        return list(layers)
+    weights = cast(torch.get_autocast_dtype(x.device.type), *(layer.weight for layer in layers))
+    return [functools.partial(F.linear, weight=w) for w in weights]
 
 
 class Block(nn.Module):
-    """One pre-norm block: multi-head attention, then the MLP, each added to the residual stream."""
+    """One pre-norm block: multi-head attention, then the MLP, each added to the residual stream.
+
+    The MLP's part is added by the norm that comes next, so a block takes (x, what to add to it) and returns the same.
+    """
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float, mlp: str, rope: bool):
         super().__init__()
@@ -31,9 +41,13 @@ class Block(nn.Module):
         self.up = nn.Linear(width, (2 if mlp == "swiglu" else 1) * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, causal: bool, valid: Tensor | None, cache: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, a: Tensor | None, causal: bool, valid: Tensor | None, cache: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         B, T, D = x.shape
-        q, k, v = self.qkv(_norm(self.norm1, x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        qkv, out, up, down = _narrowed(x, self.qkv, self.out, self.up, self.down)
+        x, y = add_rms_norm(x, a, self.norm1.weight, self.norm1.eps, narrow=True)
+        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in qkv(y).chunk(3, -1))
         p = self.dropout if self.training else 0.0
         if cache is None:
             a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
@@ -47,9 +61,10 @@ class Block(nn.Module):
                 a = F.scaled_dot_product_attention(q, k, v)
             else:
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
-        x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
-        up = self.up(_norm(self.norm2, x))
-        return x + self.down(F.gelu(up) if self.mlp == "gelu" else swiglu(up))
+        a = out(a.transpose(1, 2).reshape(B, T, D))
+        x, y = add_rms_norm(x, a, self.norm2.weight, self.norm2.eps, narrow=True)
+        y = up(y)
+        return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))
 
 
 class Model(nn.Module):
@@ -117,7 +132,7 @@ class Model(nn.Module):
             if end > len(table):
                 raise ValueError(f"{end} tokens are more than the table of {len(table)} positions")
             x = x + table[read:end]
-        x = self.dropout(x)
+        x, a = self.dropout(x), None
         for i, block in enumerate(self.blocks):
-            x = block(x, causal, valid, None if cache is None else cache[i])
-        return _norm(self.norm, x)
+            x, a = block(x, a, causal, valid, None if cache is None else cache[i])
+        return add_rms_norm(x, a, self.norm.weight, self.norm.eps)[1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .kernels import Corruption, corrupt, linear_cross_entropy, take_rows
+from .kernels.next_token import next_token, next_token_inputs
 from .kernels.philox import STREAM_TOKEN, random_words
 from .kernels.schedules import mask_probability
 
@@ -88,13 +89,6 @@ def autoregressive_loss(
     return linear_cross_entropy(h, model.head, targets, weights, n_rows=live), n
 
 
-def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What next-token reads to predict x0 (B, T): (inputs (B, T), which of them are no padding, None for all)."""
-    shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
-    # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
-    return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
-
-
 def next_token_nll(
     model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None, hidden: Tensor | None = None
 ) -> Tensor:
@@ -107,13 +101,12 @@ def next_token_nll(
 def _next_token_rows(model, x0: Tensor, start_token_id: int, valid: Tensor | None, hidden: Tensor | None) -> tuple:
     """(h (B T, D), targets (B T,), how many of these rows are no padding, their places); None for all, in order."""
     read = x0 if hidden is None else torch.where(hidden, model.mask_token_id, x0)
-    shifted, seen = next_token_inputs(read, start_token_id, valid)
     if valid is None:
+        shifted, _ = next_token_inputs(read, start_token_id, None)
         return model(shifted, causal=True).flatten(0, 1), x0.flatten(), None, None
+    shifted, seen, order, targets, n = next_token(read, x0, valid, start_token_id)
     h = model(shifted, causal=True, valid=seen).flatten(0, 1)
-    # Padding is moved behind the real tokens, where the row count leaves it out of the head.
-    order = torch.argsort(~valid.flatten(), stable=True)
-    return take_rows(h, order), x0.flatten()[order], valid.sum(), order
+    return take_rows(h, order), targets, n, order
 
 
 OBJECTIVES = {"diffusion": diffusion_loss, "autoregressive": autoregressive_loss}

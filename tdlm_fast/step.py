@@ -9,6 +9,7 @@ import torch
 
 from . import data
 from .config import Config
+from .kernels.finish import clip_scale
 from .likelihood import autocast
 from .model import Model
 from .objective import OBJECTIVES, masked_tokens
@@ -38,28 +39,34 @@ def objective(config: Config, tokenizer):
 def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
     """Gradients of a batch, in its micro-batches: (loss, tokens that bore loss, tokens), scalars on the device."""
     device, size, parts = x0.device, config.train.batch_size, config.train.accumulation
+    loss = loss_tokens = None
     n = divisor = x0.new_full((), x0.numel()) if valid is None else valid.sum()
     if config.objective == "diffusion" and config.loss_weight != "elbo":
         divisor = None
         if parts > 1:  # strata differ between micro-batches, so each by itself would average over another number
             noise = dict(schedule=config.noise.schedule, sampling=config.noise.sampling)
             divisor = masked_tokens(model, x0, seed=config.seed, step=step, valid=valid, **noise).clamp(min=1)
-    loss, loss_tokens = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     for i in range(0, size, size // parts):
         rows = slice(i, i + size // parts)
         part = None if valid is None else valid[rows]
         with autocast(device, config.precision):
             value, k = loss_of(model, x0[rows], step=step, valid=part, row_offset=i, batch_rows=size, divisor=divisor)
         value.backward()
-        loss, loss_tokens = loss + value.detach(), loss_tokens + k
+        value = value.detach()
+        loss, loss_tokens = (value, k) if loss is None else (loss + value, loss_tokens + k)
     return loss, loss_tokens, n
 
 
 def update(model, optimizer, loss, config: Config):
     """Clip, step and clear the gradients; returns their norm before clipping, a scalar on the device."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or float("inf"), foreach=True)
+    clip = config.optim.clip or float("inf")
     # Fused AdamW skips this step where found_inf is 1, so no such gradient reaches the weights; the host need not wait.
-    optimizer.found_inf = (~torch.isfinite(loss + norm)).float()
+    if loss.is_cuda:  # and it divides by grad_scale there, so that clipping is no pass of its own
+        norms = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        norm, optimizer.grad_scale, optimizer.found_inf = clip_scale(norms, loss, clip)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip, foreach=True)
+        optimizer.found_inf = (~torch.isfinite(loss + norm)).float()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

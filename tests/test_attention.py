@@ -134,6 +134,10 @@ def test_compiled_ahead_of_time_no_tile_spills(kernel, T, K, dtype, arch, shared
         name: options.pop(name) for name in ("BLOCK_T", "BLOCK_K")
     }
     types_ = dict(VALID="*u8", SEGMENTS="*i64", KEY="*i64", scale="fp32", rescale="fp32", H="i32", T="i32")
+    if A._turns_fit(T, K):
+        types_["TURNS"] = "*fp32"
+    else:  # q and k come turned
+        constants["TURNS"] = None
     kinds = {}
     for name in fn.arg_names:
         stride = "i32" if name[1:] in ("_b", "_h", "_t") else f"*{dtype}"

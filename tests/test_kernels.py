@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import corrupt, linear_cross_entropy
+from tdlm_fast.kernels import corrupt, gpu, linear_cross_entropy, native_cuda
 from tdlm_fast.kernels.linear_cross_entropy import lce_forward, lce_sum
 from tdlm_fast.kernels.philox import philox4x32
 from tdlm_fast.kernels.schedules import SCHEDULES
@@ -136,3 +136,25 @@ def test_a_compiled_caller_is_one_graph(reduction):
     (a, *da), (b, *db) = ((v, *torch.autograd.grad(v, (h, w))) for v in (compiled(h), loss(h)))
     for found, expected in zip((a, *da), (b, *db), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_the_doctor_says_what_serves_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu, "_hardware", lambda device: (86, 46))
+    monkeypatch.setattr(gpu, "missing", lambda: "")
+    found = gpu.served()
+    assert found["corrupt"] == "Triton; past 4096 tokens a row the torch reference" and found["swiglu"] == "Triton"
+    monkeypatch.setattr(gpu, "missing", lambda: "Triton is not installed")
+    assert gpu.served()["corrupt"].startswith("torch references") and gpu.served()["rms_norm"] == "PyTorch"
+
+
+@pytest.mark.parametrize("backend, said", [
+    ("native", "native CUDA serves the head on the GPU, torch references the rest. Triton is not installed"),
+    ("none", "the torch references run on the GPU. Triton is not installed"),
+])  # fmt: skip
+def test_the_warning_without_triton_names_what_runs(monkeypatch, backend, said):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(native_cuda, "backend", backend)
+    with pytest.warns(UserWarning, match=said):
+        gpu.missing.__wrapped__()

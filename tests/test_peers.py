@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import peers
-from tdlm_fast.kernels.cases import Attention, Lce
+from tdlm_fast.kernels.cases import Attention, Gate, Lce, Norm
 
 
 def gradients(sides) -> dict:
@@ -45,6 +45,19 @@ def test_every_attention_has_the_same_gradients(causal, padding):
     for theirs in found.values():
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides, present", [
+    (lambda: peers.norm_sides(Norm("small", 7, 32), torch.float32, "cpu"), {"F.rms_norm"}),
+    (lambda: peers.norm_sides(Norm("small", 7, 32, add=True), torch.float32, "cpu"), {"F.rms_norm"}),
+    (lambda: peers.gate_sides(Gate("small", 7, 24), torch.float32, "cpu"), {"PyTorch"}),
+])  # fmt: skip
+def test_every_norm_and_gate_has_the_same_gradients(sides, present):
+    found = gradients(sides())
+    mine = found.pop("tdlm_fast")
+    assert set(found) == present
+    for a, b in zip(mine, found[present.pop()], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("names, chosen", [

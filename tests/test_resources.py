@@ -25,6 +25,9 @@ REPRESENTATIVE = (
     "forward without dh, bfloat16, D 16", "weight, bfloat16, D 64, odd width", "combine of forward, float16, D 64",
     "forward, float16, fp16 sums, D 64", "fold", "softmax, bfloat16", "mask, counts, T 128", "compact, T 128",
     "attention's gradient, bfloat16, T 128, K 32, causal, every mask", "embedding's chunks, bfloat16, D 64",
+    "attention's gradient, bfloat16, T 128, K 16, causal, every mask, turned",
+    "norm, float32 to bfloat16, D 64", "norm's gradient, float32 to bfloat16, D 4096", "order of tokens", "clip",
+    "gate's gradient, bfloat16, D 192", "draw, int32, padded", "record",
 )  # fmt: skip
 
 

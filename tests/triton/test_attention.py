@@ -39,14 +39,14 @@ def answers(of, qkv, dout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("T, K", [(1, 16), (7, 12), (60, 40), (100, 16), (128, 32)])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mask", ["plain", "padding", "documents", "both, dropout"])
+@pytest.mark.parametrize("mask", ["plain", "padding", "documents", "both, dropout", "turned", "turned, both, dropout"])
 def test_forward_and_every_gradient(T, K, causal, mask, dtype):
-    dropout = 0.1 if "dropout" in mask else 0.0
+    dropout, rope = 0.1 if "dropout" in mask else 0.0, "turned" in mask
     both = "both" in mask
     qkv, dout, rest = problem(T, K, dtype, both or mask == "padding", both or mask == "documents", bool(dropout))
-    of = lambda *a: A.attention_ref(*a, *rest, causal, dropout)  # noqa: E731
+    of = lambda *a: A.attention_ref(*a, *rest, causal, dropout, rope)  # noqa: E731
     truth, theirs = answers(of, qkv, dout, torch.float64), answers(of, qkv, dout, dtype)
-    mine = answers(lambda *a: A.tile_attention(*a, *rest, causal, dropout), qkv, dout, dtype)
+    mine = answers(lambda *a: A.tile_attention(*a, *rest, causal, dropout, rope), qkv, dout, dtype)
     for name, m, t, exact in zip(("out", "dq", "dk", "dv"), mine, theirs, truth, strict=True):
         error, allowed = (m - exact).abs().max(), 2 * (t - exact).abs().max() + 1.5e-3 * exact.abs().max() + 1e-4
         assert m.dtype == dtype and error <= allowed, (name, error, allowed)
@@ -89,3 +89,4 @@ def test_opcheck():
     inputs = [a.detach().requires_grad_() for a in (q, k, v)]
     torch.library.opcheck(A.tile_attention, (*inputs, *rest, True, 0.1))
     torch.library.opcheck(A.tile_attention_backward, (dout, q, k, v, *rest, True, 0.1))
+    torch.library.opcheck(A.tile_attention, (*inputs, *rest, True, 0.1, True))

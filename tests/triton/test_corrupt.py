@@ -7,7 +7,7 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdlm_fast.kernels import corrupt, corrupt_triton
+from tdlm_fast.kernels import corrupt, corrupt_triton, gpu
 from tdlm_fast.kernels import philox as reference
 from tdlm_fast.kernels.cases import CORRUPT
 from tdlm_fast.kernels.corrupt import SAMPLINGS, _corrupt, _corrupt_at, corrupt_ref
@@ -52,6 +52,21 @@ def test_every_bit_is_the_references(case, sampling, device):
     x0, valid = case.inputs(device)
     for schedule in SCHEDULES:
         both(x0, valid, 7, 2**31 + 5, schedule, sampling, case.row_offset, case.batch_rows)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_rows_too_long_for_a_program_take_the_reference(sampling, device, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a program of the kernels would spill")
+
+    monkeypatch.setattr(corrupt_triton, "corrupt", refuse)
+    x0 = torch.randint(0, 50, (2, gpu.MAX_T + 1), device=device)
+    found = both(x0, x0 > 4, 3, 4, "cosine", sampling)
+    assert 0 < found.n_masked < (x0 > 4).sum()
+    step = torch.tensor(4, device=device)
+    same(corrupt(x0, valid=x0 > 4, seed=3, step=step, mask_token_id=999, schedule="cosine", sampling=sampling), found)
+    with pytest.raises(AssertionError, match="spill"):
+        corrupt(x0[:, :-1], seed=3, step=4, mask_token_id=999)
 
 
 def test_counts_are_added_up_in_blocks(device, monkeypatch):

@@ -47,6 +47,22 @@ def test_every_row_gets_its_sum(kind, N, D):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("D", [5, 64, 1030])
+@pytest.mark.parametrize("n", [0, 1, 30, 33, None])
+def test_rows_are_put_where_they_were_taken(n, D, dtype):
+    """Rows past the count repeat a row, and what they hold goes nowhere."""
+    rows = torch.randperm(50, device=DEVICE)[:33]
+    dx, count = torch.randn(33, D, device=DEVICE).to(dtype), None
+    if n is not None:
+        rows[n:], dx[n:], count = rows[0], float("nan"), torch.tensor(n, device=DEVICE)
+    dh = E.put_rows(dx, rows, count, 50)
+    truth = torch.zeros(50, D, device=DEVICE, dtype=dtype)
+    truth[rows[:n]] = dx[:n]
+    assert torch.equal(dh, truth) and torch.equal(E.put_rows_ref(dx, rows, count, 50), truth)
+    torch.library.opcheck(E.put_rows, (dx, rows, count, 50))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_opcheck_and_dtype(dtype):
     args = torch.randn(40, 16, device=DEVICE).to(dtype), torch.randint(0, 9, (40,), device=DEVICE), 9
     torch.library.opcheck(E.embedding_backward, args)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tdlm_fast.kernels import gpu, lce_plan, lce_stored, linear_cross_entropy
 from tdlm_fast.kernels.cases import LCE, Lce
-from tdlm_fast.kernels.linear_cross_entropy import lce_backward_weight, lce_forward
+from tdlm_fast.kernels.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward
 
 # The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
@@ -83,6 +83,24 @@ def test_weights_of_zero_and_rows_past_the_count_give_exactly_zero(device):
     nll, dh, _ = ours(found, torch.float16, device)
     assert nll[found.live :].eq(0).all() and dh[found.live :].eq(0).all() and dh[::3].eq(0).all()
     assert ours(next(c for c in LCE if c.name == "no weight"), torch.float16, device)[2].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_gradients_past_the_count_may_hold_anything(dtype, device):
+    _, h, w, y, _, n = case("some rows", dtype, device)
+    g = torch.rand(len(y), device=device) + 0.5
+    lse, dh = lce_forward(h, w, y, n, 301, dtype, True)[1:]
+    clean, wild = g.clone(), g.clone()
+    clean[int(n) :], wild[int(n) :] = 0, float("nan")
+    dw = [lce_backward_weight(h, w, y, lse, a, n, 301, dtype) for a in (clean, wild)]
+    assert torch.equal(*dw) and dw[0].isfinite().all()
+    found = lce_backward_rows(dh, wild, n)
+    truth = (dh.double() * clean.double()[:, None]).to(dtype)
+    torch.testing.assert_close(found, truth, rtol=torch.finfo(dtype).eps, atol=0)
+    assert torch.equal(lce_backward_rows(dh, clean, None), found)
+    with pytest.raises(ValueError, match="must be"):
+        lce_backward_rows(dh, wild[:3], n)
+    torch.library.opcheck(lce_backward_rows, (dh, clean, n))
 
 
 def test_two_runs_give_the_same_bits(device):

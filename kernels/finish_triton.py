@@ -1,0 +1,45 @@
+"""The Triton kernels of finish.py: one program each."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 128  # norms that are added up at once
+OPTIONS = dict(num_warps=1, num_stages=1, enable_fp_fusion=True)
+
+
+@triton.jit
+def clip_kernel(NORMS, LOSS, NORM, SCALE, SKIP, P, clip, BLOCK: tl.constexpr):
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, P, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        norm = tl.load(NORMS + i, mask=i < P, other=0.0)
+        total += norm * norm
+    norm = tl.sqrt(tl.sum(total, 0))
+    both = tl.load(LOSS) + norm
+    tl.store(NORM, norm)
+    tl.store(SCALE, tl.maximum((norm + 1e-6) / clip, 1.0))
+    tl.store(SKIP, tl.where(tl.abs(both) < float("inf"), 0.0, 1.0))  # of nan too
+
+
+@triton.jit
+def record_kernel(LOG, STEP, LOSS, NORM, LOSS_TOKENS, TOKENS, window):
+    step = tl.load(STEP)
+    line = LOG + step % window * 4
+    tl.store(line, tl.load(LOSS).to(tl.float64))
+    tl.store(line + 1, tl.load(NORM).to(tl.float64))
+    tl.store(line + 2, tl.load(LOSS_TOKENS).to(tl.float64))
+    tl.store(line + 3, tl.load(TOKENS).to(tl.float64))
+    tl.store(STEP, step + 1)
+
+
+def clip_scale(norms: Tensor, loss: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """tdlm::clip_scale."""
+    norm, scale, skip = (norms.new_empty(()) for _ in range(3))
+    clip_kernel[(1,)](norms, loss, norm, scale, skip, len(norms), clip, BLOCK=BLOCK, **OPTIONS)
+    return norm, scale, skip
+
+
+def record(log: Tensor, step: Tensor, loss: Tensor, norm: Tensor, loss_tokens: Tensor, tokens: Tensor) -> None:
+    """tdlm::record."""
+    record_kernel[(1,)](log, step, loss, norm, loss_tokens, tokens, len(log), **OPTIONS)

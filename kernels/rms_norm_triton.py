@@ -1,0 +1,86 @@
+"""The Triton kernels of rms_norm.py: some rows a program, alone or with the residual added first.
+
+Each program of the backward pass sums dw over its own rows; the programs' sums are added up in their order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_D = 1 << 12  # a program holds whole rows
+PROGRAMS = 256  # of the backward pass, at most
+TILE = 1024  # entries that a program holds at once, or one row
+
+
+@triton.jit(do_not_specialize=["N"])
+def forward_kernel(X, A, W, S, Y, N, D, eps, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    r, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    at = r[:, None].to(tl.int64) * D + d[None, :]
+    inside = (r < N)[:, None] & (d < D)[None, :]
+    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+    if A is not None:
+        s = (x + tl.load(A + at, mask=inside, other=0.0).to(tl.float32)).to(S.dtype.element_ty)
+        tl.store(S + at, s, mask=inside)
+        x = s.to(tl.float32)  # the norm is that of what is stored
+    w = tl.load(W + d, mask=d < D, other=0.0).to(tl.float32)
+    y = x * tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None] * w[None, :]
+    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "tiles"])
+def backward_kernel(DY, DS, X, W, DX, DA, PART, N, D, eps, tiles, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Program p: dx, and da if there is one, of its tiles of rows; their share of dw into PART[p]."""
+    d = tl.arange(0, BLOCK_D)
+    w = tl.load(W + d, mask=d < D, other=0.0).to(tl.float32)
+    dw = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for tile in range(tl.program_id(0) * tiles, (tl.program_id(0) + 1) * tiles):
+        r = tile * ROWS + tl.arange(0, ROWS)
+        at = r[:, None].to(tl.int64) * D + d[None, :]
+        inside = (r < N)[:, None] & (d < D)[None, :]
+        x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(DY + at, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        x, g = x * scale, dy * w[None, :]
+        dw += tl.where(inside, dy * x, 0.0)
+        dx = scale * (g - x * (tl.sum(g * x, 1) / D)[:, None])
+        if DS is not None:
+            dx += tl.load(DS + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=inside)
+        if DA is not None:
+            tl.store(DA + at, dx.to(DA.dtype.element_ty), mask=inside)
+    tl.store(PART + tl.program_id(0) * D + d, tl.sum(dw, 0), mask=d < D)
+
+
+def launch(D: int) -> dict:
+    """Block sizes and warps for rows of D."""
+    block = max(16, triton.next_power_of_2(D))
+    rows, warps = min(32, max(1, TILE // block)), max(4, block // 256)
+    return dict(ROWS=rows, BLOCK_D=block, num_warps=warps, num_stages=1, enable_fp_fusion=True)
+
+
+def forward(x: Tensor, a: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(x + a in x's dtype, or (0,) without a; its norm in dtype), in one launch."""
+    D, options = x.shape[-1], launch(x.shape[-1])
+    N, x, a = x.numel() // D, x.contiguous(), None if a is None else a.contiguous()
+    s, y = x.new_empty(0) if a is None else torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+    grid = (triton.cdiv(N, options["ROWS"]),)
+    forward_kernel[grid](x, a, weight.contiguous(), None if a is None else s, y, N, D, eps, **options)
+    return s, y
+
+
+def backward(
+    dy: Tensor, ds: Tensor | None, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx in x's dtype, the same in dtype or (0,) where that is x's or None, dw), in two launches."""
+    D, options = x.shape[-1], launch(x.shape[-1])
+    N, x, dy, ds = x.numel() // D, x.contiguous(), dy.contiguous(), None if ds is None else ds.contiguous()
+    dx, other = torch.empty_like(x), dtype not in (None, x.dtype)
+    da = torch.empty_like(x, dtype=dtype) if other else x.new_empty(0)
+    rows = triton.cdiv(N, options["ROWS"])
+    tiles = triton.cdiv(rows, PROGRAMS)
+    part = x.new_empty(triton.cdiv(rows, tiles), D, dtype=torch.float32)
+    backward_kernel[(len(part),)](
+        dy, ds, x, weight.contiguous(), dx, da if other else None, part, N, D, eps, tiles, **options
+    )
+    return dx, da, part.sum(0).to(weight.dtype)

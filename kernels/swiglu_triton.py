@@ -1,0 +1,59 @@
+"""The Triton kernels of swiglu.py: a tile of y a program, one launch each way."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 1024  # entries of y a program
+
+
+@triton.jit
+def _gate(X, r, c, M, D):
+    """Gate, what it lets through and sigmoid(gate), fp32, at rows r and columns c; where they lie; which are inside."""
+    at = r[:, None].to(tl.int64) * (2 * D) + c[None, :]
+    inside = (r < M)[:, None] & (c < D)[None, :]
+    g = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(X + at + D, mask=inside, other=0.0).to(tl.float32)
+    return g, u, 1 / (1 + tl.exp(-g)), at, inside
+
+
+@triton.jit(do_not_specialize=["M"])
+def forward_kernel(X, Y, M, D, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    g, u, s, _, inside = _gate(X, r, c, M, D)
+    tl.store(Y + r[:, None].to(tl.int64) * D + c[None, :], (g * s * u).to(Y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["M"])
+def backward_kernel(DY, X, DX, M, D, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    g, u, s, at, inside = _gate(X, r, c, M, D)
+    dy = tl.load(DY + r[:, None].to(tl.int64) * D + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(DX + at, (dy * u * s * (1 + g * (1 - s))).to(DX.dtype.element_ty), mask=inside)
+    tl.store(DX + at + D, (dy * g * s).to(DX.dtype.element_ty), mask=inside)
+
+
+def launch(D: int) -> dict:
+    """Block sizes and warps for rows of y of D."""
+    block = max(16, min(TILE, triton.next_power_of_2(D)))
+    return dict(ROWS=TILE // block, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True)
+
+
+def _grid(M: int, D: int, options: dict) -> tuple[int, int]:
+    return triton.cdiv(M, options["ROWS"]), triton.cdiv(D, options["BLOCK"])
+
+
+def forward(x: Tensor) -> Tensor:
+    """y (..., n) of x (..., 2 n)."""
+    x, D = x.contiguous(), x.shape[-1] // 2
+    y, M, options = x.new_empty(*x.shape[:-1], D), x.numel() // (2 * D), launch(D)
+    forward_kernel[_grid(M, D, options)](x, y, M, D, **options)
+    return y
+
+
+def backward(dy: Tensor, x: Tensor) -> Tensor:
+    """dx (..., 2 n) of dy (..., n) and x (..., 2 n)."""
+    x, dy, D = x.contiguous(), dy.contiguous(), x.shape[-1] // 2
+    dx, M, options = x.new_empty(x.shape), x.numel() // (2 * D), launch(D)
+    backward_kernel[_grid(M, D, options)](dy, x, dx, M, D, **options)
+    return dx

@@ -9,56 +9,53 @@ import sys
 from pathlib import Path
 
 from bench import tables_claims, tables_cpu, tables_samplers
+from tdlm_fast import report as compared
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 OBJECTIVES = ("diffusion", "autoregressive")
 
 
-def run(objective: str) -> dict:
-    """The published experiment of one objective: its summary.json."""
-    return json.loads((RESULTS / f"wikitext-2-{objective}" / "summary.json").read_text())
-
-
 def curve(objective: str) -> list[tuple[int, float, float]]:
-    """(step, seconds of training, validation nats per token) of every evaluation."""
-    lines = (RESULTS / f"wikitext-2-{objective}" / "metrics.jsonl").read_text().splitlines()
-    found = [e for e in map(json.loads, lines) if "valid" in e]
-    return [(e["step"], e["seconds"], e["valid"]["nats_per_token"]) for e in found]
+    """(step, seconds of training, validation nats per token) of every evaluation, means over the seeds."""
+    points = compared.by_step(compared.first_arms(tables_claims.comparison())[objective])
+    return [
+        (step, compared.mean(e["seconds"] for e in es), compared.mean(e["valid"]["nats_per_token"] for e in es))
+        for step, es in sorted(points.items())
+    ]
 
 
 def experiment() -> str:
     """The published experiment as we measure it, and the difference in words."""
     published = json.loads((RESULTS / "published.json").read_text())
-    rows = ["| | diffusion | autoregressive |", "|---|---|---|"]
-    runs = {o: run(o) for o in OBJECTIVES}
+    found = tables_claims.comparison()
+    names = ("test, nats per token", "test perplexity", "test, bits per byte")
+    tests = zip(*map(tables_claims.test_cells, OBJECTIVES), strict=True)
+    rows = [("", *OBJECTIVES), *((name, *cells) for name, cells in zip(names, tests, strict=True))]
+    theirs = [published[o] for o in OBJECTIVES]
+    rows.append(("published test perplexity", *(f"{p['test_ppl']:.2f} ({p['bound']})" for p in theirs)))
+    runs = {o: [r["summary"] for r in tables_claims.runs(o)] for o in OBJECTIVES}
 
-    def row(name, cell):
-        rows.append(f"| {name} | " + " | ".join(cell(o) for o in OBJECTIVES) + " |")
+    def row(name, of, form):
+        rows.append((name, *(tables_claims.spread_of([of(r) for r in runs[o]], form) for o in OBJECTIVES)))
 
-    def nats(o):
-        t = runs[o]["test"]
-        return f"≤ {t['nats_per_token']:.3f} ± {t['stderr']:.3f}" if t["samples"] else f"{t['nats_per_token']:.3f}"
-
-    row("test, nats per token", nats)
-    row("test perplexity", lambda o: f"{'≤ ' if runs[o]['test']['samples'] else ''}{runs[o]['test']['ppl']:.1f}")
-    row("test, bits per byte", lambda o: f"{runs[o]['test']['bits_per_byte']:.3f}")
-    row("published test perplexity", lambda o: f"{published[o]['test_ppl']:.2f} ({published[o]['bound']})")
-    row("training, minutes", lambda o: f"{runs[o]['seconds'] / 60:.1f}")
-    row("published, minutes", lambda o: f"{published[o]['minutes']}")
-    row("tokens/s", lambda o: f"{runs[o]['tokens_per_s']:,.0f}")
-    row("loss-bearing tokens/s", lambda o: f"{runs[o]['loss_tokens_per_s']:,.0f}")
-    row("peak memory, MB", lambda o: f"{runs[o]['peak_memory_mb']:,.0f}")
-    a, d = (runs[o]["test"] for o in ("autoregressive", "diffusion"))
-    gap = d["nats_per_token"] - a["nats_per_token"]
-    side = "autoregressive" if gap > 0 else "diffusion"
+    row("training, minutes", lambda r: r["seconds"] / 60, "{:.1f}")
+    rows.append(("published, minutes", *(str(p["minutes"]) for p in theirs)))
+    row("tokens/s", lambda r: r["tokens_per_s"], "{:,.0f}")
+    row("loss-bearing tokens/s", lambda r: r["loss_tokens_per_s"], "{:,.0f}")
+    row("peak memory, MB", lambda r: r["peak_memory_mb"], "{:,.0f}")
+    right = next(c for c in found["claims"] if c["id"] == "test")["right"]
+    sign = -1 if right["mean"] < 0 else 1
+    low, high = sorted(sign * right[k] for k in ("low", "high"))
+    one = runs["diffusion"][0]
     words = (
-        f"{runs['diffusion']['steps']:,} steps of {runs['diffusion']['parameters']:,} parameters, one seed, on "
-        f"{runs['diffusion']['device']}. On the same tokens {side} is {abs(gap):.3f} nats per token ahead; ± is the "
-        "standard error of estimating the bound, not of training again with another seed, and a bound may lie above "
-        "the likelihood it bounds."
+        f"{one['steps']:,} steps of {one['parameters']:,} parameters on {one['device']}; means of "
+        f"{compared.seeds_of(found)}, in brackets the lowest and the highest. On the same tokens "
+        f"{'autoregressive' if sign < 0 else 'diffusion'} is {abs(right['mean']):.3f} nats per token ahead "
+        f"(95 % interval over seeds and the bound's own error: {low:.3f} to {high:.3f}). A bound may lie above the "
+        "likelihood it bounds."
     )
-    return "\n".join(rows) + "\n\n" + words
+    return tables_claims.table(*rows) + "\n\n" + words
 
 
 def make_train() -> str:

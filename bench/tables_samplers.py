@@ -49,25 +49,30 @@ def steps() -> str:
         return f"{x[0]:.{digits}f} ({x[1]:.{digits}f} to {x[2]:.{digits}f})"
 
     for e in found["difficulty"]:
-        spreads = f"{interval(e['spread_of_pays'])} | {interval(e['spread_of_excess'])}"
+        some = e["excess_nats_a_text"][1] > 0  # else a spread of it is one of noise
+        spreads = f"{interval(e['spread_of_pays'])} | {interval(e['spread_of_excess']) if some else '–'}"
         total = interval(e["excess_nats_a_text"])
         rows.append(f"| {e['steps']} | {e['unmasking']} | {e['spread_of_length']:.2f} | {spreads} | {total} |")
     named = [e for e in found["difficulty"] if e["unmasking"] != "best"]
     words = [
         "The three columns in the middle are coefficients of variation over the steps, 0 where all are equal; in "
-        f"brackets the 95 % interval over {found['held_out_texts']} held-out texts. {about(found)}"
+        f"brackets the 95 % interval over {found['held_out_texts']} held-out texts; – where the excess is not told "
+        f"from 0. {about(found)}"
     ]
+
+    def least(each, of):
+        best = min(each, key=lambda e: e[of][0])
+        apart = all(best[of][2] < e[of][1] for e in each if e is not best)
+        return best["unmasking"] if apart else "none for certain"
+
     for S in dict.fromkeys(e["steps"] for e in named):
         each = [e for e in named if e["steps"] == S]
-        least = {
-            of: min(each, key=lambda e, of=of: e[of][0])["unmasking"]
-            for of in ("spread_of_pays", "spread_of_excess", "excess_nats_a_text")
-        }
         words.append(
-            f"- {S} steps: the most equal nats written has {least['spread_of_pays']}, the most equal excess "
-            f"{least['spread_of_excess']}, the least excess {least['excess_nats_a_text']}."
+            f"- {S} steps: the most equal nats written has {least(each, 'spread_of_pays')}, the most equal excess "
+            f"{least(each, 'spread_of_excess')}, the least excess {least(each, 'excess_nats_a_text')}."
         )
-    return "\n".join(rows) + "\n\n" + words[0] + "\n\n" + "\n".join(words[1:])
+    words[1:1] = ["A schedule is named where its interval lies below those of the other two."]
+    return "\n".join(rows) + "\n\n" + "\n\n".join(words[:2]) + "\n\n" + "\n".join(words[2:])
 
 
 TABLES = {"texts": texts, "steps": steps}

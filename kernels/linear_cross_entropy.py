@@ -102,7 +102,7 @@ def _setup(ctx, inputs, output):
 
 def _first_only() -> None:
     """The gradients are outputs of the forward pass: under create_graph=True theirs would be zero, without a word."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # tracing always records
         raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy(h @ weight.T, targets)")
 
 
@@ -198,7 +198,7 @@ def linear_cross_entropy(
         raise ValueError(f"valid_vocab is {V}; it must lie in 1..{weight.shape[0]}")
     if targets.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"targets are {targets.dtype}; they must be int64 or int32")
-    if targets.is_cpu:
+    if targets.is_cpu and not torch.compiler.is_compiling():  # a compiled caller does not branch on data
         live = targets if n_rows is None else targets[: _count(n_rows, len(targets))]
         if len(live) and not 0 <= live.min() <= live.max() < V:
             raise ValueError(f"targets reach from {live.min()} to {live.max()}; they must lie in 0..{V - 1}")

@@ -172,7 +172,8 @@ def evaluate(
     config, tokenizer, model, state = load_run(folder, checkpoint, device)
     T = config.model.seq_len
     draws = (0, 0) if config.objective == "autoregressive" else (samples, config.seed if seed is None else seed)
-    weights = {"config": config_hash(config), "corpus": state["corpus_hash"], "step": state["step"]}
+    weights = {"config": config_hash(config), "corpus": state["corpus_hash"]}
+    weights |= {name: state[name] for name in ("step", "weights")}
     file = folder / "tasks.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
     results = {k: v for k, v in results.items() if weights.items() <= v.get("key", {}).items()}

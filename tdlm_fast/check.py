@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import config as settings
-from .run import verb
+from .verb import verb
 
 SHORT = 6  # tokens of the sequences whose 2^SHORT - 1 masks are enumerated
 

@@ -43,10 +43,14 @@ class Interval:
     high: float
 
 
-def over_seeds(values: list[float], errors: list[float], one_seed: float = ONE_SEED) -> Interval:
-    """95 % interval of the mean of one value a seed with their standard errors of estimation."""
+def over_seeds(values: list[float], errors: list[float], one_seed: float = ONE_SEED, *, shared=False) -> Interval:
+    """95 % interval of the mean of one value a seed with their standard errors of estimation.
+
+    shared: the errors are those of one sample that all seeds were measured on (the questions of a set), so more seeds
+    do not average them out.
+    """
     n, mean = len(values), sum(values) / len(values)
-    own = 1.96 * math.sqrt(sum(e * e for e in errors)) / n
+    own = 1.96 * (sum(errors) if shared else math.sqrt(sum(e * e for e in errors))) / n
     if n == 1:
         half = own + one_seed
     else:
@@ -208,7 +212,7 @@ def _gap(pairs: list[tuple[dict, dict]]) -> dict:
         errors.append(math.hypot(sd, d / a * sa) / abs(a))
     if not values:
         return {}
-    found = over_seeds(values, errors)
+    found = over_seeds(values, errors, shared=True)
     state = "holds" if found.low > 1 else "does not hold" if found.high < 1 else "undecided"
     words = f"diffusion's gap is {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] times next-token's"
     return {"verdict": state, "reason": words}
@@ -225,7 +229,7 @@ def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
     words, inside = [], True
     for i, objective in enumerate(("diffusion", "autoregressive")):
         share = sum(p[i][0] for p in seen) / len(seen)
-        low, high = wilson(share, sum(p[i][1] for p in seen))
+        low, high = wilson(share, min(p[i][1] for p in seen))  # every seed answers the same questions
         inside &= low <= c[objective] <= high
         words.append(f"{objective} {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
     return {"right": None, "verdict": "holds" if inside else "does not hold", "reason": ", ".join(words)}

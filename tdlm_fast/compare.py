@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .run import verb
+from .verb import verb
 
 EARLY = "2,10,20,50,100,250,500"  # where the publication shows its lead, and before
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -64,7 +64,8 @@ def _ends_with_parent():
 def read(folder: Path) -> dict:
     """A finished run: config, summary, evaluations (with training losses in "losses"), table and tasks if there."""
     from . import log
-    from .run import command, finished
+    from .run import finished
+    from .verb import command
 
     if not (folder / "config.yaml").is_file():
         raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from .config import ConfigError, check_device
-from .run import verb
+from .verb import verb
 
 
 def kernels():

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .run import checkpoint_of, verb
+from .run import checkpoint_of
+from .verb import at_least, verb
 
 LEAST = {"max_samples": 2, "target_stderr": 0, "seed": 0, "limit": 0, "samples": 1, "batch_size": 0}
 HINTS = {
@@ -38,7 +39,7 @@ def main(argv=None) -> int:
     a = p.parse_args(argv)
     try:
         from .likelihood import likelihood
-        from .sample import at_least, load_run
+        from .sample import load_run
 
         at_least(a, LEAST, HINTS)
         a.checkpoint = checkpoint_of(a.run, a.checkpoint)

@@ -24,7 +24,7 @@ from . import data, step
 from .captured import DeviceSteps
 from .kernels import lce_plan
 from .optim import adamw
-from .run import verb
+from .verb import verb
 
 CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 3070 Ti Laptop
 STORED_BYTES = 256 << 20  # lce_stored.CHUNK_BYTES, which needs Triton to be read

@@ -1,21 +1,15 @@
 """A run folder: who may write to it, what it holds of an earlier start, and files that are whole or not there.
 
-Also how a verb starts (`verb`) and how one names another for pasting (`command`): no torch is needed for either.
-
     runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  samples.txt  summary.json
 """
 
 import contextlib
-import errno
 import itertools
 import json
 import math
 import os
 import re
-import shlex
-import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -169,36 +163,3 @@ def changes(config, folder: Path, counts) -> str:
     """The keys for which counts(key) holds and in which config differs from the folder's: "KEY was X, now Y; …"."""
     before, now = settings.flatten(settings.load(folder / "config.yaml")), settings.flatten(config)
     return "; ".join(f"{k} was {before[k]!r}, now {v!r}" for k, v in now.items() if counts(k) and before[k] != v)
-
-
-def verb(main) -> int:
-    """main(), the exit code of a verb, where a terminal or pipe may lack a character, be full or be gone."""
-    for name in ("stdout", "stderr"):  # closed by whoever started this
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        code = main()
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        code = 141  # as a shell tells of SIGPIPE
-    except OSError as e:
-        if e.filename is not None or e.errno != errno.ENOSPC:
-            raise
-        print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)
-        code = 1
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
-    return code
-
-
-def command(verb: str, *words) -> str:
-    """`PYTHON -m tdlm_fast.VERB WORDS` as it can be pasted here: this interpreter, every word quoted as it needs."""
-    python = sys.executable
-    found = shutil.which("python")
-    if found and os.path.dirname(os.path.abspath(found)) == os.path.dirname(python) and os.path.samefile(found, python):
-        python = "python"
-    elif Path(python).is_relative_to(Path.cwd()):
-        python = str(Path(python).relative_to(Path.cwd()))
-    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join([python, "-m", f"tdlm_fast.{verb}", *map(str, words)])

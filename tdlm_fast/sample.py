@@ -14,8 +14,9 @@ from pathlib import Path
 
 from . import checkpoint
 from . import config as settings
-from .run import checkpoint_of, verb
+from .run import checkpoint_of
 from .samplers import METHODS, UNMASKING, generate_batch, generate_ids
+from .verb import at_least, verb
 from .watch import Screen
 
 DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
@@ -46,6 +47,7 @@ def load_run(folder: Path, which: str | None = None, device: str = "auto"):
     tokenizer = TOKENIZERS[config.data.tokenizer]()
     model = build_model(config, tokenizer)
     state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
+    state["weights"] = checkpoint.digest(model.state_dict())[:16]  # what was computed with others is not theirs
     where = pick_device(device)
     tell_missing(where)
     return config, tokenizer, model.to(where).eval(), state
@@ -74,16 +76,6 @@ def parser() -> argparse.ArgumentParser:
     d.add_argument("--block", type=int, help="write blocks of so many tokens from left to right")
     d.add_argument("--remask", type=float, metavar="ETA", help="mask written tokens again, ReMDM-cap (none)")
     return p
-
-
-def at_least(a, least: dict, hints: dict) -> None:
-    """Raise ConfigError where an option of a, if given, is infinite, no number, or less than least says."""
-    for name, low in least.items():
-        value = getattr(a, name)
-        if value is not None and not low <= value < float("inf"):
-            finite = " and finite" if isinstance(value, float) else ""
-            flag = f"--{name.replace('_', '-')}"
-            raise settings.ConfigError(f"{flag} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
 
 
 def check(a, objective: str | None = None) -> None:

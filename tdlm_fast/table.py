@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .run import verb
+from .verb import verb
 
 
 def _row(name: str, kind: str, nats: float, low: float, high: float, split, of: str) -> dict:
@@ -44,13 +44,8 @@ def likelihoods(
     from .unigram import unigram
 
     config, tokenizer, model, state = load_run(folder, None, device)
-    key = {
-        "step": state["step"],
-        "sequences": sequences,
-        "draws": draws,
-        "split": split,
-        "corpus": state["corpus_hash"],
-    }
+    key = {name: state[name] for name in ("step", "weights")} | {"corpus": state["corpus_hash"]}
+    key |= {"sequences": sequences, "draws": draws, "split": split}
     file = folder / "likelihoods.json"
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         return kept

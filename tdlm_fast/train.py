@@ -17,16 +17,15 @@ from .run import (
     BEST,
     LAST,
     changes,
-    command,
     finished,
     folder_of,
     goes_on,
     locked,
     trim_samples,
-    verb,
     write_beside,
     write_json,
 )
+from .verb import command, verb
 
 
 class Stop:

@@ -90,8 +90,13 @@ def test_intervals_narrow_with_the_texts_and_the_report_reads_them(monkeypatch, 
     assert "| random | 4 | 4.0 | 3.000 ± 0.100, 2.00 | 3.000 ± 0.100, 2.00 |" in tables_samplers.texts()
     table = tables_samplers.steps()
     assert table.count("| 4 | ") == 4 and "Toy models" in table
-    least = min((e for e in narrow if e is not best), key=lambda e: e["excess_nats_a_text"][0])
-    assert f"the least excess {least['unmasking']}." in table
+    for e, low, spread in zip(narrow, (1.0, 0.5, 0.6, -0.1), (0.3, 0.1, 0.2, 9.9), strict=True):  # linear, cosine, …
+        e["excess_nats_a_text"] = [low + 0.2, low, low + 0.4]  # the least two overlap; the last is not told from 0
+        e["spread_of_excess"] = [spread, spread - 0.01, spread + 0.01]
+    (tmp_path / "samplers.json").write_text(json.dumps(found))
+    table = tables_samplers.steps()
+    assert "the most equal excess cosine, the least excess none for certain." in table
+    assert "0.10 (0.09 to 0.11) | 0.70 (0.50 to 0.90) |" in table and "| – | 0.10 (-0.10 to 0.30) |" in table
 
 
 def test_the_whole_measurement_on_toy_runs(corpus, tmp_path, monkeypatch):

@@ -119,3 +119,19 @@ def test_the_likelihood_gap_is_judged_as_a_ratio_that_can_be_told(d, a, expected
     pairs = [(run(1, 7.0, 5.8, tasks=tasks[0]), run(1, 6.4, 5.3, tasks=tasks[1]))]
     row = {r["id"]: r for r in judge(pairs)}["gap"]
     assert row["verdict"] == expected and ("not told from 0" in row["reason"]) == (a == -0.01)
+
+
+def test_more_seeds_do_not_make_more_questions():
+    """All seeds answer the same questions, so the intervals of a set do not shrink below those of one seed."""
+    entry = {"acc": 0.3, "n": 100, "gap": -1.2, "gap_interval": [-1.22, -1.18]}
+    other = entry | {"gap": -1.0, "gap_interval": [-1.02, -0.98]}
+    words = []
+    for seeds in (1, 3):
+        pair = (run(1, 7.0, 5.8, tasks={"hellaswag": entry}), run(1, 6.4, 5.3, tasks={"hellaswag": other}))
+        rows = {r["id"]: r for r in judge([pair] * seeds)}
+        words.append(rows["hellaswag"]["reason"])
+        if seeds == 3:  # three seeds that agree: the interval is that of the questions, ± 1.96 of a ratio's error
+            error = math.hypot(0.02 / 1.96, 1.2 * 0.02 / 1.96)
+            low, high = 1.2 - 1.96 * error, 1.2 + 1.96 * error
+            assert f"1.200 [{low:.3f}, {high:.3f}]" in rows["gap"]["reason"]
+    assert words[0] == words[1]

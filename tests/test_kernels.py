@@ -142,3 +142,19 @@ def test_the_warning_without_triton_names_what_runs(monkeypatch, backend, said):
     monkeypatch.setattr(native_cuda, "backend", backend)
     with pytest.warns(UserWarning, match=said):
         gpu.missing.__wrapped__()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_compiled_caller_is_one_graph(reduction):
+    """torch.compile(fullgraph=True) of a loss through the op: the gradients of the eager call."""
+    g = torch.Generator().manual_seed(0)
+    h, w = (torch.randn(n, 16, generator=g, requires_grad=True) for n in (50, 300))
+    y, token_weights, n_rows = torch.randint(300, (50,), generator=g), torch.rand(50, generator=g), torch.tensor(40)
+
+    def loss(h):
+        return linear_cross_entropy(2 * h, w, y, token_weights, n_rows=n_rows, reduction=reduction).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (a, *da), (b, *db) = ((v, *torch.autograd.grad(v, (h, w))) for v in (compiled(h), loss(h)))
+    for found, expected in zip((a, *da), (b, *db), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -426,6 +426,27 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
     assert json.loads((run / "tasks.json").read_text())["piqa"] == results["piqa"]  # other tasks stay
 
 
+def test_figures_of_other_weights_are_not_taken_for_these(run, local):
+    """The same step of the same config, trained elsewhere or by other code, need not have the same weights."""
+    from tdlm_fast import checkpoint, table
+    from tdlm_fast.sample import load_run
+
+    def figures():
+        found = accuracy.evaluate(run, ["blimp"], data=local, samples=4)["blimp"]
+        return found["gap"], table.likelihoods(run, sequences=2, draws=2)["rows"][0]["nats_per_token"]
+
+    first = figures()
+    kept = run / "tasks" / "blimp.jsonl", run / "likelihoods.json"
+    before = [f.stat().st_mtime_ns for f in kept]
+    assert figures() == first and [f.stat().st_mtime_ns for f in kept] == before
+    _, _, model, state = load_run(run)
+    with torch.no_grad():
+        model.head.neg_()
+    checkpoint.save(run / "checkpoints" / "best.safetensors", model, None, state)
+    second = figures()
+    assert second[0] != first[0] and second[1] != first[1]
+
+
 def test_one_error_names_the_task_and_the_fix(run, local, tmp_path, monkeypatch, capsys):
     def unreachable(*a, **k):
         raise ConnectionError("Couldn't reach the Hub\nand more")

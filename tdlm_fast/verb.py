@@ -1,0 +1,57 @@
+"""What every `python -m tdlm_fast.VERB` shares: how it starts and ends, its options' limits, and how it names another.
+
+Nothing here needs torch.
+"""
+
+import errno
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .config import ConfigError
+
+
+def verb(main) -> int:
+    """main(), the exit code of a verb, where a terminal or pipe may lack a character, be full or be gone."""
+    for name in ("stdout", "stderr"):  # closed by whoever started this
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        code = 141  # as a shell tells of SIGPIPE
+    except OSError as e:
+        if e.filename is not None or e.errno != errno.ENOSPC:
+            raise
+        print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)
+        code = 1
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
+    return code
+
+
+def command(verb: str, *words) -> str:
+    """`PYTHON -m tdlm_fast.VERB WORDS` as it can be pasted here: this interpreter, every word quoted as it needs."""
+    python = sys.executable
+    found = shutil.which("python")
+    if found and os.path.dirname(os.path.abspath(found)) == os.path.dirname(python) and os.path.samefile(found, python):
+        python = "python"
+    elif Path(python).is_relative_to(Path.cwd()):
+        python = str(Path(python).relative_to(Path.cwd()))
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([python, "-m", f"tdlm_fast.{verb}", *map(str, words)])
+
+
+def at_least(a, least: dict, hints: dict) -> None:
+    """Raise ConfigError where an option of a, if given, is infinite, no number, or less than least says."""
+    for name, low in least.items():
+        value = getattr(a, name)
+        if value is not None and not low <= value < float("inf"):
+            finite = " and finite" if isinstance(value, float) else ""
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import tables_claims, tables_cpu, tables_samplers
+from bench import tables_claims, tables_cpu, tables_harness, tables_samplers
 from tdlm_fast import report as compared
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +122,7 @@ TABLES = {
     "docs/performance.md": tables_cpu.TABLES,
     "docs/claims.md": tables_claims.TABLES,
     "docs/sampling.md": tables_samplers.TABLES,
+    "docs/evaluation.md": tables_harness.TABLES,
     "docs/gpu.md": {
         "crossovers": crossovers, "registers": registers, "projected-head": projected_head, "launches": launches,
     },

@@ -57,6 +57,19 @@ def _mean(name: str, values: np.ndarray) -> dict:
     return {name: mean, f"{name}_interval": None if half is None else [mean - half, mean + half]}
 
 
+def credits(questions: list[Question], found: dict) -> dict[str, np.ndarray]:
+    """The credit of every question, (Q,) fp64 from 0 to 1: {acc, acc_norm, acc_token}, of LAMBADA acc alone.
+
+    found as in summarise.
+    """
+    if found["greedy"]:
+        return {"acc": np.array(found["greedy"], dtype=float)}
+    log_p, gold = _padded(found["log_p"], -np.inf), np.array([q.gold for q in questions])
+    characters = _padded([[max(len(e) - 1, 1) for e in q.endings] for q in questions], 1.0)  # without its space
+    lengths = {"acc": 1.0, "acc_norm": characters, "acc_token": _padded(found["tokens"], 1.0)}
+    return {name: credit(log_p / length, gold) for name, length in lengths.items()}
+
+
 def summarise(questions: list[Question], found: dict) -> dict:
     """The figures of one task.
 
@@ -64,22 +77,18 @@ def summarise(questions: list[Question], found: dict) -> dict:
     """
     out = {"n": len(questions)}
     log_p, noise = _padded(found["log_p"], -np.inf), _padded(found["noise"], 0.0)
-    gold = np.array([q.gold for q in questions])
+    each = credits(questions, found)
+    for name, values in each.items():
+        out |= _share(name, values)
     if found["greedy"]:
-        out |= _share("acc", np.array(found["greedy"], dtype=float)) | {"acc_norm": None, "chance": 0.0}
+        out |= {"acc_norm": None, "chance": 0.0}
         out |= _mean("nats_per_word", -log_p[:, 0])
         out |= {"ppl": math.exp(min(out["nats_per_word"], 700)), "gap": None}
     else:
-        endings = np.isfinite(log_p)
-        characters = _padded([[max(len(e) - 1, 1) for e in q.endings] for q in questions], 1.0)  # without its space
-        tokens = _padded(found["tokens"], 1.0)
-        each = {"acc": credit(log_p, gold)}
-        for name, length in (("acc_norm", characters), ("acc_token", tokens)):
-            each[name] = credit(log_p / length, gold)
-        for name, values in each.items():
-            out |= _share(name, values)
+        gold, endings = np.array([q.gold for q in questions]), np.isfinite(log_p)
         out["chance"] = float((1 / endings.sum(1)).mean())
-        out["shortest"] = float(credit(np.where(endings, -tokens, -np.inf), gold).mean())
+        tokens = _padded(found["tokens"], np.inf)
+        out["shortest"] = float(credit(-tokens, gold).mean())
         right = log_p[np.arange(len(gold)), gold]
         wrong = np.where(endings, log_p, 0.0).sum(1) - right
         out |= _mean("gap", wrong / (endings.sum(1) - 1) - right)

@@ -197,21 +197,37 @@ def go_offline_without_hub() -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def _hub(name: str) -> dict[str, str]:
-    """The dataset's `text` column; splits that it lacks are cut from train. Raises OSError where it is unreachable."""
+def from_hub(path: str, config: str | None = None, **kw):
+    """datasets.load_dataset(path, config, **kw) of the Hub, its cache, or a folder ./path that is laid out as there.
+
+    Raises FileNotFoundError where there is no such dataset, another OSError where the Hub cannot be reached, and
+    ValueError where it is no dataset that can be read, or one that has several configs and none was named.
+    """
     go_offline_without_hub()
     import datasets
 
     datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(path, config, **kw)
+    except (OSError, ValueError):
+        raise
+    except (RuntimeError, datasets.exceptions.DatasetsError) as e:  # a loading script, a damaged file
+        raise ValueError(f"{path}: {e.__cause__ or e}") from None
+
+
+def _hub(name: str) -> dict[str, str]:
+    """The dataset's `text` column; splits that it lacks are cut from train. Raises OSError where it is unreachable."""
     path, _, config = HUB_NAMES.get(name, name).partition(":")
     try:
-        loaded = datasets.load_dataset(path, config or None)
+        loaded = from_hub(path, config or None)
     except FileNotFoundError as e:  # also DatasetNotFoundError: the Hub answered, and there is no such dataset
         raise ConfigError(f"data.corpus={name}: {str(e).splitlines()[0]}") from None
-    except (ConnectionError, OSError) as e:
+    except OSError as e:  # ConnectionError too
         raise OSError(f"{path}: {str(e).splitlines()[0]}") from e
     except ValueError as e:
-        raise ConfigError(f"data.corpus={name}: {' '.join(str(e).split())[:300]}; write owner/name:config") from None
+        text = " ".join(str(e).split())[:300]
+        hint = "; write owner/name:config" if "config" in text.lower() else ""
+        raise ConfigError(f"data.corpus={name}: {text}{hint}") from None
     splits = {}
     for s, theirs in zip(SPLITS, ("train", "validation", "test"), strict=True):
         if theirs in loaded:

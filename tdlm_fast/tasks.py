@@ -6,7 +6,7 @@ Texts are those of lm-evaluation-harness 0.4, without examples in the context ("
 
     hellaswag   "Label: Ctx_a Ctx_b" with brackets removed, four endings         Zellers et al. 2019, validation
     mmlu        subject, question, options A to D, "Answer:"; endings A to D     Hendrycks et al. 2021, test
-    mmlu_text   "Question: …", "Answer:"; endings are the options' texts         harness: mmlu_continuation
+    mmlu_text   subject, "Question: …", "Answer:"; endings are the options       harness: mmlu_continuation
     arc_easy    "Question: …", "Answer:"; three to five endings                  Clark et al. 2018, test
     piqa        "Question: …", "Answer:"; two endings                            Bisk et al. 2020, validation
     lambada     a passage without its last word; the ending is that word         Paperno et al. 2016, OpenAI's test set
@@ -68,7 +68,8 @@ def mmlu(row: dict) -> Question:
 
 
 def mmlu_text(row: dict) -> Question:
-    context = f"Question: {row['question'].strip()}\nAnswer:"
+    about = f"The following are questions (with answers) about {row['subject'].replace('_', ' ')}.\n\n"
+    context = f"{about}Question: {row['question'].strip()}\nAnswer:"
     return Question(row["subject"], context, _spaced(row["choices"]), row["answer"])
 
 
@@ -154,17 +155,18 @@ TASKS = {
 
 
 def _hub_rows(task: Task) -> Iterator[dict]:
-    """Rows from the Hub or its cache. Raises OSError or ValueError where they cannot be had."""
-    from .data import go_offline_without_hub
+    """Rows from the Hub, its cache, or a folder of the dataset's name. Raises OSError, ValueError or RuntimeError."""
+    from .data import from_hub, go_offline_without_hub
 
-    go_offline_without_hub()
-    import datasets
-
-    datasets.disable_progress_bars()
     path, config, split = task.hub
-    configs = [config] if config is not None else sorted(datasets.get_dataset_config_names(path))
+    configs = [config]
+    if config is None:
+        go_offline_without_hub()
+        import datasets
+
+        configs = sorted(datasets.get_dataset_config_names(path))
     for name in configs:
-        yield from datasets.load_dataset(path, name or None, split=split)
+        yield from from_hub(path, name or None, split=split)
 
 
 def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
@@ -186,7 +188,7 @@ def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
             raise ConfigError(f"task {name}: {folder}/{task.files} is damaged ({e!r}); fetch it again") from None
     try:
         return task.hub[0], _questions(task, _hub_rows(task))
-    except (OSError, ValueError, KeyError) as e:  # datasets' own errors are one of the first two
+    except (OSError, ValueError, KeyError, RuntimeError) as e:  # RuntimeError: a dataset that is a script
         reason = (str(e) or repr(e)).splitlines()[0]
         raise ConfigError(
             f"task {name}: {missing}{task.hub[0]} cannot be read from the Hub ({reason}); "

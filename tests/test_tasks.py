@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import sharp_model
 
+from bench.hub import inside, lay_out
 from tdlm_fast import accuracy, choices, evaluate, tasks, train
 from tdlm_fast.config import ConfigError
 from tdlm_fast.tasks import Question
@@ -20,38 +21,70 @@ from tdlm_fast.unigram import Unigram
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 OBJECTIVES = ("autoregressive", "diffusion")
 
-# One row of each set as the Hub has it: column names and types from the datasets' cards.
+# Rows of each set as the Hub has them: {repository: {config: rows}}, and the columns' types from the datasets' cards.
+# Configs and splits that no task reads are there too, as on the Hub, and configs are in no order.
+BLIMP = [
+    {"sentence_good": f"The mills turn{i}.", "sentence_bad": f"The mills turns{i}.", "field": "syntax",
+     "linguistics_term": "t", "UID": uid, "simple_LM_method": True, "one_prefix_method": False,
+     "two_prefix_method": False, "lexically_identical": False, "pair_id": i}
+    for uid in ("a_first", "b_second") for i in range(3)
+]  # fmt: skip
+MMLU = {"question": " How many? ", "subject": "high_school_maths", "choices": ["1", "2", "3, or\n4", "5"], "answer": 1}
+ARC = {"id": "x", "question": "Which?", "choices": {"text": ["ice", "fire", "air"], "label": ["1", "2", "3"]},
+       "answerKey": "3"}  # fmt: skip
 HUB = {
-    "Rowan/hellaswag": [{
+    "Rowan/hellaswag": {"default": [{
         "ind": 4, "activity_label": "Making tea", "ctx_a": "A  pot [step] boils.", "ctx_b": "the woman",
         "endings": ["pours it. [title] Then drinks", "eats the pot.", "sings [x] low.", "é sleeps."],
         "ctx": "unused", "source_id": "s", "split": "val", "split_type": "indomain", "label": "2",
-    }],
-    "cais/mmlu": [{"question": " How many? ", "subject": "high_school_maths", "choices": ["1", "2", "3, or\n4", "5"],
-                   "answer": 1}],
-    "allenai/ai2_arc": [{"id": "x", "question": "Which?", "choices": {"text": ["ice", "fire", "air"],
-                        "label": ["1", "2", "3"]}, "answerKey": "3"}],
-    "baber/piqa": [{"goal": "Boil water", "sol1": "Heat it.", "sol2": "Cool it.", "label": 0}],
-    "EleutherAI/lambada_openai": [{"text": "the old\n\nmiller sleeps by the river"}],
-    "nyu-mll/blimp": [
-        {"sentence_good": f"The mills turn{i}.", "sentence_bad": f"The mills turns{i}.", "field": "syntax",
-         "linguistics_term": "t", "UID": uid, "simple_LM_method": True, "one_prefix_method": False,
-         "two_prefix_method": False, "lexically_identical": False, "pair_id": i}
-        for uid in ("a_first", "b_second") for i in range(3)
-    ],
+    }]},
+    "cais/mmlu": {"abstract_algebra": [MMLU | {"question": "another"}], "all": [MMLU]},
+    "allenai/ai2_arc": {"ARC-Challenge": [ARC | {"question": "another"}], "ARC-Easy": [ARC]},
+    "baber/piqa": {"default": [{"goal": "Boil water", "sol1": "Heat it.", "sol2": "Cool it.", "label": 0}]},
+    "EleutherAI/lambada_openai": {
+        "de": [{"text": "der alte Müller"}], "default": [{"text": "the old\n\nmiller sleeps by the river"}]
+    },
+    "nyu-mll/blimp": {uid: [r for r in BLIMP if r["UID"] == uid] for uid in ("b_second", "a_first")},
 }  # fmt: skip
 
 
+def columns_of(repo):
+    from datasets import ClassLabel, Features, Sequence, Value
+
+    text, texts, yes = Value("string"), Sequence(Value("string")), Value("bool")
+    return Features({
+        "Rowan/hellaswag": {"ind": Value("int32")} | dict.fromkeys(
+            ("activity_label", "ctx_a", "ctx_b", "ctx", "source_id", "split", "split_type", "label"), text
+        ) | {"endings": texts},
+        "cais/mmlu": {"question": text, "subject": text, "choices": texts, "answer": ClassLabel(names=list("ABCD"))},
+        "allenai/ai2_arc": dict.fromkeys(("id", "question", "answerKey"), text)
+        | {"choices": Sequence({"text": text, "label": text})},
+        "baber/piqa": dict.fromkeys(("goal", "sol1", "sol2"), text) | {"label": ClassLabel(names=["0", "1"])},
+        "EleutherAI/lambada_openai": {"text": text},
+        "nyu-mll/blimp": {k: text if isinstance(v, str) else yes for k, v in BLIMP[0].items()}
+        | {"pair_id": Value("int32")},
+    }[repo])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """A folder that holds HUB as `datasets` finds it on the Hub; the split that a task reads, and another one."""
+    from datasets import Dataset
+
+    folder = tmp_path_factory.mktemp("hub")
+    for task in tasks.TASKS.values():
+        repo, _, split = task.hub
+        tables = {c: Dataset.from_list(rows, features=columns_of(repo)) for c, rows in HUB[repo].items()}
+        other = "test" if split == "train" else "train"
+        lay_out(folder, repo, {c: {other: rows.select([0, 0]), split: rows} for c, rows in tables.items()})
+    return folder
+
+
 @pytest.fixture
-def hub(monkeypatch):
-    import datasets
-
-    def load_dataset(path, name, split):
-        rows = HUB[path]
-        return [r for r in rows if r["UID"] == name] if path == "nyu-mll/blimp" else rows
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path: ["b_second", "a_first"])
+def hub(repositories):
+    """The current folder holds the repositories: `datasets` itself reads them, and nothing of it is replaced."""
+    with inside(repositories):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +97,7 @@ def local(tmp_path_factory):
     def lines(name, rows):
         (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
-    rows = [r | {"label": int(r["label"])} for r in HUB["Rowan/hellaswag"]]
+    rows = [r | {"label": int(r["label"])} for r in HUB["Rowan/hellaswag"]["default"]]
     lines("hellaswag_val.jsonl", rows)
     lines("eval_extra/arc_easy.jsonl", [{"query": "Question: Which?", "choices": ["ice", "fire", "air"], "gold": 2}])
     lines("eval_extra/piqa.jsonl", [
@@ -75,7 +108,7 @@ def local(tmp_path_factory):
     ])  # fmt: skip
     with open(folder / "mmlu/test/high_school_maths_test.csv", "w", newline="") as f:
         csv.writer(f).writerow([" How many? ", "1", "2", "3, or\n4", "5", "B"])
-    pairs = [f"{r['UID']}\t{r['pair_id']}\t{r['sentence_good']}\t{r['sentence_bad']}" for r in HUB["nyu-mll/blimp"]]
+    pairs = [f"{r['UID']}\t{r['pair_id']}\t{r['sentence_good']}\t{r['sentence_bad']}" for r in BLIMP]
     (folder / "blimp/pairs.tsv").write_text("\n".join(["uid\tpair_id\tgood\tbad", *pairs]) + "\n")
     return folder
 
@@ -90,9 +123,15 @@ def test_the_hub_and_local_files_give_the_questions_that_the_harness_asks(hub, l
     about = "The following are multiple choice questions (with answers) about high school maths.\n\n"
     context = about + "How many?\nA. 1\nB. 2\nC. 3, or\n4\nD. 5\nAnswer:"
     assert tasks.load("mmlu")[1] == [Question("high_school_maths", context, (" A", " B", " C", " D"), 1)]
+    about = "The following are questions (with answers) about high school maths.\n\n"
+    options = (" 1", " 2", " 3, or\n4", " 5")
+    assert tasks.load("mmlu_text")[1] == [
+        Question("high_school_maths", f"{about}Question: How many?\nAnswer:", options, 1)
+    ]
     assert tasks.load("arc_easy")[1] == [Question("", "Question: Which?\nAnswer:", (" ice", " fire", " air"), 2)]
     assert tasks.load("lambada")[1] == [Question("", "the old\n\nmiller sleeps by the", (" river",), 0)]
     blimp = tasks.load("blimp")[1]
+    assert tasks.load("piqa")[1] == [Question("", "Question: Boil water\nAnswer:", (" Heat it.", " Cool it."), 0)]
     assert [q.group for q in blimp] == ["a_first"] * 3 + ["b_second"] * 3
     assert [q.endings[0] for q in tasks.first(blimp, 1)] == [" The mills turn0."] * 2
 
@@ -447,18 +486,45 @@ def test_figures_of_other_weights_are_not_taken_for_these(run, local):
     assert second[0] != first[0] and second[1] != first[1]
 
 
-def test_one_error_names_the_task_and_the_fix(run, local, tmp_path, monkeypatch, capsys):
-    def unreachable(*a, **k):
-        raise ConnectionError("Couldn't reach the Hub\nand more")
-
-    import datasets
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+def test_a_run_is_asked_from_the_hub(run, local, hub, monkeypatch, capsys):
+    """The answers from repositories are those from local files, so what one has computed serves the other."""
+    count, real = [], accuracy._compute
+    monkeypatch.setattr(accuracy, "_compute", lambda *a, **k: count.append(1) or real(*a, **k))
+    command = [str(run), "--tasks", ",".join(tasks.TASKS), "--json"]
     capsys.readouterr()
-    assert evaluate.main([str(run), "--tasks", "piqa", "--data", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "error: task piqa: " in error and "piqa.jsonl is not there" in error and "Couldn't reach the Hub" in error
-    assert "give --data FOLDER with FOLDER/eval_extra/piqa.jsonl in it" in error and "and more" not in error
+    assert evaluate.main(command) == 0 and len(count) == 8
+    found = json.loads(capsys.readouterr().out)
+    assert {found[name]["source"] for name in tasks.TASKS} == set(HUB)
+    assert evaluate.main([*command, "--data", str(local)]) == 0 and len(count) == 8
+    again = json.loads(capsys.readouterr().out)
+    assert {name: found[name] | {"source": str(local)} for name in tasks.TASKS} == {k: again[k] for k in tasks.TASKS}
+
+
+def test_one_error_names_the_task_and_the_fix(run, local, tmp_path, capsys):
+    """With no network (conftest.py), and with repositories that cannot be read."""
+    with inside(tmp_path):
+        capsys.readouterr()
+        assert evaluate.main([str(run), "--tasks", "piqa", "--data", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "error: task piqa: " in error and "piqa.jsonl is not there" in error
+        assert "baber/piqa cannot be read from the Hub" in error and "ffline" in error and error.count("\n") == 1
+        assert "give --data FOLDER with FOLDER/eval_extra/piqa.jsonl in it" in error
+        with pytest.raises(ConfigError, match="task blimp: nyu-mll/blimp cannot be read .*ffline"):
+            tasks.load("blimp")
+        (tmp_path / "baber/piqa").mkdir(parents=True)
+        (tmp_path / "baber/piqa/piqa.py").write_text("")
+        with pytest.raises(ConfigError, match="task piqa: .*scripts are no longer supported"):
+            tasks.load("piqa")
+        from datasets import Dataset
+
+        for repo, config, split in (task.hub for task in tasks.TASKS.values()):
+            lay_out(tmp_path, repo, {config or "default": {split: Dataset.from_list([{"some": "column"}])}})
+        (tmp_path / "baber/piqa/piqa.py").unlink()
+        for file in (tmp_path / "EleutherAI/lambada_openai").rglob("*.parquet"):
+            file.write_bytes(file.read_bytes()[:40])
+        for name in tasks.TASKS:
+            with pytest.raises(ConfigError, match=f"task {name}: .* cannot be read from the Hub .*; give --data"):
+                tasks.load(name)
     with pytest.raises(ConfigError, match="no task 'swag'; the tasks are hellaswag"):
         tasks.load("swag")
     (tmp_path / "eval_extra").mkdir()

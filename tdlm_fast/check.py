@@ -2,7 +2,9 @@
 
 Every line is a quantity whose answer is known, computed by the code that scores the run, on the run's own text and
 weights: ln V for a uniform predictor, the counted nats of a unigram, the enumeration of all masks of short sequences,
-plain log-softmax over all logits, and the masks and tokens that the run's metrics recorded.
+plain log-softmax over all logits, and the masks and tokens that the run's metrics recorded. Our kernels run the run's
+model in its precision, plain PyTorch in fp32. The stored test figure of a finished run is computed again over the whole
+test split, which takes what it took at the end of training.
 """
 
 import argparse
@@ -16,6 +18,8 @@ from pathlib import Path
 from . import config as settings
 from .verb import verb
 
+# Nats a token by which our figures in a precision may lie off those of plain fp32
+ROUNDING = {"fp32": 1e-4, "bf16": 0.03}
 SHORT = 6  # tokens of the sequences whose 2^SHORT - 1 masks are enumerated
 
 
@@ -58,9 +62,10 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
 
     from . import data
     from .kernels import corrupt, linear_cross_entropy
-    from .likelihood import likelihood
+    from .likelihood import likelihood, scoring
     from .orders import subset
     from .published import published_metric, uniform_factor
+    from .run import finished
     from .sample import load_run
     from .unigram import Unigram, log_probabilities, scored_tokens
 
@@ -69,6 +74,7 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
     corpus = data.load(config.data, config.model.seq_len, state.get("corpus"))
     yield Result("the text is the one trained on", float(corpus.hash == state["corpus_hash"]), 1.0, 0.0)
     few = subset(corpus.splits["test"], rows, tokenizer)
+    precision, rounding = config.precision, ROUNDING[config.precision]
     start, objectives = dict(start_token_id=tokenizer.start_token_id), ("diffusion", "autoregressive")
 
     uniform = Unigram(torch.zeros(tokenizer.vocab)).to(where)
@@ -97,9 +103,10 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
             short = replace(few, lengths=np.full(len(index), SHORT), starts=few.starts[index], seq_len=SHORT)
             x0 = short.rows(np.arange(len(short)), where)[0]
             exact = _enumerated(model, x0) / x0.numel()
-            found = likelihood(model, short, "diffusion", min_samples=256, max_samples=256, **start)
+            draws = dict(min_samples=256, max_samples=256, precision=precision)
+            found = likelihood(model, short, "diffusion", **draws, **start)
             name = f"the bound against all {2**SHORT - 1} masks of {SHORT} tokens"
-            yield Result(name, found.nats_per_token, exact, 4.5 * found.stderr + 1e-4)
+            yield Result(name, found.nats_per_token, exact, 4.5 * found.stderr + rounding)
         x0, valid = few.rows(np.arange(min(4, len(few))), where)
         real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
         total = 0.0
@@ -108,15 +115,24 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
             logits = model(read, causal=True)[0] @ model.head.T
             total -= logits.double().log_softmax(-1).gather(1, row[:n, None]).sum().item()
         some = replace(few, lengths=few.lengths[: len(x0)], starts=few.starts[: len(x0)])
-        found = likelihood(model, some, "autoregressive", **start)
-        yield Result("next token against plain log-softmax", found.nats_per_token, total / some.scored, 1e-4)
+        found = likelihood(model, some, "autoregressive", precision=precision, **start)
+        yield Result("next token against plain log-softmax", found.nats_per_token, total / some.scored, rounding)
 
         c = corrupt(x0, seed=config.seed, step=7, mask_token_id=model.mask_token_id, valid=valid)
         logits = model(c.xt, causal=False, valid=valid) @ model.head.T
         plain = F.cross_entropy(logits[c.masked].double(), x0[c.masked]).item()
-        h = model(c.xt, causal=False, valid=valid).flatten(0, 1)[c.rows]
-        fused = linear_cross_entropy(h, model.head, c.targets, n_rows=c.n_masked, reduction="none").sum() / c.n_masked
-        yield Result("fused head against plain cross-entropy", fused.item(), plain, 1e-4)
+        with scoring(model, precision):
+            h = model(c.xt, causal=False, valid=valid).flatten(0, 1)[c.rows]
+            fused = linear_cross_entropy(h, model.head, c.targets, n_rows=c.n_masked, reduction="none").sum()
+        yield Result("fused head against plain cross-entropy", (fused / c.n_masked).item(), plain, rounding)
+    summary = finished(folder)
+    if summary is not None:
+        found = likelihood(
+            model, corpus.splits["test"], config.objective, seed=config.seed, batch_size=config.eval.batch_size,
+            target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples, precision=precision, **start,
+        )  # fmt: skip
+        stored = summary["test"]["nats_per_token"]
+        yield Result("the stored test figure, computed again", found.nats_per_token, stored, 1e-4)
     yield from _replay(folder, config, corpus, steps)
 
 

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .verb import verb
+from .verb import at_least, verb
 
 
-def _row(name: str, kind: str, nats: float, low: float, high: float, split, of: str) -> dict:
+def _row(name: str, kind: str, nats: float, low: float | None, high: float | None, split, of: str) -> dict:
     bits = split.scored / split.bytes / math.log(2)
     return {
         "name": name, "kind": kind, "interval_of": of, "sequences": len(split), "tokens": split.scored,
@@ -78,9 +78,10 @@ def likelihoods(
                 each[order] = exact(model, few, batch_size=config.eval.batch_size, precision=config.precision)
     for order, nats in each.items():
         mean, stderr = orders.mean_and_stderr(nats, likelihood.row_lengths(few))
-        half = stderr * likelihood.t_975(len(few) - 1) if len(few) > 1 else math.inf
+        half = stderr * likelihood.t_975(len(few) - 1) if len(few) > 1 else None  # one sequence shows no spread
         kind = "upper bound" if order == "bound" else "exact"
-        rows.append(_row(order, kind, mean, mean - half, mean + half, few, "sequences"))
+        ends = (None, None) if half is None else (mean - half, mean + half)
+        rows.append(_row(order, kind, mean, *ends, few, "sequences"))
     base = unigram(corpus.splits["train"], whole, tokenizer.vocab).nats_per_token
     rows.append(_row("unigram baseline", "exact", base, base, base, whole, ""))
     table = {
@@ -94,8 +95,9 @@ def likelihoods(
 
 
 def cell(row: dict) -> str:
-    """Nats per token with their interval, as tables show them."""
-    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["high"] > row["low"] else ""
+    """Nats per token with their interval, as tables show them; one sequence has none."""
+    known = None not in (row["low"], row["high"]) and row["high"] > row["low"]
+    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if known else ""
     return f"{'≤ ' if row['kind'] == 'upper bound' else ''}{row['nats_per_token']:.3f}{interval}"
 
 
@@ -120,8 +122,7 @@ def main(argv=None) -> int:
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
     try:
-        if a.sequences < 1 or a.draws < 1:
-            raise settings.ConfigError("--sequences and --draws must be at least 1")
+        at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"})
         table = likelihoods(a.run, sequences=a.sequences, draws=a.draws, device=a.device, split=a.split)
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -80,3 +80,43 @@ def references():
     native.use("none")
     yield
     native.use(os.environ.get("TDLM_CPU_ISA"))
+
+
+@pytest.fixture(scope="module")
+def sharp_run(corpus, tmp_path_factory):
+    """A finished diffusion run of paragraphs whose best weights are far from uniform, and not its last."""
+    import json
+
+    import torch
+
+    from tdlm_fast import checkpoint, likelihood, sample, train
+
+    folder = tmp_path_factory.mktemp("sharp")
+    keys = [
+        f"data.path={corpus}", "data.tokenizer=bytes", f"data.cache={folder / 'cache'}", "model.width=16",
+        "model.inner=24", "model.heads=2", "model.layers=1", "model.seq_len=24", "train.batch_size=8",
+        "train.max_steps=6", "train.log_every=1", "eval.every=6", "eval.early=", "eval.samples=2", "eval.max_samples=4",
+        "eval.published=0", "eval.probe=0", "eval.text=0", "device=cpu", f"run.dir={folder / 'run'}",
+    ]  # fmt: skip
+    assert train.main(["configs/tiny.yaml", *keys]) == 0
+    folder = folder / "run"
+    config, tokenizer, model, state = sample.load_run(folder, "best", "cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.mul_(4)
+    checkpoint.save(folder / "checkpoints" / "best.safetensors", model, None, state)
+    summary = json.loads((folder / "summary.json").read_text())
+    found = likelihood.likelihood(
+        model, corpus_of(config).splits["test"], config.objective, start_token_id=tokenizer.start_token_id,
+        seed=config.seed, target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples,
+        precision=config.precision,
+    )  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary | {"test": found.asdict()}))
+    return folder
+
+
+def corpus_of(config):
+    from tdlm_fast import data
+
+    return data.load(config.data, config.model.seq_len)

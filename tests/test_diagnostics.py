@@ -105,6 +105,51 @@ def test_weight_effectiveness(loss_weight):
         assert spread[0] > spread[-1]
 
 
+WEIGHTS = {  # of a masked token at mask probability m
+    "elbo": lambda m: 1 / m, "uniform": lambda m: 1.0, "published": lambda m: min((1 - m) / m, 5.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss_weight", WEIGHTS)
+def test_weights_shares_and_spreads_are_those_of_a_plain_loop(loss_weight):
+    model, lengths = sharp_model(9), [30, 7, 18, 25, 12, 30]
+    rows, seen = rows_of(lengths), []
+    hook = model.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0].clone()))
+    found = diagnose(model, split_of(rows, 30), "diffusion", rows=6, start_token_id=0, loss_weight=loss_weight)
+    hook.remove()
+    means, variances, weights, difficulty = [], [], [], []
+    for k in range(10):
+        weight, nats, scored = WEIGHTS[loss_weight]((k + 0.5) / 10), [], []
+        for xt in seen[k]:
+            # The row is told by its length and the tokens it shows; the rest of the batch's row is padding.
+            n, masked = next((len(r), xt[: len(r)] == 9) for r in rows if _shows(xt, r))
+            x0 = torch.tensor(next(r for r in rows if _shows(xt, r)))
+            with torch.no_grad():
+                log_p = (model(xt[None, :n], causal=False)[0] @ model.head.T).double().log_softmax(-1)
+            each = -log_p.gather(1, x0[:, None])[masked, 0]
+            nats.append(each.tolist())
+            scored.append(weight * each.sum().item() / n)
+            weights.append(weight)
+            difficulty.append(each.mean().item())
+        means.append(np.mean(sum(nats, [])))
+        variances.append(np.sum((np.array(scored) - np.mean(scored)) ** 2) / 5)
+    np.testing.assert_allclose(found["loss"], means, rtol=1e-3)
+    np.testing.assert_allclose(found["weighted_variance"], variances, rtol=1e-3)
+    np.testing.assert_allclose(found["share"], np.array(means) / sum(means), rtol=1e-3)
+    assert max(found["share"]) > 1.1 * min(found["share"])
+    if loss_weight == "uniform":
+        assert found["weight_difficulty"] is None
+    else:
+        expected = np.corrcoef(weights, difficulty)[0, 1]
+        assert abs(expected) > 0.02 and found["weight_difficulty"] == pytest.approx(expected, rel=0.01)
+
+
+def _shows(xt, row):
+    """Whether xt (T,) is the row with some of it masked and token 0 as padding."""
+    n = len(row)
+    return all(t in (9, r) for t, r in zip(xt[:n].tolist(), row, strict=True)) and not xt[n:].any() and 9 in xt[:n]
+
+
 def test_nothing_is_left_behind():
     model = Model(vocab=9, width=16, layers=2, heads=2, inner=24, dropout=0.5).train()
     before = torch.get_rng_state()

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tdlm_fast.data import Split
 from tdlm_fast.likelihood import draw_counts, likelihood
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
+from tdlm_fast.unigram import Unigram
 
 
 def split_of(rows, T):
@@ -59,6 +61,36 @@ def test_autoregressive_is_the_chain_rule_and_padding_is_no_token():
             total += F.cross_entropy(logits, torch.tensor(row), reduction="sum")
     found = likelihood(model, split_of(rows, 4), "autoregressive", start_token_id=0)
     assert found.nats_per_token == pytest.approx(total.item() / 6, rel=1e-5) and found.stderr == 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_figure_by_hand_of_a_split_of_known_bytes_and_words(objective):
+    """p = 1/2, 1/4, 1/8, 1/8: seven tokens of 1 + 2 + 3 + 1 + 1 + 2 + 3 = 13 bits, in 5 bytes and 3 words."""
+    model = Unigram(torch.tensor([0.5, 0.25, 0.125, 0.125]).log())
+    split = replace(split_of([[0, 1, 2, 0], [0, 1, 3]], 4), bytes=5, words=3)
+    found = likelihood(model, split, objective, start_token_id=0, max_samples=4000, batch_size=2)
+    error = 5 * found.stderr
+    assert (found.tokens, error > 0) == (7, objective == "diffusion") and error < 0.05
+    nats = 13 * math.log(2) if objective == "autoregressive" else 7 * found.nats_per_token
+    assert found.nats_per_token == pytest.approx(13 * math.log(2) / 7, abs=error + 1e-6)
+    assert found.ppl == pytest.approx(math.exp(nats / 7)) and found.ppl == pytest.approx(2 ** (13 / 7), rel=0.05)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 5) and abs(found.bits_per_byte - 13 / 5) < 0.1
+    assert found.word_ppl == pytest.approx(math.exp(nats / 3))
+    assert found.word_ppl == pytest.approx(2 ** (13 / 3), rel=0.1)
+    assert f"{found.bits_per_byte:.4f} bits/byte, word ppl {found.word_ppl:.1f} (" in str(found)
+    few = replace(split, words=None)
+    assert likelihood(model, few, objective, start_token_id=0, max_samples=4).word_ppl is None
+
+
+def test_the_interval_is_t_times_the_standard_error():
+    split = split_of([[0, 2, 1, 4], [1, 3]], 4)
+    found = likelihood(sharp(5).eval(), split, "diffusion", start_token_id=0, max_samples=3)
+    quantile = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}[found.freedom]  # of two rows and three draws
+    low, high = found.interval
+    assert found.stderr > 0 and found.half_width == pytest.approx(quantile * found.stderr)
+    assert (high - low) / 2 == pytest.approx(found.half_width)
+    assert (low + high) / 2 == pytest.approx(found.nats_per_token)
+    assert found.asdict()["interval"] == [low, high]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

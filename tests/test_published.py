@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import sharp_model, split_of
+from torch import Tensor
 
 from tdlm_fast import data
 from tdlm_fast.config import Data
@@ -16,6 +17,7 @@ from tdlm_fast.likelihood import autoregressive_nll, likelihood
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
 from tdlm_fast.published import both, draw_shares, published_metric, uniform_factor
+from tdlm_fast.unigram import Unigram
 
 SHARED = Path(os.environ.get("TDLM_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -87,6 +89,33 @@ def test_the_error_of_one_draw_is_its_spread_over_draws():
     many = published_metric(model, split, "diffusion", draws=60, **kw)
     assert 0.8 < one.stderr / many.single_draw_sd < 1.6  # the rows' spread also counts the rows' own differences
     assert many.stderr == pytest.approx(many.single_draw_sd / 60**0.5)
+
+
+@pytest.mark.parametrize("draws, quantile", [(1, 1.96), (3, 4.303), (6, 2.571)])  # of Student's t: 2, 5 degrees
+def test_every_figure_by_hand_where_each_token_costs_ln_v(draws, quantile):
+    """sum over the draws' rows of w |S| ln V / sum of |S|: no mean of the draws' quotients; n - 1 in the spread."""
+    lengths = [2, 9, 5, 3, 17, 4]
+    split = split_of([list(range(n)) for n in lengths], 17)
+    drawn = [draw_shares(torch.tensor(lengths), seed=8, draw=d) for d in range(draws)]
+    tops = [sum(c * w for c, w in zip(*map(Tensor.tolist, d), strict=True)) * math.log(31) for d in drawn]
+    bottoms = [int(counts.sum()) for counts, _ in drawn]
+    value, each = sum(tops) / sum(bottoms), [a / b for a, b in zip(tops, bottoms, strict=True)]
+    if draws > 1:
+        assert abs(value - sum(each) / draws) > 1e-3
+        spread = (sum((e - sum(each) / draws) ** 2 for e in each) / (draws - 1)) ** 0.5
+    else:
+        rows = zip(*map(Tensor.tolist, drawn[0]), strict=True)
+        spread = sum((c * w * math.log(31) - value * c) ** 2 for c, w in rows) ** 0.5 / bottoms[0]
+    for objective in OBJECTIVES:
+        found = published_metric(Unigram(torch.zeros(31)), split, objective, start_token_id=0, seed=8, draws=draws)
+        assert found.reweighted_loss == pytest.approx(value, rel=1e-5)
+        assert found.published_metric == pytest.approx(math.exp(value), rel=1e-4)
+        assert found.each == pytest.approx(each, rel=1e-5) and found.draws == draws
+        assert found.single_draw_sd == pytest.approx(spread, rel=1e-4)
+        assert found.stderr == pytest.approx(spread / draws**0.5, rel=1e-4)
+        half = quantile * spread / draws**0.5
+        assert found.interval == pytest.approx((value - half, value + half), rel=1e-4)
+        assert found.asdict()["interval"] == list(found.interval)
 
 
 def test_both_is_both(monkeypatch):

@@ -1,0 +1,116 @@
+"""Every check of `check` fails where the very thing that it checks is broken, and then no other check does."""
+
+import json
+
+import pytest
+import torch
+
+from tdlm_fast import check, kernels, likelihood, published, unigram
+from tdlm_fast import config as settings
+
+
+def lines_of(capsys, folder, *args):
+    """(exit code, {name of a check: whether it passed}, what was printed)."""
+    capsys.readouterr()
+    code = check.main([str(folder), "--sequences", "12", "--device", "cpu", *args])
+    said = capsys.readouterr().out
+    found = {line[6:64].strip(): line.startswith("pass") for line in said.splitlines() if line[:4] in ("pass", "FAIL")}
+    return code, found, said
+
+
+def times(factor):
+    return lambda real: lambda *a, **k: factor * real(*a, **k)
+
+
+def sees_itself(real):
+    """Next-token loss of a model that looks at what it predicts."""
+
+    class Peeking:
+        def __init__(self, model):
+            self.model, self.head = model, model.head
+
+        def __call__(self, tokens, causal, valid=None):
+            return self.model(tokens, causal=False, valid=valid)
+
+    return lambda model, x0, **k: real(Peeking(model), x0, **k)
+
+
+def without_offset(real):
+    """Masks of a part of a batch that are those of its first rows."""
+    return lambda *a, row_offset=0, **k: real(*a, **k)
+
+
+def other_tokens(real):
+    """The tokens of few rows read wrongly; those of the training split as they are."""
+    return lambda split: real(split) if len(split) > 12 else (real(split) + 1) % 256
+
+
+UNIFORM, COUNTED = "uniform predictor, {}: ln V", "unigram predictor, {}: counted nats"
+PUBLISHED = "uniform predictor, published metric: ln V times its factor"
+ENUMERATED = "the bound against all 63 masks of 6 tokens"
+STORED = "the stored test figure, computed again"
+OF_THE_BOUND = {UNIFORM.format("diffusion"), COUNTED.format("diffusion"), ENUMERATED, STORED}
+BREAKS = {
+    "bound": (likelihood, "masked_sums", times(1.03), OF_THE_BOUND),
+    "next token": (likelihood, "autoregressive_nll", times(1.03), {
+        UNIFORM.format("autoregressive"), COUNTED.format("autoregressive"), "next token against plain log-softmax",
+    }),
+    "causality": (likelihood, "next_token_nll", sees_itself, {"next token against plain log-softmax"}),
+    "unigram": (unigram, "scored_tokens", other_tokens, {COUNTED.format(o) for o in ("diffusion", "autoregressive")}),
+    "masks": (published, "masked_sums", times(1.03), {"published metric of both objectives, the same draws"}),
+    "factor": (published, "uniform_factor", times(1.3), {PUBLISHED}),
+    "head": (kernels, "linear_cross_entropy", times(1.03), {"fused head against plain cross-entropy"}),
+    "parts": (kernels, "corrupt", without_offset, {"the masks of a step, whole and in two parts, differ in"}),
+}  # fmt: skip
+
+
+def test_all_pass_on_a_run_that_is_whole(sharp_run, capsys):
+    code, found, said = lines_of(capsys, sharp_run)
+    assert code == 0 and all(found.values()) and "all checks passed" in said, said
+    assert set().union(*(names for *_, names in BREAKS.values())) <= set(found) and len(found) == 13
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_is_broken_fails_and_nothing_else(sharp_run, name, monkeypatch, capsys):
+    module, attribute, broken, expected = BREAKS[name]
+    monkeypatch.setattr(module, attribute, broken(getattr(module, attribute)))
+    code, found, said = lines_of(capsys, sharp_run)
+    assert code == 1 and {n for n, passed in found.items() if not passed} == expected, said
+    assert f"{len(expected)} of the checks failed" in said
+
+
+def test_a_stored_figure_that_is_not_that_of_the_weights_fails(sharp_run, capsys):
+    file = sharp_run / "summary.json"
+    text = file.read_text()
+    summary = json.loads(text)
+    try:
+        summary["test"]["nats_per_token"] += 3e-4
+        file.write_text(json.dumps(summary))
+        code, found, said = lines_of(capsys, sharp_run)
+        assert code == 1 and [n for n, passed in found.items() if not passed] == [STORED], said
+        file.write_text(json.dumps(summary | {"finished": False}))  # it may be of other weights than the last
+        code, found, _ = lines_of(capsys, sharp_run)
+        assert code == 0 and STORED not in found
+    finally:
+        file.write_text(text)
+
+
+def test_our_kernels_run_in_the_precision_of_the_run_and_plain_pytorch_in_fp32(sharp_run, monkeypatch):
+    assert settings.load(sharp_run / "config.yaml").precision == "bf16"
+    seen, real = [], kernels.linear_cross_entropy
+
+    def spy(h, *a, **k):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return real(h, *a, **k)
+
+    monkeypatch.setattr(kernels, "linear_cross_entropy", spy)
+    plain = []
+    enumerated = check._enumerated
+    monkeypatch.setattr(
+        check, "_enumerated", lambda *a: plain.append(torch.is_autocast_enabled("cpu")) or enumerated(*a)
+    )
+    results = {r.name: r for r in check.checks(sharp_run, rows=12, device="cpu")}
+    assert seen == [True] and plain == [False]
+    for name in ("next token against plain log-softmax", "fused head against plain cross-entropy"):
+        assert results[name].passed and results[name].value != results[name].expected
+        assert results[name].tolerance == check.ROUNDING["bf16"] > check.ROUNDING["fp32"]

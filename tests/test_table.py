@@ -1,0 +1,100 @@
+"""The table of likelihoods of a run against each figure computed apart, and what is kept of it."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import corpus_of
+
+from tdlm_fast import likelihood, orders, published, sample, table
+
+SEQUENCES, DRAWS, T_4 = 5, 3, 2.776  # Student's t, 97.5 %, 4 degrees of freedom
+
+
+@pytest.fixture(scope="module", params=["test", "valid"])
+def made(sharp_run, request):
+    """(table of a split, model of the best weights, config, tokenizer, the split, the training split)."""
+    config, tokenizer, model, _ = sample.load_run(sharp_run, "best", "cpu")
+    splits = corpus_of(config).splits
+    found = table.likelihoods(sharp_run, sequences=SEQUENCES, draws=DRAWS, device="cpu", split=request.param)
+    return found, model, config, tokenizer, splits[request.param], splits["train"]
+
+
+def test_the_first_row_is_the_bound_of_the_best_weights_on_that_split(made):
+    found, model, config, tokenizer, split, _ = made
+    row, e = found["rows"][0], config.eval
+    kw = dict(seed=config.seed, start_token_id=tokenizer.start_token_id, precision=config.precision)
+    bound = likelihood.likelihood(
+        model, split, "diffusion", target_stderr=e.target_stderr, max_samples=e.max_samples, **kw
+    )
+    assert (row["name"], row["kind"], row["sequences"], row["tokens"]) == (
+        "bound", "upper bound", len(split), split.lengths.sum(),
+    )  # fmt: skip
+    assert row["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-6)
+    half = likelihood.t_975(bound.freedom) * bound.stderr
+    assert row["low"] == pytest.approx(bound.nats_per_token - half) and half > 0
+    assert row["high"] == pytest.approx(bound.nats_per_token + half)
+    assert row["bits_per_byte"] == pytest.approx(row["nats_per_token"] * row["tokens"] / split.bytes / math.log(2))
+    assert row["ppl"] == pytest.approx(math.exp(row["nats_per_token"]))
+    metric = published.published_metric(model, split, "diffusion", draws=DRAWS, **kw)
+    assert found["published"]["reweighted_loss"] == pytest.approx(metric.reweighted_loss, rel=1e-6)
+
+
+def test_rows_of_few_sequences_are_those_of_their_sequences(made):
+    found, model, config, tokenizer, split, _ = made
+    few = orders.subset(split, SEQUENCES, tokenizer, seed=config.seed)
+    tokens = np.array(few.lengths, dtype=float)
+    kw = dict(batch_size=3, device="cpu")
+    with likelihood.scoring(model, config.precision):
+        draws = [likelihood.diffusion_draw(model, few, seed=config.seed, draw=d, **kw) for d in range(DRAWS)]
+    each = {"bound": np.mean([d.numpy() for d in draws], 0)}
+    each |= {name: order(model, few, precision=config.precision).numpy() for name, order in orders.ORDERS.items()}
+    assert found["tokens_per_sequence"] == tokens.tolist() and list(found["per_sequence"]) == list(each)
+    for row, (name, nats) in zip(found["rows"][1:4], each.items(), strict=True):
+        np.testing.assert_allclose(found["per_sequence"][name], nats, rtol=1e-4)
+        mean = nats.sum() / tokens.sum()
+        error = math.sqrt(((nats - mean * tokens) ** 2).sum() * 5 / 4) / tokens.sum()  # a quotient's linearisation
+        assert (row["name"], row["kind"]) == (name, "upper bound" if name == "bound" else "exact")
+        assert (row["sequences"], row["tokens"]) == (SEQUENCES, tokens.sum())
+        expected = (mean, mean - T_4 * error, mean + T_4 * error)
+        assert (row["nats_per_token"], row["low"], row["high"]) == pytest.approx(expected, rel=1e-4)
+        assert error > 1e-3
+
+
+def test_the_baseline_is_fitted_on_the_training_rows(made):
+    found, _, _, tokenizer, split, train = made
+
+    def tokens(s):
+        return [int(t) for start, n in zip(s.starts, s.lengths, strict=True) for t in s.tokens[start : start + n]]
+
+    seen, scored = Counter(tokens(train)), tokens(split)
+    total = sum(seen.values()) + tokenizer.vocab
+    expected = -sum(math.log((seen[t] + 1) / total) for t in scored) / len(scored)
+    row = found["rows"][-1]
+    assert (row["name"], row["kind"]) == ("unigram baseline", "exact")
+    assert row["nats_per_token"] == row["low"] == row["high"] == pytest.approx(expected)
+
+
+def test_what_is_shown_marks_bounds_and_their_intervals(made):
+    found, *_ = made
+    shown = {line[0]: line for line in table.lines(found)}
+    for row in found["rows"][:4]:
+        cell = f"{row['nats_per_token']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        mark = "≤ " if row["name"] == "bound" else ""
+        if row["sequences"] == SEQUENCES:  # two rows are called bound; the second is of few sequences
+            assert shown[row["name"]][4] == mark + cell and shown[row["name"]][2] == str(SEQUENCES)
+    base = found["rows"][-1]
+    assert shown["unigram baseline"][4] == f"{base['nats_per_token']:.3f}"
+    p = found["published"]
+    assert shown["published metric"][4].startswith(f"({p['reweighted_loss']:.3f} [")
+
+
+def test_one_sequence_has_no_interval_and_is_read_back(sharp_run, capsys):
+    first, again = (table.likelihoods(sharp_run, sequences=1, draws=1, device="cpu") for _ in range(2))
+    row = again["rows"][1]
+    assert row["sequences"] == 1 and row["low"] is row["high"] is None
+    assert table.lines(first) == table.lines(again) and table.cell(row) == f"≤ {row['nats_per_token']:.3f}"
+    assert table.main([str(sharp_run), "--sequences", "1"]) == 2
+    assert "--sequences is 1; it must be at least 2, as one shows no interval" in capsys.readouterr().err
+    assert table.main([str(sharp_run), "--draws", "0"]) == 2 and "--draws is 0" in capsys.readouterr().err

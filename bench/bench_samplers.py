@@ -14,7 +14,8 @@ Steps: how far apart the S steps are, on held-out text x0 whose places are maske
 Fisher-Rao counts masks, not words: the length is equal in each step of the cosine schedule whatever the model is.
 Whether the steps are equally hard for a model is another question, so pays and excess are measured: the coefficient of
 variation over the steps, 0 where all are equal, and the sum of the excess, nats a text that S steps lose. `best` is the
-schedule of least excess for the measured C. Intervals are bootstrapped over the texts. No timing is taken.
+schedule of least excess for C as measured on as many other held-out texts, so it is scored on texts that did not choose
+it. Intervals are bootstrapped over the texts. No timing is taken.
 
 --toy FILE trains two small byte models on FILE first, 600 steps each, and the results say so.
 """
@@ -71,8 +72,8 @@ def judged(judge, ids: torch.Tensor, start: int, batch: int = 32) -> dict:
 
 
 def written(model, objective: str, number: int, *, T: int, start: int, batch: int = 32, **kw) -> tuple:
-    """ids (number, T) from nothing, text i with seed i, and network evaluations a text."""
-    kw |= dict(tokens=T, seq_len=T, start_token_id=start)
+    """ids (number, T) from nothing, text i with seed i, and network evaluations a text; as `sample` writes them."""
+    kw |= dict(tokens=T, seq_len=T, start_token_id=start, forbidden=start)
     parts = [
         generate_batch(model, objective, [], [], number=min(batch, number - i), seed=i, **kw)
         for i in range(0, number, batch)
@@ -145,12 +146,15 @@ def spread(x: np.ndarray) -> np.ndarray:
     return x.std(-1) / x.mean(-1)
 
 
-def difficulty(rows: np.ndarray, steps, *, seed: int = 0, draws: int = 400) -> list:
-    """One entry a schedule and number of steps: spreads and sum of the excess, each [value, low, high] (95 %)."""
+def difficulty(rows: np.ndarray, other: np.ndarray, steps, *, seed: int = 0, draws: int = 400) -> list:
+    """One entry a schedule and number of steps: spreads and sum of the excess, each [value, low, high] (95 %).
+
+    rows and other (texts, T + 1): C of each text; other chooses the schedule `best`, rows are what all are scored on.
+    """
     T, rng, out = rows.shape[1] - 1, np.random.default_rng(seed), []
     again = np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(0) for _ in range(draws)])
     for S in (s for s in steps if s < T):
-        schedules = {u: masked_counts(T, S, u) for u in UNMASKING} | {"best": best_counts(rows.mean(0), S)}
+        schedules = {u: masked_counts(T, S, u) for u in UNMASKING} | {"best": best_counts(other.mean(0), S)}
         for name, counts in schedules.items():
             one, many = steps_of(rows.mean(0), counts), steps_of(again, counts)
 
@@ -169,20 +173,20 @@ def difficulty(rows: np.ndarray, steps, *, seed: int = 0, draws: int = 400) -> l
 
 def measure(diffusion: Path, autoregressive: Path, *, number: int, rows: int, orders: int, levels: int, device: str):
     config, tokenizer, model, state = load_run(diffusion, "best", device)
-    other, their, judge, _ = load_run(autoregressive, "best", device)
-    if (config.objective, other.objective) != ("diffusion", "autoregressive"):
-        raise SystemExit(f"--runs takes diffusion, autoregressive; these are {config.objective}, {other.objective}")
-    if (config.data.tokenizer, config.model.seq_len) != (other.data.tokenizer, other.model.seq_len):
+    judging, their, judge, _ = load_run(autoregressive, "best", device)
+    if (config.objective, judging.objective) != ("diffusion", "autoregressive"):
+        raise SystemExit(f"--runs takes diffusion, autoregressive; these are {config.objective}, {judging.objective}")
+    if (config.data.tokenizer, config.model.seq_len) != (judging.data.tokenizer, judging.model.seq_len):
         raise SystemExit("the two runs differ in data.tokenizer or model.seq_len")
     T, start = config.model.seq_len, tokenizer.start_token_id
     corpus = data.load(replace(config.data, layout="packed"), T, state.get("corpus"))
     test = corpus.splits["test"]
     full = np.flatnonzero(test.lengths == T)
-    pick = np.sort(np.random.default_rng(0).permutation(full)[:rows])
-    x0 = test.rows(pick, next(model.parameters()).device)[0]
+    pick = np.random.default_rng(0).permutation(full)[: 2 * rows]
+    x0, others = test.rows(pick, next(model.parameters()).device)[0].chunk(2)
     own = written(judge, "autoregressive", number, T=T, start=start)[0]
     steps = (4, 8, 16, 32, 64)
-    curve = curves(model, x0, orders=orders, seed=0, levels=levels)
+    curve, other = (curves(model, x, orders=orders, seed=0, levels=levels) for x in (x0, others))
     summaries = [json.loads((r / "summary.json").read_text()) for r in (diffusion, autoregressive)]
     return {
         "corpus": corpus.name, "tokens_a_text": T, "texts": number, "held_out_texts": len(x0), "orders": orders,
@@ -192,7 +196,7 @@ def measure(diffusion: Path, autoregressive: Path, *, number: int, rows: int, or
         ],
         "held_out": judged(judge, x0, start), "autoregressive_samples": judged(judge, own, start),
         "samples": samples(model, judge, T=T, start=start, steps=steps, methods=("random", "ancestral"), number=number),
-        "curve": curve.mean(0)[1:].tolist(), "difficulty": difficulty(curve, steps[:-1]),
+        "curve": curve.mean(0)[1:].tolist(), "difficulty": difficulty(curve, other, steps[:-1]),
     }  # fmt: skip
 
 
@@ -202,7 +206,7 @@ def main() -> int:
     p.add_argument("--toy", type=Path, metavar="FILE", help="train two small byte models on this text instead")
     p.add_argument("--json", type=Path, default=Path("bench/results/samplers.json"))
     p.add_argument("--number", type=int, default=256, help="texts sampled a setting")
-    p.add_argument("--rows", type=int, default=256, help="held-out texts of the difficulty of steps")
+    p.add_argument("--rows", type=int, default=256, help="held-out texts to score steps on; as many choose `best`")
     p.add_argument("--orders", type=int, default=2, help="random orders of masking, each held-out text")
     p.add_argument("--levels", type=int, default=64, help="numbers of masked tokens measured, the rest interpolated")
     p.add_argument("--device", default="auto")

@@ -10,8 +10,9 @@
 Equal endings (within TIE) share the credit: the harness gives it to the first, which in BLiMP is always the right one.
 LAMBADA has one ending: acc is whether greedy decoding writes it, ppl is exp of its mean nats a word.
 
-RUN/tasks/TASK.jsonl holds a line a finished part, keyed by everything that decides its numbers, so a command that was
-interrupted, or has another --limit, computes only what is missing. RUN/tasks.json holds the results.
+RUN/tasks/TASK.jsonl holds a line a finished part (PART questions of a group, or its rest), keyed by everything that
+decides its numbers: a command that was interrupted goes on, and one with another --limit computes the parts that it
+cuts elsewhere. RUN/tasks.json holds the results.
 """
 
 import json
@@ -170,8 +171,8 @@ def evaluate(
     from tqdm import tqdm
 
     from .config import ConfigError, config_hash
+    from .run import figures, write_json
     from .sample import load_run
-    from .train import write_json
 
     if samples % 2 or not 2 <= samples <= choices.MAX_SAMPLES:
         raise ConfigError(f"--samples is {samples}; it must be even, from 2 to {choices.MAX_SAMPLES}")
@@ -184,8 +185,7 @@ def evaluate(
     weights = {"config": config_hash(config), "corpus": state["corpus_hash"]}
     weights |= {name: state[name] for name in ("step", "weights")}
     file = folder / "tasks.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
-    results = {k: v for k, v in results.items() if weights.items() <= v.get("key", {}).items()}
+    results = {k: v for k, v in figures(file).items() if weights.items() <= v.get("key", {}).items()}
     for name, (source, questions) in sets.items():
         questions = tasks.first(questions, limit)
         kept, parts, found = Parts(folder / "tasks" / f"{name}.jsonl"), list(_cut_into_parts(questions)), {}
@@ -194,12 +194,12 @@ def evaluate(
                 text = zlib.crc32(repr(part).encode())
                 key = " ".join(map(str, (*weights.values(), *draws, group, offset, len(part), text)))
                 if key not in kept.kept:
-                    figures = _compute(
+                    computed = _compute(
                         model, tokenizer, config.objective, T, part, offset, greedy=name == "lambada",
                         samples=samples, seed=draws[1], key=zlib.crc32(f"{name} {group}".encode()),
                         tokens=(batch_size or config.eval.batch_size) * T, device=where,
                     )  # fmt: skip
-                    kept.add({"key": key} | figures)
+                    kept.add({"key": key} | computed)
                 for column, value in kept.kept[key].items():
                     if column != "key":
                         found[column] = found.get(column, type(value)()) + value

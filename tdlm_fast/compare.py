@@ -3,7 +3,7 @@
 Trains diffusion and autoregressive with everything but the objective alike, each run in a process of its own, evaluates
 both on the same tokens and writes DIR/report.html, report.md and compare.json. The same command goes on after any
 interruption: finished runs and finished tables are kept. --arms adds control arms (other YAML files) to the picture;
---from RUN_A RUN_B … compares finished runs.
+--from RUN_A RUN_B … compares finished runs, and an earlier compare.json among them stands for the runs it holds.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def _ends_with_parent():
 def read(folder: Path) -> dict:
     """A finished run: config, summary, evaluations (with training losses in "losses"), table and tasks if there."""
     from . import log
-    from .run import finished
+    from .run import figures, finished
     from .verb import command
 
     if not (folder / "config.yaml").is_file():
@@ -111,7 +111,7 @@ def read(folder: Path) -> dict:
         "folder": folder.name, "config": config, "summary": summary, "evaluations": evaluations, "table": None,
         "losses": [tuple(e.get(k) for k in places) for e in counted.values()], "tasks": None,
     }  # fmt: skip
-    table, tasks = _figures(folder / "likelihoods.json"), _figures(folder / "tasks.json") or {}
+    table, tasks = (figures(folder / name) for name in ("likelihoods.json", "tasks.json"))
     if table and _of(summary, table, split="test"):
         run["table"] = table
     run["tasks"] = {k: v for k, v in tasks.items() if _of(summary, v, checkpoint="best")} or None
@@ -121,14 +121,18 @@ def read(folder: Path) -> dict:
     return run
 
 
-def _figures(file: Path) -> dict | None:
+PARTS = ("folder", "config", "summary", "evaluations", "table", "losses", "tasks")  # of a run in compare.json
+
+
+def recorded(file: Path) -> list[dict]:
+    """The runs that a compare.json holds, as read() gives them. Raises ConfigError where it is none."""
+    from .run import figures
+
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as e:
-        raise settings.ConfigError(f"{file} is damaged ({e}); remove it, and it is made again") from None
-    return found if isinstance(found, dict) else None
+        runs = [{k: run[k] for k in PARTS} for arm in figures(file)["arms"] for run in arm["runs"]]
+        return [run | {"config": settings.flatten(settings.build(run["config"]))} for run in runs]
+    except (KeyError, TypeError, AttributeError):
+        raise settings.ConfigError(f"{file} is no compare.json of finished runs; give a run folder or one") from None
 
 
 def _of(summary: dict, figures: dict, **also) -> bool:
@@ -328,7 +332,8 @@ def main(argv=None) -> int:
     p.add_argument("--seeds", type=int, default=1, help="seeds, from the config's upwards")
     p.add_argument("--out", type=Path, help="folder of runs and report (default: runs/compare-NAME)")
     p.add_argument("--arms", type=Path, nargs="+", default=[], help="YAML files of control arms, as configs/controls/*")
-    p.add_argument("--from", dest="runs", type=Path, nargs="+", default=[], help="finished runs; nothing is trained")
+    p.add_argument("--from", dest="runs", type=Path, nargs="+", default=[], metavar="RUN", help="finished runs, or a "
+                   "compare.json that holds some; nothing is trained")
     p.add_argument("--sequences", type=int, default=64, help="test sequences of the exact likelihoods, 2 or more; "
                    "0: no table, so neither they nor the unigram baseline nor the published metric on the test split")
     p.add_argument("--draws", type=int, default=16, help="draws of the published metric on the test split")
@@ -342,9 +347,9 @@ def main(argv=None) -> int:
         if a.runs:
             if a.config or a.arms or a.seeds != 1:
                 raise settings.ConfigError("--from compares finished runs: it takes no config, --arms or --seeds")
-            if len(a.runs) < 2:
+            if len(a.runs) < 2 and not a.runs[0].is_file():
                 raise settings.ConfigError("--from needs two runs or more")
-            out = a.out or Path("runs") / f"compare-{a.runs[0].name}"
+            out = a.out or Path("runs") / f"compare-{a.runs[0].stem}"
         else:
             if not a.config:
                 raise settings.ConfigError("give a config, as configs/tiny.yaml, or --from RUN_A RUN_B")
@@ -369,14 +374,20 @@ def main(argv=None) -> int:
                 for file, name, keys in jobs:
                     train(file, [*keys, f"seed={seed}"], out / f"{name}-seed{seed}")
                     folders.append(out / f"{name}-seed{seed}")
-        check_alike([read(f) for f in folders], folders)  # what cannot be is named before the tables take their time
+        kept = {f: recorded(f) for f in folders if f.is_file()}
+
+        def runs() -> list[tuple[Path, dict]]:
+            return [(f / run["folder"] if f in kept else f, run) for f in folders for run in kept.get(f) or [read(f)]]
+
+        where, found = zip(*runs(), strict=True)
+        check_alike(found, where)  # what cannot be is named before the tables take their time
         if a.sequences:
             from .table import likelihoods
 
-            for folder in folders:
+            for folder in (f for f in folders if f not in kept):
                 print(f"{folder}: likelihoods", file=sys.stderr)
                 likelihoods(folder, sequences=a.sequences, draws=a.draws)
-        result = compare(arms_of([read(f) for f in folders]), out)
+        result = compare(arms_of([run for _, run in runs()]), out)
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import ConfigError
 from .data import Split
 from .kernels.philox import STREAM_TIME, random_words
 from .likelihood import (
@@ -77,7 +78,10 @@ def uniform_factor(lengths) -> float:
         top += rows * float((l * (antiderivative((l + 1) / n) - antiderivative(l / n))).sum())
         bottom += rows * float(l.sum() / n)
     if not bottom:
-        raise ValueError("rows of one token are never masked by int(m n): the published metric does not exist for them")
+        raise ConfigError(
+            "rows of one token are never masked by int(m n), so they have no published metric; a run is evaluated "
+            "without it by eval.published=0, and model.seq_len of 2 or more gives longer rows"
+        )
     return top / bottom
 
 
@@ -97,7 +101,7 @@ def published_metric(
 ) -> Published:  # fmt: skip
     """The published metric of a split; the published code makes one draw. nll (R, T): autoregressive_nll, if at hand.
 
-    Raises ValueError where no row has two tokens, so that nothing can be masked.
+    Raises ConfigError where no row has two tokens, so that nothing can be masked.
     """
     lengths = row_lengths(split)
     if int(lengths.max()) < 2:

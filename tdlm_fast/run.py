@@ -57,6 +57,19 @@ def write_json(path: Path, value: dict) -> None:
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def figures(file: Path) -> dict:
+    """What a JSON file of figures holds, {} where there is none. Raises ConfigError where it is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as e:
+        raise settings.ConfigError(f"{file} is damaged ({e}); remove it, and it is made again") from None
+    if not isinstance(found, dict):
+        raise settings.ConfigError(f"{file} is damaged (no JSON object); remove it, and it is made again")
+    return found
+
+
 def finished(folder: Path) -> dict | None:
     """The summary of a run that came to its end, else None; one that is cut short is as good as none."""
     try:

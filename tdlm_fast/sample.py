@@ -84,6 +84,8 @@ def check(a, objective: str | None = None) -> None:
     for name in ("prompt", "suffix"):
         if (getattr(a, name) or "").encode(errors="replace").decode() != (getattr(a, name) or ""):
             raise ValueError(f"--{name} is no UTF-8 text")
+    if a.seed + a.number > 2**63:
+        raise ValueError(f"--seed is {a.seed}; with --number {a.number} it must be at most 2^63 - {a.number}")
     if not 0 < a.top_p <= 1:
         raise ValueError(f"--top-p is {a.top_p}; it must lie in 0 < top-p <= 1")
     if a.remask is not None and not 0 < a.remask <= 1:

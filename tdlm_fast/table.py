@@ -9,7 +9,6 @@ likelihood of the very same sequences; its interval is over sequences. The figur
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -39,15 +38,15 @@ def likelihoods(
     from . import data, likelihood, orders
     from .diagnostics import diagnose
     from .published import both, uniform_factor
+    from .run import figures, write_json
     from .sample import load_run
-    from .train import write_json
     from .unigram import unigram
 
     config, tokenizer, model, state = load_run(folder, None, device)
     key = {name: state[name] for name in ("step", "weights")} | {"corpus": state["corpus_hash"]}
     key |= {"sequences": sequences, "draws": draws, "split": split}
     file = folder / "likelihoods.json"
-    if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
+    if (kept := figures(file)).get("key") == key:
         return kept
     corpus = data.load(config.data, config.model.seq_len, state.get("corpus"))
     if corpus.hash != state["corpus_hash"]:

@@ -72,12 +72,16 @@ def test_entropy_counts_the_tokens_of_a_text():
 def test_intervals_narrow_with_the_texts_and_the_report_reads_them(monkeypatch, tmp_path):
     g = np.random.default_rng(1)
     rows = np.concatenate([np.zeros((400, 1)), np.arange(1, 33) ** 0.5 + g.normal(0, 0.5, (400, 32))], 1)
-    narrow, wide = (bench.difficulty(r, (4,)) for r in (rows, rows[:40]))
+    narrow, wide = (bench.difficulty(r, rows, (4,)) for r in (rows, rows[:40]))
     for a, b in zip(narrow, wide, strict=True):
         (value, low, high), (_, lower, higher) = a["excess_nats_a_text"], b["excess_nats_a_text"]
         assert low < value < high and high - low < higher - lower
     best = next(e for e in narrow if e["unmasking"] == "best")
     assert all(best["excess_nats_a_text"][0] <= e["excess_nats_a_text"][0] + 1e-9 for e in narrow)
+    early = np.concatenate([np.zeros((5, 1)), np.minimum(np.arange(1, 33), 4) * np.ones((5, 1))], 1)
+    chosen = next(e for e in bench.difficulty(rows, early, (4,)) if e["unmasking"] == "best")
+    assert chosen["counts"] == bench.best_counts(early[0], 4) != best["counts"]  # by other texts, scored on these
+    assert chosen["excess_nats_a_text"][0] > best["excess_nats_a_text"][0]
     models = [dict(objective=o, parameters=9, steps=3, test=2.5) for o in ("diffusion", "autoregressive")]
     shown = dict(nats=[3.0, 0.1], entropy=[2.0, 0.1])
     texts = [dict(method="random", steps=4, unmasking=u, evaluations_a_text=4.0, **shown) for u in ("linear", "cosine")]

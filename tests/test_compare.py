@@ -156,6 +156,32 @@ def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, ca
         assert compare.main(wrong) == 2 and says in capsys.readouterr().err
 
 
+def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
+    """With compare.json alone, as where somebody published no more, it is drawn again and takes further runs."""
+    out, _ = done
+    alone = tmp_path / "alone" / "compare.json"
+    alone.parent.mkdir()
+    shutil.copy(out / "compare.json", alone)
+    assert compare.main(["--from", str(alone), "--out", str(tmp_path / "same")]) == 0
+    for name in ("compare.json", "report.html", "report.md"):
+        assert (tmp_path / "same" / name).read_text() == (out / name).read_text(), name
+    arm = copy_of(out / "autoregressive-seed42", tmp_path / "arm", **{"model.dropout": 0.0})
+    more = ["--from", str(alone), str(arm), "--out", str(tmp_path / "more"), "--sequences", "0"]
+    assert compare.main(more) == 0
+    result = json.loads((tmp_path / "more" / "compare.json").read_text())
+    assert [a["label"] for a in result["arms"]] == ["diffusion", "autoregressive", "autoregressive dropout=0.0"]
+    assert result["claims"] == json.loads(alone.read_text())["claims"]
+    capsys.readouterr()
+    assert compare.main(["--from", str(alone), str(out / "diffusion-seed43")]) == 2
+    assert f"{alone / 'diffusion-seed43'} and {out / 'diffusion-seed43'} are the same run" in capsys.readouterr().err
+    none = "is no compare.json"
+    for text, says in (("{", "is damaged"), ("[]", "is damaged"), ("{}", none), ('{"arms": 3}', none)):
+        (tmp_path / "bad.json").write_text(text)
+        assert compare.main(["--from", str(tmp_path / "bad.json"), str(arm)]) == 2
+        error = capsys.readouterr().err
+        assert f"error: {tmp_path / 'bad.json'} {says}" in error and error.count("\n") == 1
+
+
 def copy_of(run: Path, folder: Path, **changed) -> Path:
     """A copy of a finished run whose config and summary say otherwise: key=value, or key_=value for the summary's."""
     shutil.copytree(run, folder)

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 
 import pytest
 import torch
@@ -75,6 +76,7 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
 @pytest.mark.parametrize("objective, args, message", [
     ("diffusion", ["--steps", "0"], "--steps is 0; it must be at least 1; leave it out for one step a token"),
     ("diffusion", ["--tokens", "0"], "--tokens is 0; it must be at least 1"),
+    ("diffusion", ["--seed", str(2**63)], "with --number 1 it must be at most 2^63 - 1"),
     ("diffusion", ["--number", "0"], "--number is 0"), ("diffusion", ["--temperature", "nan"], "--temperature is nan"),
     ("diffusion", ["--temperature", "-1"], "--temperature is -1.0; it must be at least 0 and finite"),
     ("diffusion", ["--temperature", "inf"], "--temperature is inf; it must be at least 0 and finite"),
@@ -130,6 +132,18 @@ def test_watch_without_a_terminal_is_one_line_a_step(runs, capsys):
     assert json.loads(out)["texts"] and err.count("\n") == 3
 
 
+def test_the_time_that_a_text_is_shown_is_not_writing(runs, capsys, monkeypatch):
+    class Slow(watch.Screen):
+        def __call__(self, x):
+            super().__call__(x)
+            time.sleep(0.5)
+            self.spent += 0.5
+
+    monkeypatch.setattr(sample, "Screen", Slow)
+    found = json.loads(call(capsys, runs["autoregressive"], "--tokens", "4", "--watch", "--json")[1])
+    assert 0 < found["seconds"] < 1.5 and found["tokens_per_s"] == pytest.approx(4 / found["seconds"])
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -154,6 +168,9 @@ def test_watch_draws_in_place(monkeypatch):
     assert terminal.getvalue().count("\n") == 4 == screen.height
     screen.close()
     assert terminal.getvalue().endswith("\x1b[4F\x1b[J")
+    shown = watch.Screen(Bytes(), 257, Terminal(), 0.05)
+    shown(torch.tensor([[65]]))
+    assert shown.spent >= 0.05
     monkeypatch.setenv("NO_COLOR", "1")
     plain = Terminal()
     watch.Screen(Bytes(), 257, plain, 0.0)(torch.tensor([[257, 65]]))

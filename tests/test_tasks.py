@@ -415,6 +415,20 @@ def test_an_untrained_model_is_at_chance(objective):
         assert low < chance < high and out["chance"] == chance, (name, out["acc"])
 
 
+def test_noise_and_halves_by_hand():
+    """The second question goes to its right ending with one half of the draws only; the third has three endings."""
+    found = {
+        "log_p": [[-1.0, -2.0], [-1.0, -1.5], [-3.0, -1.0, -2.0]], "tokens": [[1, 1], [1, 1], [1, 1, 1]],
+        "noise": [[0.2, 0.1], [0.4, -0.3], [0.0, 0.1, 0.5]], "greedy": [],
+    }  # fmt: skip
+    questions = [Question("", "x", (" a",) * n, gold) for n, gold in ((2, 0), (2, 1), (3, 1))]
+    out = accuracy.summarise(questions, found)
+    assert out["halves_agree"] == pytest.approx(2 / 3) and out["acc"] == pytest.approx(2 / 3)
+    assert out["noise"] == pytest.approx(math.sqrt((0.04 + 0.01 + 0.16 + 0.09 + 0.01 + 0.25) / 7))
+    assert out["gap"] == pytest.approx(((-2 + 1) + (-1 + 1.5) + (-2.5 + 1)) / 3)
+    assert out["chance"] == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)
+
+
 # ---- a run folder ----------------------------------------------------------------------------------------------
 
 
@@ -456,10 +470,20 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
     assert evaluate.main(command) == 0 and len(count) == 12
     assert json.loads((run / "tasks.json").read_text())["blimp"]["acc"] == blimp["acc"]
     assert evaluate.main(command) == 0 and len(count) == 12
+    sentences = local / "blimp" / "pairs.tsv"
+    as_it_was = sentences.read_text()
+    sentences.write_text(as_it_was.replace("turns2", "turned"))
+    assert as_it_was != sentences.read_text()
+    try:
+        assert evaluate.main(command) == 0 and len(count) > 12  # another text is asked anew
+        del count[12:]
+    finally:
+        sentences.write_text(as_it_was)
     blimp_only = [str(run), "--tasks", "blimp", "--data", str(local)]
     assert evaluate.main([*blimp_only, "--limit", "2"]) == 0 and len(count) == 12  # whole parts of before
     capsys.readouterr()
     assert evaluate.main([*blimp_only, "--samples", "4", "--limit", "2"]) == 0 and len(count) == 14
+    assert evaluate.main([*blimp_only, "--samples", "4", "--limit", "2", "--seed", "7"]) == 0 and len(count) == 16
     table = capsys.readouterr().out.splitlines()
     assert any(line.startswith("a_first") for line in table) and table[0].startswith("task  ")
     assert json.loads((run / "tasks.json").read_text())["piqa"] == results["piqa"]  # other tasks stay
@@ -484,6 +508,28 @@ def test_figures_of_other_weights_are_not_taken_for_these(run, local):
     checkpoint.save(run / "checkpoints" / "best.safetensors", model, None, state)
     second = figures()
     assert second[0] != first[0] and second[1] != first[1]
+
+
+def test_damaged_figures_are_named_and_options_without_effect_refused(run, local, capsys):
+    from tdlm_fast import table
+
+    asked = [str(run), "--tasks", "piqa", "--data", str(local)]
+    for name, verb, command in (("tasks.json", evaluate, asked), ("likelihoods.json", table, [str(run)])):
+        for text in ("{", "[]"):
+            (run / name).write_text(text)
+            capsys.readouterr()
+            assert verb.main(command) == 2
+            error = capsys.readouterr().err
+            assert f"error: {run / name} is damaged" in error and "remove it, and it is made again" in error
+            (run / name).unlink()
+    for command, message in (
+        ([*asked, "--split", "valid", "--max-samples", "4"], "--split, --max-samples: only without --tasks"),
+        ([*asked, "--layout", "packed"], "--layout: only without --tasks"),
+        ([str(run), "--limit", "2"], "--limit: only with --tasks"),
+        ([str(run), "--samples", "4", "--batch-size", "1"], "--samples, --batch-size: only with --tasks"),
+        ([str(run), "--data", str(local)], "--data: only with --tasks"),
+    ):  # fmt: skip
+        assert evaluate.main(command) == 2 and f"error: {message}" in capsys.readouterr().err
 
 
 def test_a_run_is_asked_from_the_hub(run, local, hub, monkeypatch, capsys):

@@ -53,8 +53,16 @@ def experiment() -> str:
         f"{compared.seeds_of(found)}, in brackets the lowest and the highest. On the same tokens "
         f"{'autoregressive' if sign < 0 else 'diffusion'} is {abs(right['mean']):.3f} nats per token ahead "
         f"(95 % interval over seeds and the bound's own error: {low:.3f} to {high:.3f}). A bound may lie above the "
-        "likelihood it bounds."
+        f"likelihood it bounds. {tables_claims.departures()}"
     )
+    for arm in found["controls"]:
+        if arm["label"] == "diffusion loss_weight=published":
+            other = next(c["right"] for c in arm["claims"] if c["id"] == "test")
+            seeds = compared.seeds_of(arm)
+            words += (
+                f" Trained with the published weight ({seeds}) diffusion is {abs(other['mean']):.3f} nats "
+                f"{'behind' if other['mean'] < 0 else 'ahead'} [{other['low']:+.3f}, {other['high']:+.3f}]."
+            )
     return tables_claims.table(*rows) + "\n\n" + words
 
 

@@ -29,18 +29,19 @@ def runs(objective: str) -> list[dict]:
     return report.first_arms(comparison())[objective]["runs"]
 
 
-def spread_of(values: list[float], form: str) -> str:
-    """The mean, and where there are several values the lowest and highest, in words."""
-    mean = form.format(sum(values) / len(values))
-    return f"{mean} ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else mean
+def spread_of(values: list[float], form: str, of=lambda v: v) -> str:
+    """of(mean), and where there are several values the lowest and highest, in words."""
+    mean, low, high = (form.format(of(v)) for v in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
 def test_cells(objective: str) -> list[str]:
     """Nats per token, perplexity and bits per byte on the test split, over the seeds; a bound is marked."""
     tests = [r["summary"]["test"] for r in runs(objective)]
     bound = "≤ " if tests[0]["samples"] else ""
-    forms = {"nats_per_token": "{:.3f}", "ppl": "{:.1f}", "bits_per_byte": "{:.3f}"}
-    return [bound + spread_of([t[key] for t in tests], form) for key, form in forms.items()]
+    nats, bits = ([t[key] for t in tests] for key in ("nats_per_token", "bits_per_byte"))
+    ppl = spread_of(nats, "{:.1f}", math.exp)
+    return [bound + cell for cell in (spread_of(nats, "{:.3f}"), ppl, spread_of(bits, "{:.3f}"))]
 
 
 def factor() -> str:
@@ -176,11 +177,20 @@ def verdicts() -> str:
     return table(*map(tuple, report.claims_table(found))) + f"\n\n{words}\n\n{rules}"
 
 
+def departures() -> str:
+    return f"Departures from the published experiment: {'; '.join(comparison()['departures'])}."
+
+
+def controls() -> str:
+    """The test perplexity with every control arm."""
+    return table(*map(tuple, report.control_table(comparison())))
+
+
 def progress() -> str:
     return table(*map(tuple, report.early_table(comparison())))
 
 
 TABLES = {
     "factor": factor, "untrained": untrained, "unigram": unigram, "spread": spread, "standing": standing,
-    "progress": progress, "verdicts": verdicts, "estimator": estimator,
+    "progress": progress, "verdicts": verdicts, "estimator": estimator, "controls": controls, "departures": departures,
 }  # fmt: skip

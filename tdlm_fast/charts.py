@@ -103,7 +103,7 @@ def lines(
 
     xs = [place(v) for s in series for v in s.x]
     ys = [v for s in series for v in [*s.y, *s.low, *s.high]] + ([0.0] if zero else [])
-    across = 1 if len(series) > 2 and max(len(s.label) for s in series) > 32 else 2
+    across = 1 if len(series) > 2 and max(len(s.label) for s in series) > 26 else 2
     rows = math.ceil(len(series) / across)
     height = HEIGHT + 15 * rows
     bottom = HEIGHT - BOTTOM + 6

@@ -218,6 +218,25 @@ def pairs_of(arms: list[dict]) -> list[tuple[dict, dict]]:
     return [(d[s], a[s]) for s in d if s in a]
 
 
+def controls(arms: list[dict]) -> list[dict]:
+    """Every further arm against the first arm of the other objective, on the seeds that both have, its claims about
+    losses judged as the first pair's are: [{"label", "objective", "seeds", "claims"}]."""
+    from . import claims
+
+    first, out = {}, []
+    for arm in arms:
+        first.setdefault(arm["objective"], arm)
+    for arm in arms if len(first) == 2 else ():
+        if arm is first[arm["objective"]]:
+            continue
+        sides = [arm if o == arm["objective"] else first[o] for o in OBJECTIVES]
+        if pairs := pairs_of(sides):
+            judged = [c for c in claims.judge(pairs) if c["kind"] == "loss"]
+            about = {"label": arm["label"], "objective": arm["objective"]}
+            out.append(about | {"seeds": [d["config"]["seed"] for d, _ in pairs], "claims": judged})
+    return out
+
+
 def flops(run: dict, step: int, loss_tokens: int | None) -> float | None:
     """Floating-point operations of training up to a step: 2 a multiply and add, three times the forward pass.
 
@@ -280,14 +299,18 @@ def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
         weights = (
             "not recorded" if None in hashes else f"equal ({hashes[0]})" if hashes[0] == hashes[1] else "DIFFERENT"
         )
-        shared = {step: n for step, _, n, *_ in d["losses"]}
-        counted = [(shared[step], n) for step, _, n, *_ in a["losses"] if step in shared]
-        batches = "equal" if counted and all(x == y for x, y in counted) else "DIFFERENT"
+        shared = {e["step"]: e["batch"] for e in d["evaluations"] if "batch" in e}
+        seen = [(shared[e["step"]], e["batch"]) for e in a["evaluations"] if e["step"] in shared and "batch" in e]
+        what = f"batches before {len(seen)} evaluations" if seen else "batches"
+        if not seen and d["config"]["data.layout"] == "paragraphs":  # runs of before batches were recorded
+            shared = {step: n for step, _, n, *_ in d["losses"]}
+            seen = [(shared[step], n) for step, _, n, *_ in a["losses"] if step in shared]
+            what = f"tokens of the batches at {len(seen)} logged steps"
+        batches = "not recorded" if not seen else "equal" if all(x == y for x, y in seen) else "DIFFERENT"
         text = "equal" if d["summary"]["corpus_hash"] == a["summary"]["corpus_hash"] else "DIFFERENT"
         words.append(
             f"seed {seed}: settings apart from the objective {'DIFFERENT: ' + ', '.join(other) if other else 'equal'}; "
-            f"text {text}; weights before the first step {weights}; tokens of the batches at {len(counted)} logged "
-            f"steps {batches}"
+            f"text {text}; weights before the first step {weights}; {what} {batches}"
         )
     return words
 
@@ -304,7 +327,7 @@ def compare(arms: list[dict], out: Path) -> dict:
     result = {
         "arms": arms, "claims": claims.judge(pairs) if pairs else [], "untrained": control, "rules": list(claims.RULES),
         "ledgers": ledgers(arms), "alike": alike(pairs), "seeds": [d["config"]["seed"] for d, _ in pairs],
-        "departures": claims.departures(pairs[0][0]) if pairs else [],
+        "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": controls(arms),
     }  # fmt: skip
 
     def plain(value):
@@ -370,8 +393,10 @@ def main(argv=None) -> int:
                     same = "the same settings with these keys" if who in seen.values() else "the same name"
                     raise settings.ConfigError(f"--arms: {file} has {same} as another arm")
                 seen[name] = who
+            count = a.seeds * len(jobs)
             for seed in range(first, first + a.seeds):
                 for file, name, keys in jobs:
+                    print(f"run {len(folders) + 1} of {count}: {name}, seed {seed}", file=sys.stderr)
                     train(file, [*keys, f"seed={seed}"], out / f"{name}-seed{seed}")
                     folders.append(out / f"{name}-seed{seed}")
         kept = {f: recorded(f) for f in folders if f.is_file()}

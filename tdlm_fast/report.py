@@ -6,6 +6,7 @@ SVG (charts.py), there is no script and no font.
 
 import math
 import re
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -31,7 +32,8 @@ th{color:var(--soft);font-weight:600;font-size:.8rem}td{font-variant-numeric:tab
 figure{margin:0;padding:10px;background:var(--card);border:1px solid var(--rule);border-radius:6px}
 svg{width:100%;height:auto;display:block}
 .v{font-weight:600;white-space:nowrap}.v.holds{color:var(--good)}.v.does{color:var(--bad)}.v.an{color:var(--odd)}
-.v.undecided{color:var(--none)}.why{color:var(--soft);font-size:.85rem}
+.v.undecided{color:var(--none)}nav{font-size:.85rem;color:var(--soft)}a{color:inherit}
+summary{cursor:pointer;margin:.6em 0;color:var(--soft)}.why{color:var(--soft);font-size:.85rem}
 @media (max-width:760px){table.cards thead{display:none}table.cards tr{display:block;padding:.7em 0;
 border-bottom:1px solid var(--rule)}table.cards td{display:grid;grid-template-columns:8.5em 1fr;gap:.5em;border:0;
 padding:.12em 0}table.cards td::before{content:attr(data-label);color:var(--soft);font-size:.8rem}
@@ -85,15 +87,16 @@ def paragraph(result: dict) -> str:
     paired = {o: [r for r in arms[o]["runs"] if r["config"]["seed"] in result["seeds"]] for o in NAMES}
     run = paired["diffusion"][0]
     odd = [line for line in result["alike"] if "DIFFERENT" in line]
+    silent = " as far as was recorded (see below)" if "not recorded" in " ".join(result["alike"]) else ""
     claims = {c["id"]: c for c in result["claims"]}
     test = claims["test"]["right"]
     text = [
         f"Both objectives were trained for {run['summary']['steps']:,} steps on {run['summary']['corpus']} with "
         f"{run['summary']['parameters']:,} parameters and {seeds_of(result)}, "
-        + ("NOT alike: " + "; ".join(odd) + "." if odd else "alike in everything but the objective.")
+        + ("NOT alike: " + "; ".join(odd) + "." if odd else f"alike in everything but the objective{silent}.")
     ]
     if result["departures"]:
-        text.append(f"This is not the published experiment: {', '.join(result['departures'])}.")
+        text.append(f"This is not the published experiment: {'; '.join(result['departures'])}.")
     if run["summary"]["note"]:
         text.append(f"Note: {run['summary']['note']}.")
     if test:
@@ -135,6 +138,14 @@ def paragraph(result: dict) -> str:
         counts[c["verdict"]] = counts.get(c["verdict"], 0) + 1
     tally = ", ".join(f"{k} {v}" for k, v in sorted(counts.items(), key=lambda kv: -kv[1]))
     text.append(f"Of the {len(result['claims'])} published claims: {tally}.")
+    tests = [next(c for c in arm["claims"] if c["id"] == "test") for arm in result["controls"]]
+    if tests:
+        best = max((c["right"]["mean"], arm["label"]) for c, arm in zip(tests, result["controls"], strict=True))
+        other = [c["verdict"] for c in tests if c["verdict"] != claims["test"]["verdict"]]
+        text.append(
+            f"Of {len(tests)} control arms {len(other) or 'none'} judges the test perplexity otherwise; diffusion "
+            f"stands best with {best[1]}, at {best[0]:+.3f} nats."
+        )
     return " ".join(text)
 
 
@@ -152,6 +163,62 @@ def claims_table(result: dict) -> list[list[str]]:
         found = {k: c.get(k) if c["kind"] == "loss" else None for k in ("as_published", "one_scale", "right")}
         cells = [*map(ratio, found.values()), nats(found["right"])]
         rows.append([c["claim"], c["published"], *cells, f"{c['verdict']}: {c['reason']}"])
+    return rows
+
+
+def control_table(result: dict) -> list[list[str]]:
+    """The test perplexity with every further arm in place of the first one of its objective."""
+    head = ["arm", "seeds", "test, nats per token", "computed as published", "published metric, one scale"]
+    rows = [[*head, "right metric", "nats", "verdict"]]
+    runs = {arm["label"]: arm["runs"] for arm in result["arms"]}
+    for arm in result["controls"]:
+        found = next(c for c in arm["claims"] if c["id"] == "test")
+        tests = [r["summary"]["test"] for r in runs[arm["label"]] if r["config"]["seed"] in arm["seeds"]]
+        value = f"{'≤ ' if tests[0]['samples'] else ''}{mean(t['nats_per_token'] for t in tests):.3f}"
+        cells = [ratio(found[k]) for k in ("as_published", "one_scale", "right")]
+        seeds = ", ".join(map(str, arm["seeds"]))
+        rows.append([arm["label"], seeds, value, *cells, nats(found["right"]), found["verdict"]])
+    return rows if len(rows) > 1 else []
+
+
+def _accuracy(entry: dict, key: str = "acc") -> str:
+    if entry.get(key) is None:
+        return "–"
+    low, high = entry[f"{key}_interval"]
+    return f"{100 * entry[key]:.1f} [{100 * low:.1f},\u00a0{100 * high:.1f}]"
+
+
+def task_runs(result: dict) -> list[tuple[str, dict]]:
+    """(objective, run) of the first seed of each first arm that has accuracies."""
+    both = ((o, next((r for r in arm["runs"] if r["tasks"]), None)) for o, arm in first_arms(result).items())
+    return [(o, run) for o, run in both if run]
+
+
+def task_table(result: dict) -> list[list[str]]:
+    """Accuracies on the evaluation sets, beside what a guess scores."""
+    found = task_runs(result)
+    rows = [["set", "questions", "run", "acc %", "acc_norm %", "chance %", "shortest %", "gap, nats", "seconds"]]
+    for name in dict.fromkeys(name for _, run in found for name in run["tasks"]):
+        for objective, run in found:
+            if e := run["tasks"].get(name):
+                levels = [f"{100 * e[k]:.1f}" if e.get(k) else "–" for k in ("chance", "shortest")]
+                gap = "–" if e["gap"] is None else f"{e['gap']:+.3f}"
+                cells = [_accuracy(e), _accuracy(e, "acc_norm"), *levels, gap, f"{e['seconds']:,.0f}"]
+                whose = f"{objective}, seed {run['config']['seed']}"
+                rows.append([name, f"{e['n']:,}{' (limited)' if e.get('limit') else ''}", whose, *cells])
+    return rows if len(rows) > 1 else []
+
+
+def paradigm_table(result: dict) -> list[list[str]]:
+    """Accuracy on each of BLiMP's paradigms, in the order of the difference."""
+    found = [(o, run["tasks"]["blimp"]["groups"]) for o, run in task_runs(result) if "blimp" in run["tasks"]]
+    if len(found) < 2 or found[0][1].keys() != found[1][1].keys():
+        return []
+    (first, d), (second, a) = found
+    rows = [["BLiMP paradigm", "pairs", f"{first}, acc %", f"{second}, acc %", "difference"]]
+    for name in sorted(d, key=lambda name: d[name]["acc"] - a[name]["acc"]):
+        apart = f"{100 * (d[name]['acc'] - a[name]['acc']):+.1f}"
+        rows.append([name, f"{d[name]['n']:,}", _accuracy(d[name]), _accuracy(a[name]), apart])
     return rows
 
 
@@ -258,6 +325,12 @@ def _band(arm: dict, colour: int, x, y, **kw) -> Series:
     return Series(arm["label"], xs, ys, low, high, colour % 6, **kw)
 
 
+def _since(s: Series, share: float) -> Series:
+    """A series from that share of its last x on."""
+    first = sum(x < share * max(s.x, default=0) for x in s.x)
+    return replace(s, **{k: getattr(s, k)[first:] for k in ("x", "y", "low", "high")})
+
+
 def _valid(e):
     return e["valid"]["nats_per_token"]
 
@@ -271,7 +344,10 @@ def curve_charts(result: dict) -> dict[str, str]:
         ("by-loss-token", "Validation, nats per token, by loss token", lambda e: e["loss_tokens"],
          "tokens that bore loss", False),
     ):  # fmt: skip
-        out[name] = charts.lines(title, [_band(a, i, x, _valid) for i, a in arms], label, xlog=log)
+        shown = arms[:2] if name == "by-time" else arms
+        out[name] = charts.lines(title, [_band(a, i, x, _valid) for i, a in shown], label, xlog=log)
+    late = [_since(_band(a, i, lambda e: e["step"], _valid), 0.2) for i, a in arms]
+    out["by-step-late"] = charts.lines("The last four fifths of the steps", late, "optimizer step")
     curves = []
     for i, arm in arms[:2]:
         curves.append(_band(arm, i, lambda e: e["step"], lambda e: e["valid"]["ppl"]))
@@ -284,7 +360,9 @@ def curve_charts(result: dict) -> dict[str, str]:
         ("training-loss-by-time", "Training loss by time", 3, 60, "minutes of training"),
         ("training-loss-by-loss-token", "Training loss by loss token", 4, 1, "tokens that bore loss"),
     ):
-        series = [_training(arm, i, k, scale) for i, arm in arms]
+        weight = arms[0][1]["runs"][0]["config"]["loss_weight"]
+        same = [(i, a) for i, a in arms if a["runs"][0]["config"]["loss_weight"] == weight]
+        series = [_training(arm, i, k, scale) for i, arm in (same[:2] if k == 3 else same)]
         out[name] = charts.lines(title, [one for one in series if one.x], label)
     return out
 
@@ -374,12 +452,11 @@ def _heat_maps(arm: dict) -> dict[str, str]:
 
 
 def blocks(result: dict) -> list[tuple]:
-    """("h" or "p" or "note", text) · ("list", texts) · ("table", rows, cards?) · ("charts", {name: svg})."""
+    """("h" or "p" or "note", text) · ("list", texts) · ("table", rows, cards?) · ("fold", title, rows) · ("charts",
+    {name: svg})."""
     out: list[tuple] = [("p", paragraph(result))]
     if result["claims"]:
         out.append(("h", "The published claims"))
-        if result["departures"]:
-            out.append(("p", f"Measured on another experiment: {', '.join(result['departures'])}."))
         out += [
             ("table", claims_table(result), True),
             ("note", "Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals over "
@@ -389,9 +466,19 @@ def blocks(result: dict) -> list[tuple]:
              "ratio below 1 may overstate how far diffusion is behind."),
             ("note", "Rules of the verdicts:"), ("list", result["rules"]),
         ]  # fmt: skip
+    if control := control_table(result):
+        out += [("h", "Control arms"), ("table", control, True),
+                ("note", "The test perplexity again, with an arm in place of the first one of its objective, against "
+                 "the first arm of the other, on the seeds that both have.")]  # fmt: skip
     out += [("h", "Curves"), ("charts", curve_charts(result))]
-    out += [("note", "Bands: lowest and highest seed. Step 0 is drawn where 1 is.")]
-    out += [("h", "Runs"), ("table", run_table(result), True)]
+    out += [("note", "Bands: lowest and highest seed. Step 0 is drawn where 1 is. By time, the first arm of each "
+             "objective alone: others may have been trained on another machine or beside other work. Training losses "
+             "are of arms with the first one's weight: losses of different weights have no common scale.")]  # fmt: skip
+    out += [("h", "Runs"), ("table", run_table(result), False)]
+    machines = sorted({f"{r['summary']['device']}, torch {r['summary']['versions']['torch']}"
+                       for arm in result["arms"] for r in arm["runs"]})  # fmt: skip
+    if len(machines) > 1:
+        out += [("note", f"Trained on {len(machines)} kinds of machine (listed below): minutes do not compare.")]
     if early := early_table(result):
         out += [("h", "Every evaluation"), ("table", early, False)]
     for arm in first_arms(result).values():
@@ -402,6 +489,13 @@ def blocks(result: dict) -> list[tuple]:
         out.append(("note", "95 % intervals: of the estimate where all sequences are scored, over sequences where some "
                     "are. The exact orders reveal one token a step, left to right or the most certain first (DUEL, "
                     "arXiv 2603.01367)."))  # fmt: skip
+    if tasks := task_table(result):
+        out += [("h", "Evaluation sets"), ("table", tasks, False),
+                ("note", "95 % intervals over the questions. chance: guessing; shortest: always the ending of the "
+                 "fewest tokens. gap: mean log-likelihood of the wrong endings minus the right one's; below 0 the "
+                 "right one is preferred. Diffusion's accuracies are those of its conditional bound.")]  # fmt: skip
+        if paradigms := paradigm_table(result):
+            out += [("fold", "BLiMP, paradigm by paradigm", paradigms)]
     if ledger := ledger_table(result):
         out += [("h", "At equal budgets"), ("table", ledger, True),
                 ("note", "Validation nats per token on straight lines between evaluations; learning rates are those of "
@@ -419,8 +513,6 @@ def blocks(result: dict) -> list[tuple]:
     ]  # fmt: skip
     if result["alike"]:
         out += [("h", "What was alike"), ("list", result["alike"])]
-    machines = sorted({f"{r['summary']['device']}, torch {r['summary']['versions']['torch']}"
-                       for arm in result["arms"] for r in arm["runs"]})  # fmt: skip
     return [*out, ("h", "Machines"), ("list", machines)]
 
 
@@ -443,25 +535,28 @@ def _html_table(rows: list[list[str]], cards: bool) -> str:
 
 
 def html(result: dict, title: str) -> str:
-    parts = []
+    parts, heads = [], []
     for kind, *what in blocks(result):
         if kind == "h":
-            parts.append(f"<h2>{escape(what[0])}</h2>")
+            heads.append(f'<a href="#s{len(heads)}">{escape(what[0])}</a>')
+            parts.append(f'<h2 id="s{len(heads) - 1}">{escape(what[0])}</h2>')
         elif kind in ("p", "note"):
             parts.append(f"<p{' class=note' if kind == 'note' else ''}>{escape(what[0])}</p>")
         elif kind == "list":
             parts.append("<ul>" + "".join(f"<li>{escape(t)}</li>" for t in what[0]) + "</ul>")
         elif kind == "table":
             parts.append(_html_table(*what))
+        elif kind == "fold":
+            parts.append(f"<details><summary>{escape(what[0])}</summary>{_html_table(what[1], False)}</details>")
         else:
             figures = "".join(f"<figure>{svg}</figure>" for svg in what[0].values() if svg)
             parts.append(f'<div class="grid">{figures}</div>')
-    style = STYLE + charts.STYLE
+    style = STYLE + charts.STYLE + "@media (max-width:500px){svg{font-size:12.5px}}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><h1>{escape(title)}</h1>"
-        f"{''.join(parts)}</body></html>\n"
+        f"{parts[0]}<nav>{' · '.join(heads)}</nav>{''.join(parts[1:])}</body></html>\n"
     )
 
 
@@ -474,7 +569,9 @@ def markdown(result: dict, title: str, figures: str = "figures") -> str:
             parts.append(what[0])
         elif kind == "list":
             parts.append("\n".join(f"- {t}" for t in what[0]))
-        elif kind == "table":
+        elif kind in ("table", "fold"):
+            if kind == "fold":
+                parts.append(f"### {what.pop(0)}")
             rows = [[c.replace("|", "\\|") for c in row] for row in what[0]]
             text = ["| " + " | ".join(row) + " |" for row in rows]
             parts.append("\n".join([text[0], "|" + "---|" * len(rows[0]), *text[1:]]))

@@ -103,10 +103,12 @@ def cell(row: dict) -> str:
 def lines(table: dict) -> list[list[str]]:
     """Heading and rows of the table as text: what, kind, tokens, nats per token, ppl, bits per byte."""
     out = [["likelihood", "kind", "sequences", "tokens", "nats per token", "ppl", "bits/byte"]]
+    whole = table["rows"][0]
     for r in table["rows"]:
+        name = f"{r['name']} of {r['sequences']:,} sequences" if r["sequences"] < whole["sequences"] else r["name"]
         numbers = [f"{r['sequences']:,}", f"{r['tokens']:,}", cell(r), f"{r['ppl']:,.2f}", f"{r['bits_per_byte']:.4f}"]
-        out.append([r["name"], r["kind"], *numbers])
-    p, whole = table["published"], table["rows"][0]
+        out.append([name, r["kind"], *numbers])
+    p = table["published"]
     value = f"({p['reweighted_loss']:.3f} [{p['interval'][0]:.3f}, {p['interval'][1]:.3f}])"
     numbers = [f"{whole['sequences']:,}", f"{whole['tokens']:,}", value, f"({p['published_metric']:,.2f})", "none"]
     return [*out, ["published metric", "not a likelihood", *numbers]]

@@ -126,6 +126,10 @@ def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
             )  # fmt: skip
         if not state["step"]:
             entry["initial_weights"] = weights_hash(model)
+        else:
+            size, at = config.train.batch_size, state["step"] - 1
+            x0, _ = data.batch(train_split, seed=config.seed, step=at, batch_size=size)
+            entry["batch"] = checkpoint.digest({"x0": x0})[:16]  # the last one, by which runs show that they read alike
         log.record(entry)
         state["evaluated"] = state["step"]
         nats = found.nats_per_token if math.isfinite(found.nats_per_token) else math.inf

@@ -116,7 +116,9 @@ def test_the_page_is_whole_and_stands_alone(done):
     assert not page.open
     names = {t for t, _ in page.tags}
     assert names.isdisjoint({"script", "link", "img", "iframe"}) and "url(" not in text and "@import" not in text
-    assert not [v for _, a in page.tags for k, v in a.items() if k in ("src", "href")]
+    ids = {a.get("id") for _, a in page.tags}
+    links = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href")]
+    assert len(links) >= 6 and all(v[0] == "#" and v[1:] in ids for v in links)
     assert "prefers-color-scheme:dark" in text and 'name="viewport"' in text
     result = json.loads((out / "compare.json").read_text())
     said = "".join(page.text)
@@ -217,10 +219,19 @@ def test_what_is_not_alike_is_said_first(done, tmp_path):
     for other, says in (
         ({"config": a["config"] | {"optim.lr": 1.0}}, "settings apart from the objective DIFFERENT: optim.lr"),
         ({"summary": a["summary"] | {"corpus_hash": "0"}}, "text DIFFERENT"), (first, "first step DIFFERENT"),
-        ({"losses": [(s, loss, n + (s == 12), *rest) for s, loss, n, *rest in a["losses"]]}, "logged steps DIFFERENT"),
+        ({"evaluations": [*a["evaluations"][:-1], a["evaluations"][-1] | {"batch": "0"}]}, "3 evaluations DIFFERENT"),
     ):  # fmt: skip
         said = compare.alike([(d, a | other)])[0]
         assert says in said and said.count("DIFFERENT") == 1
+    assert "batches before 3 evaluations equal" in compare.alike([(d, a)])[0]
+    for run in (d, a):  # as runs of before batches were recorded
+        run["evaluations"] = [{k: v for k, v in e.items() if k != "batch"} for e in run["evaluations"]]
+    assert "logged steps equal" in compare.alike([(d, a)])[0]
+    more = a | {"losses": [(s, loss, n + (s == 12), *rest) for s, loss, n, *rest in a["losses"]]}
+    assert "logged steps DIFFERENT" in compare.alike([(d, more)])[0]
+    for run in (d, a):  # whose rows are all full, so that their number says nothing
+        run["config"] = run["config"] | {"data.layout": "packed"}
+    assert "batches not recorded" in compare.alike([(d, a)])[0]
     other = copy_of(out / "autoregressive-seed42", tmp_path / "other", **{"optim.lr": 1e-3})
     runs = ["--from", str(out / "diffusion-seed42"), str(other)]
     assert compare.main([*runs, "--sequences", "0", "--out", str(tmp_path / "out")]) == 0

@@ -1,8 +1,11 @@
 """README and docs say what bench/results holds."""
 
+import json
+
 import pytest
 
 from bench import report
+from tdlm_fast import compare
 
 
 @pytest.mark.parametrize("name", report.TABLES)
@@ -24,3 +27,14 @@ def test_curves_are_drawn_from_every_evaluation(tmp_path):
         assert found[-1][0] == steps and found[0][2] > found[-1][2]
     report.plot_curves(tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").stat().st_size > 5000
+
+
+def test_the_kept_comparison_is_what_its_runs_make(tmp_path):
+    """Verdicts, tables and every mark of every chart, from what the runs recorded."""
+    kept = report.RESULTS / "wikitext-2-compare"
+    found = compare.compare(compare.arms_of(compare.recorded(kept / "compare.json")), tmp_path)
+    assert json.loads(json.dumps(found)) == json.loads((kept / "compare.json").read_text())
+    figures = sorted(f.name for f in (tmp_path / "figures").iterdir())
+    assert figures == sorted(f.name for f in (kept / "figures").iterdir()) and len(figures) > 20
+    for name in ("report.md", *(f"figures/{f}" for f in figures)):
+        assert (tmp_path / name).read_text() == (kept / name).read_text(), f"{name}: python -m tdlm_fast.compare --from"

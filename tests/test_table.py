@@ -81,9 +81,9 @@ def test_what_is_shown_marks_bounds_and_their_intervals(made):
     shown = {line[0]: line for line in table.lines(found)}
     for row in found["rows"][:4]:
         cell = f"{row['nats_per_token']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        mark = "≤ " if row["name"] == "bound" else ""
-        if row["sequences"] == SEQUENCES:  # two rows are called bound; the second is of few sequences
-            assert shown[row["name"]][4] == mark + cell and shown[row["name"]][2] == str(SEQUENCES)
+        mark, few = "≤ " if row["name"] == "bound" else "", row["sequences"] == SEQUENCES
+        line = shown[f"{row['name']} of {SEQUENCES} sequences" if few else row["name"]]
+        assert line[4] == mark + cell and line[2] == f"{row['sequences']:,}"
     base = found["rows"][-1]
     assert shown["unigram baseline"][4] == f"{base['nats_per_token']:.3f}"
     p = found["published"]

@@ -8,6 +8,7 @@ interruption: finished runs and finished tables are kept. --arms adds control ar
 
 import argparse
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -252,18 +253,14 @@ def flops(run: dict, step: int, loss_tokens: int | None) -> float | None:
     return float(places * (6 * parts["blocks"] + attention) + 6 * head * loss_tokens)
 
 
-def _mean_at(arm: dict, value, budget: float) -> float | None:
-    """Validation nats of an arm at a budget of value(run, evaluation), between evaluations on a straight line."""
-    found = []
-    for run in arm["runs"]:
-        points = [(value(run, e), e["valid"]["nats_per_token"]) for e in run["evaluations"]]
-        if any(x is None for x, _ in points):
-            return None
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
-            if x0 <= budget <= x1 and x1 > x0:
-                found.append(y0 + (y1 - y0) * (budget - x0) / (x1 - x0))
-                break
-    return sum(found) / len(found) if len(found) == len(arm["runs"]) else None
+def _at(run: dict, value, budget: float) -> tuple[float, float] | None:
+    """(validation nats, their standard error) of a run at a budget of value(run, evaluation), on straight lines."""
+    points = [(value(run, e), e["valid"]) for e in run["evaluations"]]
+    for (x0, e0), (x1, e1) in zip(points, points[1:], strict=False):
+        if x0 <= budget <= x1 and x1 > x0:
+            y0, y1 = e0["nats_per_token"], e1["nats_per_token"]
+            return y0 + (y1 - y0) * (budget - x0) / (x1 - x0), max(e0["stderr"], e1["stderr"])
+    return None
 
 
 LEDGERS = {
@@ -274,19 +271,23 @@ LEDGERS = {
 }
 
 
-def ledgers(arms: list[dict]) -> list[dict]:
-    """Both objectives at one budget, the largest that both reached, for each way of counting it:
-    [{"ledger", "budget", "diffusion", "autoregressive"}], validation nats per token."""
-    first = {}
-    for arm in arms:
-        first.setdefault(arm["objective"], arm)
+def ledgers(pairs: list[tuple[dict, dict]]) -> list[dict]:
+    """Both objectives at one budget, the largest that all reached, for each way of counting it: [{"ledger", "budget",
+    "diffusion", "autoregressive", "difference"}], validation nats per token, the difference diffusion's advantage."""
+    from .claims import over_seeds
+
     out = []
-    for name, value in LEDGERS.items() if len(first) == 2 else ():
-        ends = [value(run, run["evaluations"][-1]) for arm in first.values() for run in arm["runs"]]
-        if any(v is None for v in ends):
+    for name, value in LEDGERS.items() if pairs else ():
+        ends = [value(run, run["evaluations"][-1]) for pair in pairs for run in pair]
+        if any(v is None for pair in pairs for run in pair for v in (value(run, e) for e in run["evaluations"])):
+            continue
+        found = [[_at(run, value, min(ends)) for run in pair] for pair in pairs]
+        if any(at is None for both in found for at in both):
             continue
         row = {"ledger": name, "budget": min(ends)}
-        out.append(row | {o: _mean_at(first[o], value, min(ends)) for o in OBJECTIVES})
+        row |= {o: sum(both[i][0] for both in found) / len(found) for i, o in enumerate(OBJECTIVES)}
+        errors = [math.hypot(d[1], a[1]) for d, a in found]
+        out.append(row | {"difference": over_seeds([a[0] - d[0] for d, a in found], errors)})
     return out
 
 
@@ -326,7 +327,7 @@ def compare(arms: list[dict], out: Path) -> dict:
     control = {k: v for k, v in claims.advantages(pairs, 0).items()} if pairs else None
     result = {
         "arms": arms, "claims": claims.judge(pairs) if pairs else [], "untrained": control, "rules": list(claims.RULES),
-        "ledgers": ledgers(arms), "alike": alike(pairs), "seeds": [d["config"]["seed"] for d, _ in pairs],
+        "ledgers": ledgers(pairs), "alike": alike(pairs), "seeds": [d["config"]["seed"] for d, _ in pairs],
         "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": controls(arms),
     }  # fmt: skip
 

@@ -260,13 +260,10 @@ def early_table(result: dict) -> list[list[str]]:
 
 
 def ledger_table(result: dict) -> list[list[str]]:
-    rows = [["both stopped at the same", "budget", "diffusion ≤ nats", "autoregressive nats", "difference"]]
+    rows = [["both stopped at the same", "budget", "diffusion ≤ nats", "autoregressive nats", "diffusion's advantage"]]
     for row in result["ledgers"]:
-        pair = [row["diffusion"], row["autoregressive"]]
-        if None in pair:
-            continue
-        cells = [f"{v:.3f}" for v in pair]
-        rows.append([row["ledger"], charts.number(row["budget"]), *cells, f"{pair[1] - pair[0]:+.3f}"])
+        cells = [f"{row[o]:.3f}" for o in NAMES]
+        rows.append([row["ledger"], charts.number(row["budget"]), *cells, nats(row["difference"])])
     return rows if len(rows) > 1 else []
 
 
@@ -498,9 +495,9 @@ def blocks(result: dict) -> list[tuple]:
             out += [("fold", "BLiMP, paradigm by paradigm", paradigms)]
     if ledger := ledger_table(result):
         out += [("h", "At equal budgets"), ("table", ledger, True),
-                ("note", "Validation nats per token on straight lines between evaluations; learning rates are those of "
-                 "the whole runs. FLOPs: 6 per parameter of the blocks and place, 12 L D T for attention, 6 D V per "
-                 "token that bears loss.")]  # fmt: skip
+                ("note", "Validation nats per token on straight lines between evaluations, with 95 % intervals as "
+                 "above; learning rates are those of the whole runs. FLOPs: 6 per parameter of the blocks and place, "
+                 "12 L D T for attention, 6 D V per token that bears loss.")]  # fmt: skip
     if level := level_table(result):
         out += [("h", "Diagnostics"), ("table", level, True)]
     else:

@@ -1,6 +1,7 @@
 """A whole comparison at a small setting: trained, judged, reported, resumed, and nothing but the objective differs."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdlm_fast import check, compare, report, step, table, train
+from tdlm_fast import check, claims, compare, report, step, table, train
 from tdlm_fast import config as settings
 
 SMALL = ["train.max_steps=24", "train.log_every=4", "train.save_every=8", "eval.every=12", "eval.probe=4",
@@ -294,7 +295,8 @@ def arm(objective, *evaluations, seed=1):
         "config": {"seed": seed, "train.batch_size": 2, "model.seq_len": 8, "model.layers": 1, "model.width": 4},
         "summary": {"parameters_by_part": {"blocks": 10, "head": 20}}, "losses": [],
         "evaluations": [
-            {"step": s, "valid": {"nats_per_token": n}, "tokens": 16 * s, "loss_tokens": k, "seconds": t}
+            {"step": s, "tokens": 16 * s, "loss_tokens": k, "seconds": t}
+            | {"valid": {"nats_per_token": n, "stderr": 0.03}}
             for s, n, k, t in evaluations
         ],
     }  # fmt: skip
@@ -304,7 +306,8 @@ def arm(objective, *evaluations, seed=1):
 def test_ledgers_stop_both_at_what_both_reached():
     d = arm("diffusion", (0, 9.0, 0, 0.0), (10, 7.0, 80, 5.0), (20, 6.0, 160, 10.0))
     a = arm("autoregressive", (0, 9.0, 0, 0.0), (10, 5.0, 160, 20.0), (20, 4.0, 320, 40.0))
-    rows = {row["ledger"]: row for row in compare.ledgers([d, a])}
+    pair = d["runs"][0], a["runs"][0]
+    rows = {row["ledger"]: row for row in compare.ledgers([pair])}
 
     def row(name):
         return tuple(rows[name][k] for k in ("budget", "diffusion", "autoregressive"))
@@ -316,7 +319,18 @@ def test_ledgers_stop_both_at_what_both_reached():
     budget = 20 * places + 6 * 20 * 160
     at = (budget - (10 * places + 6 * 20 * 160)) / (10 * places + 6 * 20 * 160)
     assert row("training FLOPs") == (budget, 6.0, pytest.approx(5.0 - at))
-    assert report.ledger_table({"ledgers": [rows["seconds of training"]]})[1][-3:] == ["6.000", "7.000", "+1.000"]
+    half = 1.96 * math.hypot(0.03, 0.03) + claims.ONE_SEED
+    ahead = rows["seconds of training"]["difference"]
+    assert (ahead.mean, ahead.low, ahead.high) == pytest.approx((1.0, 1 - half, 1 + half))
+    shown = report.ledger_table({"ledgers": [rows["seconds of training"] | {"difference": vars(ahead)}]})
+    assert shown[1][-3:] == ["6.000", "7.000", "+1.000 [+0.867,\u00a0+1.133]"]
+    e = arm("diffusion", (0, 9.0, 0, 0.0), (20, 6.4, 160, 10.0), seed=2)["runs"][0]
+    b = arm("autoregressive", (0, 9.0, 0, 0.0), (20, 4.2, 320, 40.0), seed=2)["runs"][0]
+    two = compare.ledgers([pair, (e, b)])[0]  # optimizer steps
+    assert two["diffusion"] == pytest.approx(6.2) and two["difference"].mean == pytest.approx(-2.1)
+    assert two["difference"].high == pytest.approx(-2.1 + 12.706 * 0.1)  # Student's t over the two differences
+    b["evaluations"][1]["loss_tokens"] = None  # as older runs
+    assert [row["ledger"] for row in compare.ledgers([pair, (e, b)])] == ["optimizer steps", "seconds of training"]
 
 
 def test_the_text_follows_the_figures(done):

@@ -1,6 +1,7 @@
-"""Draw the tables and plots of README and docs from bench/results: `python -m bench.report`.
+"""Draw the tables and plots of README, docs and configs from bench/results: `python -m bench.report`.
 
-A table stands between <!-- begin NAME --> and <!-- end NAME -->; what is between the two marks is replaced.
+A table stands between <!-- begin NAME --> and <!-- end NAME -->; what is between the two marks is replaced. Configs of
+the published experiment say what they were measured to end with.
 """
 
 import json
@@ -9,11 +10,14 @@ import sys
 from pathlib import Path
 
 from bench import tables_claims, tables_cpu, tables_harness, tables_samplers
+from tdlm_fast import compare
+from tdlm_fast import config as settings
 from tdlm_fast import report as compared
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 OBJECTIVES = ("diffusion", "autoregressive")
+CONFIGS = (ROOT / "configs" / "tiny.yaml", *sorted((ROOT / "configs" / "controls").iterdir()))
 
 
 def curve(objective: str) -> list[tuple[int, float, float]]:
@@ -64,6 +68,31 @@ def experiment() -> str:
                 f"{'behind' if other['mean'] < 0 else 'ahead'} [{other['low']:+.3f}, {other['high']:+.3f}]."
             )
     return tables_claims.table(*rows) + "\n\n" + words
+
+
+def config_note(file: Path) -> str:
+    """What a config of the published experiment was measured to end with, the comment line that it opens with."""
+    arms = tables_claims.comparison()["arms"]
+    base = arms[0]["runs"][0]["config"]
+
+    def ends(**changed) -> str:
+        config = settings.flatten(settings.load(file)) | {k: v for k, v in base.items() if k[:5] in ("eval.", "data.")}
+        label = compare.label(config | changed, base)
+        runs = [r["summary"] for arm in arms if arm["label"] == label for r in arm["runs"]]
+        minutes = f", {compared.mean(s['seconds'] for s in runs) / 60:.1f} minutes" if changed else ""
+        bound = "<= " if runs[0]["test"]["samples"] else ""
+        return f"test {bound}{compared.mean(s['test']['nats_per_token'] for s in runs):.3f} nats per token{minutes}"
+
+    if file.parent.name == "controls":  # whose minutes were taken beside other work
+        return f"#   measured: {ends()} (bench/results/wikitext-2-compare)"
+    each = "; ".join(f"{o} {ends(objective=o)}" for o in OBJECTIVES)
+    return f"#   measured on two CPU cores with AVX-512 BF16: {each}"
+
+
+def noted(file: Path) -> str:
+    """The config's text with that line below the command it opens with."""
+    kept = [line for line in file.read_text().splitlines() if not line.startswith("#   measured")]
+    return "\n".join([*kept[:2], config_note(file), *kept[2:]]) + "\n"
 
 
 def make_train() -> str:
@@ -176,6 +205,9 @@ def main() -> int:
         path = ROOT / name
         path.write_text(filled(path.read_text(), tables))
         print(f"{name}: {', '.join(tables)}")
+    for file in CONFIGS:
+        file.write_text(noted(file))
+    print(f"configs: {', '.join(file.stem for file in CONFIGS)}")
     plot_curves(ROOT / "docs" / "curves.svg")
     tables_claims.plot_estimator(ROOT / "docs" / "estimator.svg")
     print("docs/curves.svg docs/estimator.svg")

@@ -14,6 +14,11 @@ def test_tables_are_drawn_from_the_results(name):
     assert report.filled(text, report.TABLES[name]) == text, "run python -m bench.report and commit what changes"
 
 
+@pytest.mark.parametrize("file", report.CONFIGS, ids=lambda file: file.stem)
+def test_configs_say_what_was_measured(file):
+    assert report.noted(file) == file.read_text(), "run python -m bench.report and commit what changes"
+
+
 def test_a_missing_mark_is_named():
     with pytest.raises(ValueError, match="begin experiment"):
         report.filled("no marks", report.TABLES["README.md"])

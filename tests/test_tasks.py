@@ -276,6 +276,21 @@ def test_counts_are_spread_evenly_and_shared_by_the_endings_of_a_question():
     assert (share.double().mean((0, 1)) - 6.5 / 12).abs().max() < 0.03  # every place alike
 
 
+def test_questions_and_groups_draw_apart():
+    """Another question or group has other places at the same count, and other counts where they are not exact."""
+    k = torch.arange(24)
+
+    def drawn(n, draw, key):
+        return choices.masks(torch.full_like(k, n), k, torch.full_like(k, draw), samples=24, seed=3, key=key)[0]
+
+    first = drawn(12, 0, 0)
+    for draw, key in ((1, 0), (0, 1)):
+        S = drawn(12, draw, key)
+        assert torch.equal(S.sum(1), first.sum(1)) and (S != first).any(1).double().mean() > 0.7
+    for others in ([drawn(7, draw, 0) for draw in range(6)], [drawn(7, 0, key) for key in range(6)]):
+        assert len({tuple(S.sum(1).tolist()) for S in others}) > 3
+
+
 def test_shared_draws_lower_the_variance_of_a_difference():
     model = sharp_model(11)
     with torch.no_grad():  # a token's neighbours matter less than the token itself, as in language
@@ -322,6 +337,8 @@ def test_an_ending_longer_than_the_model_is_scored_in_pieces():
     question = Question("", "mill", (" the miller sleeps", " so"), 0)
     rows = choices.rows_of([question], tokenizer, 12)
     assert rows.pieced == 1 and rows.cut == 1 and rows.n == [6, 6, 6, 3] and rows.lengths == [18, 3]
+    keys = choices.rows_of([question] * 2, tokenizer, 12, offset=5).draw
+    assert len(set(keys)) == 6 and keys[0] == keys[3] != keys[4] == keys[7]  # pieces and questions apart, not endings
     before = tokenizer.encode("mill")
     expected = 0.0
     for i in range(0, 18, 6):

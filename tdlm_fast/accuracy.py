@@ -108,16 +108,16 @@ def summarise(questions: list[Question], found: dict) -> dict:
 
 
 class Parts:
-    """The finished parts of a task: RUN/tasks/TASK.jsonl, a line each; a line that was cut short is computed again."""
+    """The finished parts of a task: RUN/tasks/TASK.jsonl, a line each; a damaged line is computed again."""
 
     def __init__(self, file: Path):
         self.file, self.kept = file, {}
         if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in file.read_bytes().splitlines():
                 try:
                     part = json.loads(line)
                     self.kept[part["key"]] = part
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError):  # also of bytes that are no UTF-8
                     continue
 
     def add(self, part: dict) -> None:

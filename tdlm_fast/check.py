@@ -9,7 +9,6 @@ test split, which takes what it took at the end of training.
 
 import argparse
 import itertools
-import json
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -140,7 +139,7 @@ def _replay(folder: Path, config, corpus, steps: int):
     """The masks and tokens of the first steps, drawn again, against what metrics.jsonl counted while training."""
     import torch
 
-    from . import data
+    from . import data, log
     from .kernels import corrupt
 
     x0, valid = data.batch(corpus.splits["train"], seed=config.seed, step=0, batch_size=config.train.batch_size)
@@ -156,8 +155,7 @@ def _replay(folder: Path, config, corpus, steps: int):
         b = masks(x0[half:], None if valid is None else valid[half:], 0, batch_rows=len(x0), row_offset=half).masked
         again = torch.cat([a, b])
     yield Result("the masks of a step, whole and in two parts, differ in", float((whole != again).sum()), 0.0, 0.0)
-    text = (folder / "metrics.jsonl").read_text() if (folder / "metrics.jsonl").is_file() else ""
-    entries = [e for e in map(json.loads, text.splitlines()) if "loss" in e and "loss_tokens" in e]
+    entries = [e for e in log.entries(folder / "metrics.jsonl")[0] if "loss" in e and "loss_tokens" in e]
     entries = [e for e in entries if e["step"] <= steps]
     if not entries:
         yield Result(f"metrics.jsonl counts the tokens of steps up to {steps}: lines", 0.0, 1.0, 0.0)

@@ -92,17 +92,20 @@ def _ends_with_parent():
 def read(folder: Path) -> dict:
     """A finished run: config, summary, evaluations (with training losses in "losses"), table and tasks if there."""
     from . import log
-    from .run import figures, finished
+    from .run import figures, summary_of
     from .verb import command
 
     if not (folder / "config.yaml").is_file():
         raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")
-    summary = finished(folder)
-    if summary is None:
+    summary = summary_of(folder)
+    if not summary.get("finished"):
         raise settings.ConfigError(f"{folder} is not finished: {command('train', 'CONFIG', '--resume')} ends it")
     entries = log.entries(folder / "metrics.jsonl")[0]
     config = settings.flatten(settings.load(folder / "config.yaml"))
     evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
+    if not evaluations:
+        file = folder / "metrics.jsonl"
+        raise settings.ConfigError(f"{file} holds no evaluation to compare; restore it, or leave the run out")
     counted = {e["step"]: e for e in entries if "loss" in e}
     places = ("step", "loss", "tokens", "seconds", "loss_tokens")
     for e in evaluations:  # runs of before this file counted no tokens at evaluations
@@ -366,8 +369,8 @@ def main(argv=None) -> int:
         folders = list(a.runs)
         if a.seeds < 1 or a.sequences < 0 or a.sequences == 1 or a.draws < 1:
             raise settings.ConfigError("--seeds and --draws must be at least 1, --sequences 0 or at least 2")
-        if a.out and a.out.exists() and not a.out.is_dir():
-            raise settings.ConfigError(f"--out {a.out} is a file; give a folder")
+        if a.out and (file := next((p for p in (a.out, *a.out.parents) if p.exists() and not p.is_dir()), None)):
+            raise settings.ConfigError(f"--out {a.out}: {file} is a file; give a folder")
         if a.runs:
             if a.config or a.arms or a.seeds != 1:
                 raise settings.ConfigError("--from compares finished runs: it takes no config, --arms or --seeds")

@@ -41,8 +41,8 @@ class Published:
     stderr: float  # of it: over the draws where there are several, else over the rows
     single_draw_sd: float  # spread of one draw, which is what the published code reports
     published_metric: float  # exp(reweighted_loss), what the publication calls perplexity
-    draws: int
-    each: list[float]  # the reweighted loss of each draw; both objectives share the draws of a seed
+    draws: int  # those that mask something, as nearly all do
+    each: list[float]  # the reweighted loss of each of them; both objectives share the draws of a seed
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -101,7 +101,7 @@ def published_metric(
 ) -> Published:  # fmt: skip
     """The published metric of a split; the published code makes one draw. nll (R, T): autoregressive_nll, if at hand.
 
-    Raises ConfigError where no row has two tokens, so that nothing can be masked.
+    Draws that mask nothing are left out. Raises ConfigError where all are, as where no row has two tokens.
     """
     lengths = row_lengths(split)
     if int(lengths.max()) < 2:
@@ -112,6 +112,8 @@ def published_metric(
             nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
         for draw in range(draws):
             counts, weights = draw_shares(lengths, seed=seed, draw=draw)
+            if not counts.any():
+                continue
             kw = dict(seed=seed, draw=draw, batch_size=batch_size)
             if objective == "autoregressive":
                 sums = _chosen_sums(nll, split, counts, **kw)
@@ -121,7 +123,12 @@ def published_metric(
             tops.append(top.sum().item())
             bottoms.append(counts.sum().item())
             squares.append(((top - top.sum() / counts.sum() * counts) ** 2).sum().item())
-    value = sum(tops) / sum(bottoms)
+    if not bottoms:
+        raise ConfigError(
+            f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}, so they have no "
+            "published metric; take more rows or draws, or evaluate a run without it by eval.published=0"
+        )
+    value, draws = sum(tops) / sum(bottoms), len(bottoms)
     each = [a / b for a, b in zip(tops, bottoms, strict=True)]
     # One draw shows its spread over the rows, whose noise levels are independent (a quotient's linearisation).
     spread = float(np.std(each, ddof=1)) if draws > 1 else math.sqrt(squares[0]) / bottoms[0]

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
+from .verb import command
 
 try:
     import fcntl
@@ -22,6 +23,8 @@ except ImportError:  # Windows
 
 LAST, BEST = Path("checkpoints") / "last.safetensors", Path("checkpoints") / "best.safetensors"
 MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
+REPORTED = ("finished", "test", "corpus", "corpus_hash", "note", "steps", "best_step", "seconds", "parameters",
+            "parameters_by_part", "device", "versions")  # what compare reads of a summary
 # Keys that decide no loss, so a run goes on with others. The text itself is told by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.capture")
 FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus")
@@ -57,17 +60,27 @@ def write_json(path: Path, value: dict) -> None:
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def figures(file: Path) -> dict:
-    """What a JSON file of figures holds, {} where there is none. Raises ConfigError where it is damaged."""
+def figures(file: Path, keys=(), mend: str = "remove it, and it is made again") -> dict:
+    """What a JSON file of figures holds, {} where there is none. Raises ConfigError where it is damaged or lacks keys;
+    mend: what then helps."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+        if lacks := [k for k in keys if k not in found]:
+            raise ValueError(f"no {', '.join(lacks)}")
     except FileNotFoundError:
         return {}
     except ValueError as e:
-        raise settings.ConfigError(f"{file} is damaged ({e}); remove it, and it is made again") from None
-    if not isinstance(found, dict):
-        raise settings.ConfigError(f"{file} is damaged (no JSON object); remove it, and it is made again")
+        raise settings.ConfigError(f"{file} is damaged ({e}); {mend}") from None
     return found
+
+
+def summary_of(folder: Path) -> dict:
+    """The summary of a run, finished or not, {} where there is none. Raises ConfigError where it is damaged."""
+    again, last = command("train", "CONFIG", "--resume"), (folder / LAST).is_file()
+    mend = f"remove it, and {again} makes it again" if last else f"restore it: without {LAST} it cannot be made again"
+    return figures(folder / "summary.json", REPORTED, mend)
 
 
 def finished(folder: Path) -> dict | None:

@@ -52,18 +52,18 @@ def _plain(text: str) -> str:
 
 
 def _spaced(endings) -> tuple[str, ...]:
-    return tuple(f" {e}" for e in endings)
+    return tuple(" " + e for e in endings)  # not an f-string, which would write None and numbers as text
 
 
 def hellaswag(row: dict) -> Question:
-    context = _plain(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+    context = _plain(row["activity_label"] + ": " + row["ctx_a"] + " " + row["ctx_b"].capitalize())
     return Question("", context, _spaced(_plain(e) for e in row["endings"]), int(row["label"]))
 
 
 def mmlu(row: dict) -> Question:
     subject = row["subject"]
     about = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-    options = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", row["choices"], strict=True))
+    options = "".join(letter + ". " + text + "\n" for letter, text in zip("ABCD", row["choices"], strict=True))
     return Question(subject, f"{about}{row['question'].strip()}\n{options}Answer:", _spaced("ABCD"), row["answer"])
 
 
@@ -75,11 +75,11 @@ def mmlu_text(row: dict) -> Question:
 
 def arc_easy(row: dict) -> Question:
     gold = row["choices"]["label"].index(row["answerKey"])
-    return Question("", f"Question: {row['question']}\nAnswer:", _spaced(row["choices"]["text"]), gold)
+    return Question("", "Question: " + row["question"] + "\nAnswer:", _spaced(row["choices"]["text"]), gold)
 
 
 def piqa(row: dict) -> Question:
-    return Question("", f"Question: {row['goal']}\nAnswer:", _spaced((row["sol1"], row["sol2"])), row["label"])
+    return Question("", "Question: " + row["goal"] + "\nAnswer:", _spaced((row["sol1"], row["sol2"])), row["label"])
 
 
 def lambada(row: dict) -> Question:
@@ -107,7 +107,8 @@ def _mmlu_rows(folder: Path) -> Iterator[dict]:
         subject = file.name.removesuffix("_test.csv")
         with open(file, encoding="utf-8", newline="") as f:
             for question, *choices, answer in csv.reader(f):
-                yield {"subject": subject, "question": question, "choices": choices, "answer": "ABCD".index(answer)}
+                right = list("ABCD").index(answer)
+                yield {"subject": subject, "question": question, "choices": choices, "answer": right}
 
 
 def _arc_rows(folder: Path) -> Iterator[dict]:
@@ -125,7 +126,7 @@ def _piqa_rows(folder: Path) -> Iterator[dict]:
 
 def _lambada_rows(folder: Path) -> Iterator[dict]:
     for row in _lines(folder / "eval_extra" / "lambada_openai.jsonl"):
-        yield {"text": f"{row['context']} {row['continuation']}"}
+        yield {"text": row["context"] + " " + row["continuation"]}
 
 
 def _blimp_rows(folder: Path) -> Iterator[dict]:
@@ -169,6 +170,9 @@ def _hub_rows(task: Task) -> Iterator[dict]:
         yield from from_hub(path, name or None, split=split)
 
 
+DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what reading wrong rows raises
+
+
 def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
     """(where it was read, the questions) of a task; groups in the order of their names.
 
@@ -179,16 +183,18 @@ def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
         raise ConfigError(f"--tasks: there is no task {name!r}; the tasks are {', '.join(TASKS)}")
     task = TASKS[name]
     missing = ""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--data {folder} is a file; give the folder that holds {task.files}")
     if folder is not None:
         try:
             return str(folder), _questions(task, task.local(folder))
         except FileNotFoundError as e:
             missing = f"{e.filename or e} is not there, and "
-        except (KeyError, ValueError, IndexError, TypeError, csv.Error) as e:
+        except (*DAMAGED, csv.Error) as e:
             raise ConfigError(f"task {name}: {folder}/{task.files} is damaged ({e!r}); fetch it again") from None
     try:
         return task.hub[0], _questions(task, _hub_rows(task))
-    except (OSError, ValueError, KeyError, RuntimeError) as e:  # RuntimeError: a dataset that is a script
+    except (*DAMAGED, RuntimeError) as e:  # RuntimeError: a dataset that is a script
         reason = (str(e) or repr(e)).splitlines()[0]
         raise ConfigError(
             f"task {name}: {missing}{task.hub[0]} cannot be read from the Hub ({reason}); "
@@ -197,7 +203,16 @@ def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
 
 
 def _questions(task: Task, rows: Iterator[dict]) -> list[Question]:
-    return sorted((task.question(row) for row in rows), key=lambda q: q.group)
+    """The questions of rows, by group. Raises one of DAMAGED where there are none, or one that cannot be asked."""
+    questions, least = [task.question(row) for row in rows], 1 if task.question is lambada else 2
+    if not questions:
+        raise ValueError("no questions")
+    for i, q in enumerate(questions, 1):
+        if len(q.endings) < least or not all(map(str.strip, q.endings)):
+            raise ValueError(f"question {i} needs {least} or more endings, each with text")
+        if not isinstance(q.gold, int) or not 0 <= q.gold < len(q.endings):
+            raise ValueError(f"question {i} has {len(q.endings)} endings, and the right one is {q.gold!r}")
+    return sorted(questions, key=lambda q: q.group)
 
 
 def first(questions: list[Question], limit: int) -> list[Question]:

@@ -95,6 +95,17 @@ def test_a_stored_figure_that_is_not_that_of_the_weights_fails(sharp_run, capsys
         file.write_text(text)
 
 
+def test_a_line_that_was_cut_is_no_line(sharp_run, capsys):
+    file = sharp_run / "metrics.jsonl"
+    text = file.read_text()
+    try:
+        file.write_text(text + '{"step": 7, "los')
+        code, found, said = lines_of(capsys, sharp_run)
+        assert code == 0 and "of 6 steps, replayed" in said, said
+    finally:
+        file.write_text(text)
+
+
 def test_our_kernels_run_in_the_precision_of_the_run_and_plain_pytorch_in_fp32(sharp_run, monkeypatch):
     assert settings.load(sharp_run / "config.yaml").precision == "bf16"
     seen, real = [], kernels.linear_cross_entropy

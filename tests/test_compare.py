@@ -155,8 +155,22 @@ def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, ca
         (["--from", *runs, runs[0]], "are the same run"), (["--from", *runs, "--seeds", "2"], "takes no config"),
         (["--from", *runs, "--sequences", "1"], "0 or at least 2"), (["--from", *runs, "--draws", "0"], "at least 1"),
         (["--from", *runs, "--out", f"{runs[0]}/config.yaml"], "is a file"),
+        (["--from", *runs, "--out", f"{runs[0]}/config.yaml/x/y"], f"x/y: {runs[0]}/config.yaml is a file"),
+        (["configs/tiny.yaml", "--out", f"{runs[0]}/config.yaml/x"], f"x: {runs[0]}/config.yaml is a file"),
     ):  # fmt: skip
         assert compare.main(wrong) == 2 and says in capsys.readouterr().err
+
+
+def test_a_run_without_evaluations_is_named(done, tmp_path, capsys):
+    out, _ = done
+    run = copy_of(out / "diffusion-seed42", tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for text in ("", "".join(line for line in lines if "valid" not in line)):
+        (run / "metrics.jsonl").write_text(text)
+        capsys.readouterr()
+        assert compare.main(["--from", str(run), str(out / "autoregressive-seed42"), "--sequences", "0"]) == 2
+        error = capsys.readouterr().err
+        assert f"error: {run / 'metrics.jsonl'} holds no evaluation" in error and error.count("\n") == 1
 
 
 def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):

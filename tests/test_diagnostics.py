@@ -1,5 +1,7 @@
 """Diagnostics against the same quantities computed plainly."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +160,41 @@ def test_nothing_is_left_behind():
     assert all(p.grad is None for p in model.parameters()) and not model.blocks[0].qkv._forward_hooks
     assert found == diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
     assert enumerated_bound(model.eval(), [1, 2]) > 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_attention_is_of_what_the_objective_reads(objective):
+    """Diffusion: text of which 11 of 20 tokens are masked, both ways; next-token: the text moved on by one, causal."""
+    model, lengths = sharp_model(9), [20, 20, 10, 20, 10]
+    rows, seen = rows_of(lengths), []
+    hook = model.register_forward_pre_hook(lambda _m, args, kw: seen.append((args[0].clone(), kw)), with_kwargs=True)
+    found = diagnose(model, split_of(rows, 20), objective, rows=5, start_token_id=0)
+    hook.remove()
+    tokens, kw = seen[-1]  # the attention's own pass
+    if objective == "diffusion":
+        masked = (tokens == 9).sum(1).tolist()
+        n = [len(next(r for r in rows if _shows(xt, r))) for xt in tokens]
+        assert masked == [{20: 11, 10: 6}[i] for i in n] and kw["causal"] is False
+        assert torch.equal(tokens, seen[5][0])
+    else:
+        n = [next(len(r) for r in rows if x[: len(r)].tolist() == [0, *r[:-1]]) for x in tokens]
+        assert kw["causal"] is True
+    assert sorted(n) == sorted(lengths)
+    n = [min(k + kw["causal"], 20) for k in n]  # the start token stands before the row
+    assert torch.equal(kw["valid"], torch.arange(20) < torch.tensor(n)[:, None])
+    assert found["attention"] == attention_health(model, tokens, causal=kw["causal"], valid=kw["valid"])
+    # Of causal attention, even over what it sees, a query at place i is (i / 2) tokens away.
+    even = sum(k * (k - 1) / 4 if kw["causal"] else (k * k - 1) / 3 for k in n) / sum(n)
+    assert found["attention"]["even_distance"] == pytest.approx(even, rel=1e-4)
+
+
+def test_levels_mask_subsets_of_their_own():
+    """Of 20 tokens 9 and 11 are masked at two levels: 9 x 11 / 20 in common, not all 9 as where one holds the other."""
+    model, seen = sharp_model(9), []
+    hook = model.register_forward_pre_hook(lambda _m, args: seen.append(args[0] == 9))
+    diagnose(model, split_of(rows_of([20] * 200), 20), "diffusion", rows=200, start_token_id=0)
+    hook.remove()
+    for a, b in itertools.pairwise(seen[:LEVELS]):
+        common = (a & b).sum(1).double()
+        expected = a[0].sum() * b[0].sum() / 20
+        assert abs(common.mean() - expected) < 4.5 * common.std() / 200**0.5 + 1e-9

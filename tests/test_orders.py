@@ -46,6 +46,29 @@ def test_exact_orders_are_the_chain_rule_step_by_step():
     np.testing.assert_allclose(confidence(model, split, batch_size=2), expected, rtol=1e-5)
 
 
+class Rigged(torch.nn.Module):
+    """Two places of two tokens; where both are masked, token 0 has the log-probabilities given, else 1/2."""
+
+    mask_token_id = 2
+
+    def __init__(self, log_p):
+        super().__init__()
+        self.log_p, self.head = torch.tensor(log_p).double(), torch.nn.Parameter(torch.eye(2))
+
+    def forward(self, tokens, *, causal, valid=None):
+        both = torch.stack([self.log_p, torch.log1p(-self.log_p.exp())], 1).float()
+        return torch.where((tokens == 2).all(1)[:, None, None], both, 0.0)
+
+
+@pytest.mark.parametrize("apart, first", [(0.01, 1), (5e-4, 1), (2e-5, 0), (0.0, 0), (-0.01, 0)])
+def test_only_what_rounding_could_set_apart_is_equal(apart, first):
+    """The second place is more certain by that many nats; its prediction alone then differs from 1/2."""
+    log_p = [math.log(0.8), math.log(0.8) + apart]
+    found = confidence(Rigged(log_p), split_of([[0, 1]], 2)).item()  # at the second place token 1 is improbable
+    expected = [-log_p[0], -math.log(1 - math.exp(log_p[1]))][first] + math.log(2)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_each_order_is_a_distribution():
     """Over all 3^3 sequences the probabilities add up to 1: the policy has not looked at the answer."""
     model = sharp_model(3)
@@ -81,6 +104,15 @@ def test_a_subset_keeps_rows_and_counts_their_bytes():
     assert len(few) == 6 and few.bytes == (scored_tokens(few) + 1).sum() and few.words is None
     assert subset(split, 99, Tokenizer).scored == split.scored
     assert not np.array_equal(few.starts, subset(split, 6, Tokenizer, seed=2).starts)
+
+
+def test_the_error_over_rows_by_hand():
+    """Rows of one length: the standard error of a mean, with R - 1; of several, that of a quotient of sums."""
+    mean, stderr = mean_and_stderr(torch.tensor([2.0, 4.0, 12.0]), torch.tensor([2, 2, 2]))
+    assert mean == 3 and stderr == pytest.approx(np.std([1, 2, 6], ddof=1) / 3**0.5)
+    mean, stderr = mean_and_stderr(torch.tensor([3.0, 5.0]), torch.tensor([1, 3]))
+    assert mean == 2 and stderr == pytest.approx((((3 - 2) ** 2 + (5 - 6) ** 2) * 2 / 1) ** 0.5 / 4)
+    assert mean_and_stderr(torch.tensor([3.0]), torch.tensor([2])) == (1.5, math.inf)
 
 
 def test_the_error_over_rows_covers():

@@ -12,7 +12,7 @@ from conftest import sharp_model, split_of
 from torch import Tensor
 
 from tdlm_fast import data
-from tdlm_fast.config import Data
+from tdlm_fast.config import ConfigError, Data
 from tdlm_fast.likelihood import autoregressive_nll, likelihood
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
@@ -116,6 +116,25 @@ def test_every_figure_by_hand_where_each_token_costs_ln_v(draws, quantile):
         half = quantile * spread / draws**0.5
         assert found.interval == pytest.approx((value - half, value + half), rel=1e-4)
         assert found.asdict()["interval"] == list(found.interval)
+
+
+def test_a_draw_that_masks_nothing_is_left_out():
+    """A row of two tokens masks one where m >= 1/2, else none; so does each figure of the draws that are left."""
+    split = split_of([[1, 2]], 2)
+    drawn = [draw_shares(torch.tensor([2]), seed=3, draw=d) for d in range(6)]
+    each = [weights.item() * math.log(31) for counts, weights in drawn if counts.any()]
+    empty = [d for d, (counts, _) in enumerate(drawn) if not counts.any()]
+    assert 2 <= len(each) <= 5 and empty[0] == 0
+    mean = sum(each) / len(each)
+    spread = (sum((e - mean) ** 2 for e in each) / (len(each) - 1)) ** 0.5
+    for objective in OBJECTIVES:
+        kw = dict(start_token_id=0, seed=3)
+        found = published_metric(Unigram(torch.zeros(31)), split, objective, draws=6, **kw)
+        assert found.each == pytest.approx(each, rel=1e-5) and found.draws == len(each)
+        assert found.reweighted_loss == pytest.approx(mean, rel=1e-5)
+        assert found.stderr == pytest.approx(spread / len(each) ** 0.5, rel=1e-4)
+        with pytest.raises(ConfigError, match="no token of 1 short rows in 1 draw, .* more rows or draws"):
+            published_metric(Unigram(torch.zeros(31)), split, objective, draws=1, **kw)
 
 
 def test_both_is_both(monkeypatch):

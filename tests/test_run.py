@@ -234,10 +234,29 @@ def test_a_summary_cut_short_is_made_again(trained, text):
     folder, args = trained
     whole = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(text)
-    with pytest.raises(settings.ConfigError, match="is not finished"):
+    with pytest.raises(settings.ConfigError, match="summary.json is damaged .*; remove it, and .* makes it again"):
         compare.read(folder)
     assert train.main([TINY, *args, "--resume"]) == 0
     assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
+
+
+def test_a_summary_that_lacks_a_key_is_made_again_as_its_error_says(trained):
+    folder, args = trained
+    whole = json.loads((folder / "summary.json").read_text())
+    for key in run.REPORTED:
+        (folder / "summary.json").write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
+        says = rf"summary.json is damaged \(no {key}\); remove it, and .*train CONFIG --resume makes it again"
+        with pytest.raises(settings.ConfigError, match=says):
+            compare.read(folder)
+    (folder / run.LAST).rename(folder / "kept")
+    with pytest.raises(settings.ConfigError, match="damaged .*; restore it: without .*last.safetensors"):
+        compare.read(folder)
+    (folder / "kept").rename(folder / run.LAST)
+    (folder / "summary.json").unlink()
+    with pytest.raises(settings.ConfigError, match="is not finished: .*train CONFIG --resume ends it"):
+        compare.read(folder)
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert compare.read(folder)["summary"]["test"] == whole["test"]
 
 
 def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):

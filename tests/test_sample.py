@@ -179,9 +179,28 @@ def test_watch_draws_in_place(monkeypatch):
     assert not watch.Screen(Bytes(), 257, Terminal()).live
 
 
+def test_watch_marks_what_the_last_step_wrote_in_lines_shorter_than_the_terminal(monkeypatch):
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "5"), ("LINES", "40")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    screen = watch.Screen(Bytes(), 257, terminal, 0.0)
+    for ids in ([b"abc", b"de", b"f"], [b"abc", b"de", b"g"]), ([b"abc", b"xy", b"f"], [b"abc", b"de", b"g"]):
+        screen(torch.tensor([[*b"".join(row)] for row in ids]))
+    screen(torch.tensor([[*b"abcxyz"], [*b"abcdeg"]]))
+    shown = terminal.getvalue().rpartition("\x1b[J")[2]  # the last of three steps; a full line would wrap
+    assert shown == f"step 3\ntext 1\nabcx\ny{watch.NEW}z{watch.OFF}\ntext 2\nabcd\neg\n"
+    screen.close()
+    ended = terminal.getvalue()
+    screen.close()  # there is nothing left to remove
+    assert terminal.getvalue() == ended
+
+
 def test_lines_are_as_wide_as_the_terminal():
     assert watch.wrapped([("", "abcdef")], 4, True) == ["abcd", "ef"]
     assert watch.wrapped([("", "日本語")], 4, True) == ["日本", "語"]  # two columns each
+    assert watch.wrapped([("", "ＡＢＣ")], 4, True) == ["ＡＢ", "Ｃ"]
+    assert watch.wrapped([("", "e\u0301" * 5)], 4, True) == ["e\u0301" * 4, "e\u0301"]  # accents take none
     assert watch.wrapped([("", "ab\ncd")], 4, True) == ["ab", "cd"]
     styled = watch.wrapped([(watch.NEW, "abcde")], 4, True)
     assert styled == [f"{watch.NEW}abcd{watch.OFF}", f"{watch.NEW}e{watch.OFF}"]

@@ -287,6 +287,28 @@ def test_nor_does_next_token_write_it():
     assert not (generate_batch(model, "autoregressive", [], [], forbidden=10, **kw).ids == 10).any()
 
 
+def test_the_nucleus_ends_where_its_mass_is_reached():
+    z = filtered(torch.zeros(1, 4), 1.0, 0, 0.5)
+    assert torch.isfinite(z).sum() == 2  # the mass before the third of four equal tokens is 0.5 already
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_a_model_in_training_writes_without_dropout_and_trains_on(objective):
+    model, kw = sharp_model(9), dict(tokens=8, seq_len=12, start_token_id=0)
+    expected = generate_ids(model, objective, [1], [], **kw)
+    assert not model.training
+    assert generate_ids(model.train(), objective, [1], [], **kw) == expected and model.training
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_more_steps_than_tokens_are_one_a_token(method):
+    kw = dict(tokens=6, seq_len=8, start_token_id=0, method=method, number=2)
+    found = generate_batch(sharp_model(9), "diffusion", [1], [], steps=40, **kw)
+    assert found.evaluations == 6 and found.rows == 12
+    blocks = generate_batch(sharp_model(9), "diffusion", [1], [], steps=40, block=3, **kw)
+    assert blocks.evaluations == 6 and (found.ids < 9).all() and (blocks.ids < 9).all()
+
+
 def test_gumbel_noise_keeps_its_tail():
     """u near 1 gives the large noise that lets an improbable token win; fp32 has none above 16.6."""
     u = torch.full((1, 2), 0.5, dtype=torch.float64)

@@ -276,6 +276,21 @@ def test_counts_are_spread_evenly_and_shared_by_the_endings_of_a_question():
     assert (share.double().mean((0, 1)) - 6.5 / 12).abs().max() < 0.03  # every place alike
 
 
+def test_questions_and_groups_draw_apart():
+    """Another question or group has other places at the same count, and other counts where they are not exact."""
+    k = torch.arange(24)
+
+    def drawn(n, draw, key):
+        return choices.masks(torch.full_like(k, n), k, torch.full_like(k, draw), samples=24, seed=3, key=key)[0]
+
+    first = drawn(12, 0, 0)
+    for draw, key in ((1, 0), (0, 1)):
+        S = drawn(12, draw, key)
+        assert torch.equal(S.sum(1), first.sum(1)) and (S != first).any(1).double().mean() > 0.7
+    for others in ([drawn(7, draw, 0) for draw in range(6)], [drawn(7, 0, key) for key in range(6)]):
+        assert len({tuple(S.sum(1).tolist()) for S in others}) > 3
+
+
 def test_shared_draws_lower_the_variance_of_a_difference():
     model = sharp_model(11)
     with torch.no_grad():  # a token's neighbours matter less than the token itself, as in language
@@ -322,6 +337,8 @@ def test_an_ending_longer_than_the_model_is_scored_in_pieces():
     question = Question("", "mill", (" the miller sleeps", " so"), 0)
     rows = choices.rows_of([question], tokenizer, 12)
     assert rows.pieced == 1 and rows.cut == 1 and rows.n == [6, 6, 6, 3] and rows.lengths == [18, 3]
+    keys = choices.rows_of([question] * 2, tokenizer, 12, offset=5).draw
+    assert len(set(keys)) == 6 and keys[0] == keys[3] != keys[4] == keys[7]  # pieces and questions apart, not endings
     before = tokenizer.encode("mill")
     expected = 0.0
     for i in range(0, 18, 6):
@@ -579,3 +596,71 @@ def test_one_error_names_the_task_and_the_fix(run, local, tmp_path, capsys):
         tasks.load("piqa", tmp_path)
     for option in (["--samples", "3"], ["--limit", "-1"]):
         assert evaluate.main([str(run), "--tasks", "piqa", "--data", str(local), *option]) == 2
+
+
+HELLASWAG = HUB["Rowan/hellaswag"]["default"][0]
+ARC_LINE = {"query": "Question: Which?", "choices": ["ice", "fire"], "gold": 1}
+PIQA_LINE = {"query": "Question: Boil water\n", "choices": ["Heat it.", "Cool it."], "gold": 0}
+LAMBADA_LINE = {"context": "the old", "continuation": "river"}
+TSV, CSV = "uid\tpair_id\tgood\tbad\n", "How many?,1,2,3,4,"
+DAMAGED = [
+    *[(name, "" if name != "blimp" else TSV) for name in tasks.TASKS],
+    ("hellaswag", HELLASWAG | {"label": 4}), ("hellaswag", HELLASWAG | {"label": -1}),
+    ("hellaswag", HELLASWAG | {"endings": []}), ("hellaswag", HELLASWAG | {"label": 0, "endings": ["pours it."]}),
+    ("hellaswag", HELLASWAG | {"ctx_a": None}), ("hellaswag", HELLASWAG | {"ctx_b": None}),
+    ("hellaswag", HELLASWAG | {"activity_label": 3}), ("hellaswag", HELLASWAG | {"endings": ["a", "b", None, "d"]}),
+    ("hellaswag", HELLASWAG | {"endings": ["a", "b", "[x]", "d"]}), ("hellaswag", [1]),
+    ("mmlu", CSV), ("mmlu", CSV + "E"), ("mmlu", "How many?,1,2,3,A"), ("mmlu_text", "How many?,1,A"),
+    ("mmlu_text", "How many?,1,2,D"), ("mmlu_text", "How many?,1,,A"),
+    ("arc_easy", ARC_LINE | {"gold": 2}), ("arc_easy", ARC_LINE | {"query": None}),
+    ("arc_easy", ARC_LINE | {"choices": ["ice", 3]}), ("arc_easy", ARC_LINE | {"choices": ["ice"], "gold": 0}),
+    ("piqa", PIQA_LINE | {"gold": 2}), ("piqa", PIQA_LINE | {"gold": None}), ("piqa", PIQA_LINE | {"gold": 1.0}),
+    ("piqa", PIQA_LINE | {"choices": ["Heat it."]}), ("piqa", PIQA_LINE | {"choices": ["Heat it.", ""]}),
+    ("lambada", LAMBADA_LINE | {"continuation": ""}), ("lambada", LAMBADA_LINE | {"continuation": None}),
+    ("lambada", LAMBADA_LINE | {"context": None}), ("blimp", TSV + "a\t0\tone\n"), ("blimp", TSV + "a\t0\tone\t\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, content", DAMAGED)
+def test_a_question_that_cannot_be_asked_is_a_damaged_file(name, content, tmp_path):
+    file = tmp_path / tasks.TASKS[name].files.replace("SUBJECT", "maths")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else json.dumps(content) + "\n")
+    with pytest.raises(ConfigError, match=f"task {name}: .*{tasks.TASKS[name].files} is damaged .*; fetch it again"):
+        tasks.load(name, tmp_path)
+
+
+def test_a_question_of_the_hub_that_cannot_be_asked_is_one_error(monkeypatch):
+    from tdlm_fast import data
+
+    for name, repo, changed in (
+        ("hellaswag", "Rowan/hellaswag", {"label": ""}), ("hellaswag", "Rowan/hellaswag", {"ctx_b": None}),
+        ("mmlu", "cais/mmlu", {"choices": ["1", "2", None, "4"]}), ("mmlu_text", "cais/mmlu", {"answer": 4}),
+        ("arc_easy", "allenai/ai2_arc", {"answerKey": "4"}), ("piqa", "baber/piqa", {"label": -1}),
+        ("lambada", "EleutherAI/lambada_openai", {"text": "ends in a space "}), ("piqa", "baber/piqa", None),
+    ):  # fmt: skip
+        row = list(HUB[repo].values())[-1][0]
+        monkeypatch.setattr(data, "from_hub", lambda *a, r=row, c=changed, **k: [] if c is None else [r | c])
+        with pytest.raises(ConfigError, match=f"task {name}: {repo} cannot be read from the Hub .*; give --data"):
+            tasks.load(name)
+
+
+def test_what_is_no_folder_and_no_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--data .*/file is a file; give the folder that holds blimp/pairs.tsv"):
+        tasks.load("blimp", tmp_path / "file")
+    (tmp_path / "blimp" / "pairs.tsv").mkdir(parents=True)
+    (tmp_path / "eval_extra").write_text("")
+    for name in ("blimp", "piqa"):
+        with pytest.raises(ConfigError, match=f"task {name}: .*{tasks.TASKS[name].files} is damaged"):
+            tasks.load(name, tmp_path)
+
+
+def test_parts_that_are_no_utf_8_are_computed_again(tmp_path):
+    file = tmp_path / "tasks" / "piqa.jsonl"
+    kept = accuracy.Parts(file)
+    for key in ("first", "second", "third"):
+        kept.add({"key": key, "log_p": [[1.0]]})
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([lines[0], lines[1].replace(b"log_p", b"log_\xff"), b"\xff\xfe\x00", lines[2]]) + b"\n")
+    assert set(accuracy.Parts(file).kept) == {"first", "third"}

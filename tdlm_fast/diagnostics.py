@@ -131,7 +131,7 @@ def diagnose(
     loss (nats a token), accuracy, grad_norm (of the level's loss, L2 over all parameters), share (of the bound),
     tokens; for diffusion also weighted_variance (over rows, of weight times masked loss per token of the row) and
     weight_difficulty (Pearson correlation of the trained weight and a row's masked loss; None where either is
-    constant); attention as in attention_health, at m = 1/2 for diffusion. A level without tokens holds None.
+    constant); attention as in attention_health, for diffusion at m = 0.55. A level without tokens holds None.
     """
     names = ("loss", "accuracy", "grad_norm", "tokens", "weighted_variance")
     out: dict = {name: [] for name in names}

@@ -122,7 +122,7 @@ def read(folder: Path) -> dict:
     for name, ignored in (("likelihoods.json", table and not run["table"]), ("tasks.json", tasks and not run["tasks"])):
         if ignored:
             print(f"{folder / name} is of other weights or another split, and is not used", file=sys.stderr)
-    return run
+    return sound(run, folder)
 
 
 PARTS = ("folder", "config", "summary", "evaluations", "table", "losses", "tasks")  # of a run in compare.json
@@ -133,10 +133,43 @@ def recorded(file: Path) -> list[dict]:
     from .run import figures
 
     try:
-        runs = [{k: run[k] for k in PARTS} for arm in figures(file)["arms"] for run in arm["runs"]]
-        return [run | {"config": settings.flatten(settings.build(run["config"]))} for run in runs]
+        runs = [{k: run[k] for k in PARTS} for arm in figures(file)["arms"] for run in arm["runs"] or [{}]]
+        runs = [run | {"config": settings.flatten(settings.build(run["config"]))} for run in runs]
     except (KeyError, TypeError, AttributeError):
         raise settings.ConfigError(f"{file} is no compare.json of finished runs; give a run folder or one") from None
+    return [sound(run, file / run["folder"]) for run in runs]
+
+
+def _numbers(run: dict):
+    """(name, value) of the figures of a run that every verdict rests on."""
+    for part, keys in (("summary", ("steps", "seconds", "parameters")), ("test", ("nats_per_token", "stderr", "ppl"))):
+        of = run["summary"] if part == "summary" else run["summary"][part]
+        yield from ((f"{part}.{k}", of[k]) for k in keys)
+    yield "the first step", run["evaluations"][0]["step"]
+    for e in run["evaluations"]:
+        yield from ((f"{k} of step {e['step']}", e["valid"][k]) for k in ("nats_per_token", "stderr", "ppl"))
+        if "published" in e:
+            yield from ((f"{k} of step {e['step']}", e["published"][k]) for k in ("reweighted_loss", "stderr"))
+    if table := run["table"]:
+        yield from ((f"{k} of the table", table["rows"][0][k]) for k in ("nats_per_token", "low", "high"))
+        yield from ((f"{k} of the table", table["published"][k]) for k in ("reweighted_loss", "stderr"))
+        yield "levels of the table", len(table["levels"]["loss"]) + len(table["per_sequence"])
+    for name, e in (run["tasks"] or {}).items():
+        yield from ((f"{k} of {name}", e[k]) for k in ("acc", "n", "chance", "seconds"))
+
+
+def sound(run: dict, where: Path) -> dict:
+    """The run, if it can be judged. Raises ConfigError where a figure that a verdict rests on is missing or none."""
+    try:
+        for name, value in _numbers(run):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}")
+        if run["summary"]["seconds"] <= 0:
+            raise ValueError("summary.seconds is 0")
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as e:
+        what = f"{e.args[0]!r} is missing" if isinstance(e, KeyError) else e
+        raise settings.ConfigError(f"{where} cannot be judged: its figures are damaged ({what})") from None
+    return run
 
 
 def _of(summary: dict, figures: dict, **also) -> bool:
@@ -224,7 +257,8 @@ def pairs_of(arms: list[dict]) -> list[tuple[dict, dict]]:
 
 def controls(arms: list[dict]) -> list[dict]:
     """Every further arm against the first arm of the other objective, on the seeds that both have, its claims about
-    losses judged as the first pair's are: [{"label", "objective", "seeds", "claims"}]."""
+    losses judged as the first pair's are: [{"label", "objective", "seeds", "claims", "first"}], first the advantage on
+    the test split of the first arms on those seeds."""
     from . import claims
 
     first, out = {}, []
@@ -236,8 +270,10 @@ def controls(arms: list[dict]) -> list[dict]:
         sides = [arm if o == arm["objective"] else first[o] for o in OBJECTIVES]
         if pairs := pairs_of(sides):
             judged = [c for c in claims.judge(pairs) if c["kind"] == "loss"]
-            about = {"label": arm["label"], "objective": arm["objective"]}
-            out.append(about | {"seeds": [d["config"]["seed"] for d, _ in pairs], "claims": judged})
+            seeds = [d["config"]["seed"] for d, _ in pairs]
+            same = [pair for pair in pairs_of(list(first.values())) if pair[0]["config"]["seed"] in seeds]
+            about = {"label": arm["label"], "objective": arm["objective"], "seeds": seeds, "claims": judged}
+            out.append(about | {"first": claims.advantages(same, "test")["right"] if same else None})
     return out
 
 
@@ -327,10 +363,13 @@ def compare(arms: list[dict], out: Path) -> dict:
     from .run import write_json
 
     pairs = pairs_of(arms)
+    found = alike(pairs)
+    unlike = "; ".join(part for line in found for part in line.split("; ") if "DIFFERENT" in part)
     control = {k: v for k, v in claims.advantages(pairs, 0).items()} if pairs else None
     result = {
-        "arms": arms, "claims": claims.judge(pairs) if pairs else [], "untrained": control, "rules": list(claims.RULES),
-        "ledgers": ledgers(pairs), "alike": alike(pairs), "seeds": [d["config"]["seed"] for d, _ in pairs],
+        "arms": arms, "claims": claims.judge(pairs, unlike) if pairs else [], "untrained": control,
+        "rules": list(claims.RULES), "ledgers": ledgers(pairs), "alike": found,
+        "seeds": [d["config"]["seed"] for d, _ in pairs],
         "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": controls(arms),
     }  # fmt: skip
 

@@ -90,8 +90,9 @@ def paragraph(result: dict) -> str:
     silent = " as far as was recorded (see below)" if "not recorded" in " ".join(result["alike"]) else ""
     claims = {c["id"]: c for c in result["claims"]}
     test = claims["test"]["right"]
+    steps = list(dict.fromkeys(f"{r['summary']['steps']:,}" for o in NAMES for r in paired[o]))
     text = [
-        f"Both objectives were trained for {run['summary']['steps']:,} steps on {run['summary']['corpus']} with "
+        f"Both objectives were trained for {' and '.join(steps)} steps on {run['summary']['corpus']} with "
         f"{run['summary']['parameters']:,} parameters and {seeds_of(result)}, "
         + ("NOT alike: " + "; ".join(odd) + "." if odd else f"alike in everything but the objective{silent}.")
     ]
@@ -104,7 +105,7 @@ def paragraph(result: dict) -> str:
         for o in NAMES:
             tests = [r["table"]["rows"][0] if r["table"] else r["summary"]["test"] for r in paired[o]]
             values.append(mean(t["nats_per_token"] for t in tests))
-        side = "diffusion is ahead" if test["low"] > 0 else "autoregressive is ahead" if test["high"] < 0 else None
+        side = "diffusion is ahead" if test["low"] > 0 else "diffusion's bound is behind" if test["high"] < 0 else None
         text.append(
             f"On the test split diffusion's upper bound is {values[0]:.3f} nats per token (perplexity at most "
             f"{math.exp(values[0]):,.1f}) and autoregressive's exact value {values[1]:.3f} "
@@ -113,10 +114,11 @@ def paragraph(result: dict) -> str:
         )
         exact = claims["test"].get("exact")
         if exact:
+            side = "ahead of" if exact["low"] > 0 else "behind" if exact["high"] < 0 else None
             text.append(
-                f"The best exact likelihood of the diffusion model is {abs(exact['mean']):.3f} nats "
-                f"{'ahead of' if exact['mean'] > 0 else 'behind'} autoregressive on the same test sequences "
-                f"[{exact['low']:+.3f}, {exact['high']:+.3f}]."
+                "The best exact likelihood of the diffusion model is "
+                + (f"{abs(exact['mean']):.3f} nats {side}" if side else "not told from that of")
+                + f" autoregressive on the same test sequences [{exact['low']:+.3f}, {exact['high']:+.3f}]."
             )
         rows = run["table"]["rows"] if run["table"] else []
         for base in [r["nats_per_token"] for r in rows if r["name"] == "unigram baseline"]:
@@ -127,7 +129,7 @@ def paragraph(result: dict) -> str:
                 ) + "."
             )  # fmt: skip
     zero = result["untrained"]
-    if zero and zero["as_published"]:
+    if zero and zero["as_published"] and zero["as_published"]["low"] > 0:
         text.append(
             f"Before any training the published computation already shows diffusion "
             f"{math.exp(zero['as_published']['mean']):.2f} times better; on one scale the ratio is "
@@ -140,11 +142,13 @@ def paragraph(result: dict) -> str:
     text.append(f"Of the {len(result['claims'])} published claims: {tally}.")
     tests = [next(c for c in arm["claims"] if c["id"] == "test") for arm in result["controls"]]
     if tests:
-        best = max((c["right"]["mean"], arm["label"]) for c, arm in zip(tests, result["controls"], strict=True))
-        other = [c["verdict"] for c in tests if c["verdict"] != claims["test"]["verdict"]]
+        other = [arm["label"] for c, arm in zip(tests, result["controls"], strict=True)
+                 if c["verdict"] != claims["test"]["verdict"]]  # fmt: skip
+        low, high = (end(c["right"]["mean"] for c in tests) for end in (min, max))
         text.append(
-            f"Of {len(tests)} control arms {len(other) or 'none'} judges the test perplexity otherwise; diffusion "
-            f"stands best with {best[1]}, at {best[0]:+.3f} nats."
+            f"With one of {len(tests)} control arms in place of a first arm diffusion's advantage is {low:+.3f} to "
+            f"{high:+.3f} nats, and the verdict on the test perplexity "
+            + (f"another with {', '.join(other)}." if other else "the same.")
         )
     return " ".join(text)
 
@@ -169,7 +173,7 @@ def claims_table(result: dict) -> list[list[str]]:
 def control_table(result: dict) -> list[list[str]]:
     """The test perplexity with every further arm in place of the first one of its objective."""
     head = ["arm", "seeds", "test, nats per token", "computed as published", "published metric, one scale"]
-    rows = [[*head, "right metric", "nats", "verdict"]]
+    rows = [[*head, "right metric", "nats", "first arms, same seeds", "verdict"]]
     runs = {arm["label"]: arm["runs"] for arm in result["arms"]}
     for arm in result["controls"]:
         found = next(c for c in arm["claims"] if c["id"] == "test")
@@ -177,7 +181,7 @@ def control_table(result: dict) -> list[list[str]]:
         value = f"{'≤ ' if tests[0]['samples'] else ''}{mean(t['nats_per_token'] for t in tests):.3f}"
         cells = [ratio(found[k]) for k in ("as_published", "one_scale", "right")]
         seeds = ", ".join(map(str, arm["seeds"]))
-        rows.append([arm["label"], seeds, value, *cells, nats(found["right"]), found["verdict"]])
+        rows.append([arm["label"], seeds, value, *cells, nats(found["right"]), nats(arm["first"]), found["verdict"]])
     return rows if len(rows) > 1 else []
 
 
@@ -472,10 +476,10 @@ def blocks(result: dict) -> list[tuple]:
              "objective alone: others may have been trained on another machine or beside other work. Training losses "
              "are of arms with the first one's weight: losses of different weights have no common scale.")]  # fmt: skip
     out += [("h", "Runs"), ("table", run_table(result), False)]
-    machines = sorted({f"{r['summary']['device']}, torch {r['summary']['versions']['torch']}"
-                       for arm in result["arms"] for r in arm["runs"]})  # fmt: skip
-    if len(machines) > 1:
-        out += [("note", f"Trained on {len(machines)} kinds of machine (listed below): minutes do not compare.")]
+    machines = {arm["label"]: {r["summary"]["device"] for r in arm["runs"]} for arm in result["arms"]}
+    usual = next(iter(machines.values()))
+    if other := [label for label, found in machines.items() if found != usual]:
+        out += [("note", f"On another kind of machine (listed below), so minutes do not compare: {'; '.join(other)}.")]
     if early := early_table(result):
         out += [("h", "Every evaluation"), ("table", early, False)]
     for arm in first_arms(result).values():
@@ -510,7 +514,9 @@ def blocks(result: dict) -> list[tuple]:
     ]  # fmt: skip
     if result["alike"]:
         out += [("h", "What was alike"), ("list", result["alike"])]
-    return [*out, ("h", "Machines"), ("list", machines)]
+    kinds = {f"{r['summary']['device']}, torch {r['summary']['versions']['torch']}: {arm['label']}"
+             for arm in result["arms"] for r in arm["runs"]}  # fmt: skip
+    return [*out, ("h", "Machines"), ("list", sorted(kinds))]
 
 
 def _html_table(rows: list[list[str]], cards: bool) -> str:

@@ -78,7 +78,8 @@ def run(seed, nats, metric, *, seconds=100.0, tasks=None, exact=None, error=0.0,
         "tokens_per_sequence": [10, 20, 30], "per_sequence": exact,
     }  # fmt: skip
     return {
-        "config": {"seed": seed}, "summary": {"seconds": seconds}, "tasks": tasks, "table": table if exact else None,
+        "config": {"seed": seed}, "summary": {"seconds": seconds, "device": "cpu"}, "tasks": tasks,
+        "table": table if exact else None,
         "evaluations": [{"step": s, "valid": valid, "published": published} for s in (0, 50, 250, 500)],
     }  # fmt: skip
 
@@ -106,7 +107,7 @@ def test_what_was_not_measured_is_undecided():
     pairs = [(run(1, 7.0, 5.8), run(1, 6.4, 5.3, seconds=40.0))]
     rows = {r["id"]: r for r in judge(pairs)}
     assert rows["test"]["verdict"] == rows["mmlu"]["verdict"] == "undecided"
-    assert rows["time"]["verdict"] == "does not hold"  # 2.5 times as long
+    assert rows["time"]["verdict"] == "undecided"  # one seed
     assert advantages(pairs, 1000)["right"] is None and exact_advantage(pairs) is None
     assert advantages([], 0)["right"] is None
 
@@ -196,6 +197,8 @@ def test_the_best_exact_order_stands_for_diffusion():
     error = math.sqrt((rest**2).sum() * 3 / 2) / 60
     assert found.high - found.mean == pytest.approx(1.96 * error + ONE_SEED) and error > 0.005
     assert exact_advantage([(pair[0], run(1, 6.4, 5.3))]) is None and exact_advantage([(run(1, 7, 5), pair[1])]) is None
+    others = (pair[0], pair[1] | {"table": pair[1]["table"] | {"tokens_per_sequence": [10, 20, 31]}})
+    assert exact_advantage([others]) is None  # not the same sequences
     near = (run(1, 7.2, 5.9, exact=d | {"confidence": [64.0, 126.0, 197.0]}), pair[1])
     rows = {r["id"]: r for r in judge([near])}
     assert rows["test"]["verdict"] == "undecided" and "exact likelihood" in rows["test"]["reason"]
@@ -210,6 +213,25 @@ def test_the_best_exact_order_stands_for_diffusion():
 def test_training_times_are_alike_within_a_tenth(seconds, expected):
     pairs = [(run(i, 7.0, 5.0, seconds=s), run(i, 6.0, 4.0)) for i, s in enumerate(seconds)]
     assert {r["id"]: r for r in judge(pairs)}["time"]["verdict"] == expected
+
+
+def test_one_seed_or_two_machines_decide_no_time():
+    one = [(run(0, 7.0, 5.0, seconds=104), run(0, 6.0, 4.0))]
+    row = {r["id"]: r for r in judge(one)}["time"]
+    assert row["verdict"] == "undecided" and "one seed" in row["reason"]
+    two = [(run(i, 7.0, 5.0, seconds=104), run(i, 6.0, 4.0)) for i in (0, 1)]
+    two[1][0]["summary"]["device"] = "another"
+    row = {r["id"]: r for r in judge(two)}["time"]
+    assert row["verdict"] == "undecided" and "one kind of machine" in row["reason"]
+
+
+def test_a_seed_without_the_metric_does_not_make_it_unmeasured():
+    exact = {"bound": [72.0, 144.0, 217.0]}, {"next token": [64.0, 128.0, 193.0]}
+    pairs = [(run(i, 7.22, 5.947, exact=exact[0]), run(i, 6.415, 5.29, exact=exact[1])) for i in (1, 2, 3)]
+    pairs[0][0]["table"] = None
+    pairs[0][0]["summary"]["test"] = {"nats_per_token": 7.22, "stderr": 0.0}
+    row = {r["id"]: r for r in judge(pairs)}["test"]
+    assert row["verdict"] == "an artefact of the metric" and row["as_published"].mean == pytest.approx(0.468)
 
 
 @pytest.fixture
@@ -248,6 +270,7 @@ def test_few_or_other_questions_decide_nothing(many_published):
         ({"acc": 0.0, "n": 2}, {"acc": 0.0, "n": 2}, "too few questions"),
         (whole, {"acc": 0.0, "n": 10_041}, "the same questions"),
         (whole | {"limit": 500}, whole | {"limit": 500}, "not scored whole"),
+        (whole, whole | {"limit": 500}, "not scored whole"), (whole | {"limit": 500}, whole, "not scored whole"),
     ):
         pair = (run(1, 7.0, 5.0, tasks={"hellaswag": d}), run(1, 6.0, 4.0, tasks={"hellaswag": a}))
         row = {r["id"]: r for r in judge([pair])}["hellaswag"]
@@ -258,6 +281,8 @@ def test_few_or_other_questions_decide_nothing(many_published):
 
 def test_an_artefact_says_what_the_published_computation_shows_here():
     near, far = Interval(0.45, 0.4, 0.5), Interval(0.2, 0.1, 0.3)
+    assert verdict(0.47, near, BEHIND)[1].endswith("the right metric the opposite, by diffusion's bound alone")
+    assert verdict(0.47, near, BEHIND, BEHIND)[1].endswith("the right metric the opposite")
     assert "shows 1.57 times, the right" in verdict(0.47, near, BEHIND)[1]
     assert "shows 1.22 times (published: 1.60), the right" in verdict(0.47, far, BEHIND)[1]
 

@@ -199,6 +199,54 @@ def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
         assert f"error: {tmp_path / 'bad.json'} {says}" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("damage, says", [
+    (lambda r: r["summary"]["test"].update(nats_per_token=float("nan")), "test.nats_per_token is nan"),
+    (lambda r: r["summary"]["test"].update(stderr=None), "test.stderr is None"),
+    (lambda r: r["summary"].update(seconds=0.0), "summary.seconds is 0"),
+    (lambda r: r["evaluations"].clear(), "list index out of range"),
+    (lambda r: r["evaluations"][1]["valid"].pop("stderr"), "'stderr' is missing"),
+    (lambda r: r["table"]["rows"][0].pop("low"), "'low' is missing"),
+    (lambda r: r["table"].pop("levels"), "'levels' is missing"),
+    (lambda r: r["table"]["published"].update(reweighted_loss="x"), "reweighted_loss of the table is 'x'"),
+    (lambda r: r.update(tasks={"mmlu": {"n": 3}}), "'acc' is missing"),
+])  # fmt: skip
+def test_figures_that_cannot_be_judged_are_named(done, tmp_path, capsys, damage, says):
+    out, _ = done
+    result = json.loads((out / "compare.json").read_text())
+    damage(result["arms"][1]["runs"][1])
+    (tmp_path / "bad.json").write_text(json.dumps(result))
+    assert compare.main(["--from", str(tmp_path / "bad.json"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / 'bad.json' / 'autoregressive-seed43'} cannot be judged" in error and says in error
+    assert error.count("\n") == 1
+
+
+def test_control_arms_stand_in_for_the_first_of_their_objective(done):
+    """On the seeds that both have; the first pair beside it on the same seeds."""
+    runs = compare.recorded(done[0] / "compare.json")
+    d, a = ({r["config"]["seed"]: r for r in runs if r["config"]["objective"] == o} for o in compare.OBJECTIVES)
+    better = json.loads(json.dumps(d[43]))
+    better["config"]["loss_weight"] = "uniform"
+    better["table"]["rows"][0] |= {"nats_per_token": 0.5, "low": 0.4, "high": 0.6}
+    worse = json.loads(json.dumps(a[42]))
+    worse["config"]["model.dropout"] = 0.0
+    worse["table"]["rows"][0]["nats_per_token"] = 90.0
+    other = json.loads(json.dumps(a[42]))
+    other["config"] |= {"model.dropout": 0.3, "seed": 7}  # a seed that no diffusion run has
+    arms = compare.arms_of([*runs, better, worse, other])
+    found = {c["label"]: c for c in compare.controls(arms)}
+    assert list(found) == ["diffusion loss_weight=uniform", "autoregressive dropout=0.0"]
+    first, second = found.values()
+    assert (first["seeds"], second["seeds"]) == ([43], [42])
+    test = {c["id"]: c for c in first["claims"]}["test"]
+    exact = a[43]["table"]["rows"][0]["nats_per_token"]
+    assert test["right"].mean == pytest.approx(exact - 0.5) and test["verdict"] in ("holds", "does not hold")
+    assert first["first"].mean == pytest.approx(exact - d[43]["table"]["rows"][0]["nats_per_token"])
+    bound = d[42]["table"]["rows"][0]["nats_per_token"]
+    assert {c["id"]: c for c in second["claims"]}["test"]["right"].mean == pytest.approx(90.0 - bound)
+    assert {c["kind"] for c in first["claims"]} == {"loss"}
+
+
 def copy_of(run: Path, folder: Path, **changed) -> Path:
     """A copy of a finished run whose config and summary say otherwise: key=value, or key_=value for the summary's."""
     shutil.copytree(run, folder)
@@ -252,6 +300,9 @@ def test_what_is_not_alike_is_said_first(done, tmp_path):
     assert compare.main([*runs, "--sequences", "0", "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "NOT alike" in text and "DIFFERENT: optim.lr" in text and "alike in everything" not in text
+    judged = json.loads((tmp_path / "out" / "compare.json").read_text())["claims"]
+    reason = "the runs were not alike: seed 42: settings apart from the objective DIFFERENT: optim.lr"
+    assert {(c["verdict"], c["reason"]) for c in judged} == {("undecided", reason)}
     whole = (out / "report.md").read_text()
     assert "alike in everything but the objective" in whole and "not the published experiment" in whole
     assert "data.tokenizer bytes instead of gpt2" in whole
@@ -280,9 +331,11 @@ def test_kept_figures_of_another_split_or_other_weights_are_not_used(done, tmp_p
     summary, kept = (json.loads((run / f"{f}.json").read_text()) for f in ("summary", "likelihoods"))
     assert compare.read(run)["table"] == kept and kept["key"]["weights"] == summary["weights"]
     key = {name: kept["key"][name] for name in ("step", "weights", "corpus")} | {"checkpoint": "best"}
+    figures = {"acc": 0.5, "n": 2, "chance": 0.5, "seconds": 1.0}
     for name, wrong in (("split", "valid"), ("weights", "0"), ("step", 3), ("corpus", "0")):
         (run / "likelihoods.json").write_text(json.dumps(kept | {"key": kept["key"] | {name: wrong}}))
-        (run / "tasks.json").write_text(json.dumps({"piqa": {"key": key | {name: wrong}}, "mmlu": {"key": key}}))
+        (run / "tasks.json").write_text(json.dumps({"piqa": {"key": key | {name: wrong}} | figures,
+                                                        "mmlu": {"key": key} | figures}))  # fmt: skip
         found = compare.read(run)
         assert found["table"] is None and "likelihoods.json is of other weights" in capsys.readouterr().err
         assert set(found["tasks"]) == ({"piqa", "mmlu"} if name == "split" else {"mmlu"})
@@ -354,13 +407,27 @@ def test_the_text_follows_the_figures(done):
     test = next(c for c in result["claims"] if c["id"] == "test")
     first = report.first_arms(result)
     base = next(r for r in first["diffusion"]["runs"][0]["table"]["rows"] if r["name"] == "unigram baseline")
-    for sign, winner, exact, side in ((-1, "autoregressive", "behind", "above"), (1, "diffusion", "ahead of", "below")):
+    for sign, winner, exact, side in (
+        (-1, "diffusion's bound is behind", "behind", "above"), (1, "diffusion is ahead", "ahead of", "below"),
+    ):  # fmt: skip
         test["right"] = {"mean": 0.5 * sign, "low": 0.5 * sign - 0.1, "high": 0.5 * sign + 0.1}
         test["exact"] = {"mean": 0.25 * sign, "low": 0.25 * sign - 0.1, "high": 0.25 * sign + 0.1}
         base["nats_per_token"] = 5.0 + 3.0 * sign
         text = report.paragraph(result)
-        assert f"{winner} is ahead by 0.500 nats" in text and f"is 0.250 nats {exact} autoregressive" in text
+        assert f"{winner} by 0.500 nats" in text and f"is 0.250 nats {exact} autoregressive" in text
         assert text.count(f" {side} it") == 2
+    zero = result["untrained"]
+    zero |= {k: {"mean": m, "low": m - 0.1, "high": m + 0.1} for k, m in (("as_published", 1.8), ("one_scale", 0.3),
+                                                                        ("right", -0.2))}  # fmt: skip
+    for mean in (0.05, -0.05):  # an interval that holds 0 tells no side
+        for key in ("right", "exact"):
+            test[key] = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        text = report.paragraph(result)
+        assert "the interval of the difference holds 0" in text and "is not told from that of autoregressive" in text
+        assert "diffusion is ahead" not in text and "is behind" not in text
+    assert "6.05 times better; on one scale the ratio is 1.35, under the right metric 0.82" in text
+    zero["as_published"]["low"] = -0.1
+    assert "times better" not in report.paragraph(result)
     run = first["diffusion"]["runs"][0]
     for r in first["diffusion"]["runs"]:
         r["table"]["levels"] |= {k: [float(i) for i in range(10)] for k in ("loss", "grad_norm")}

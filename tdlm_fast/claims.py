@@ -109,7 +109,9 @@ def departures(run: dict) -> list[str]:
     config, summary, published = run["config"], run["summary"], load()
     text = published["known_texts"].get(summary["corpus_hash"], summary["corpus"])
     out = [] if text == "wikitext-2" else [f"text {text} instead of {published['text']}"]  # the Hub's is the raw one
-    return out + [f"{k} {config[k]} instead of {v}" for k, v in published["settings"].items() if config.get(k, v) != v]
+    out += [f"{k} {config[k]} instead of {v}" for k, v in published["settings"].items() if config.get(k, v) != v]
+    ours, theirs = summary["parameters"], published["parameters"]
+    return out if ours == theirs else [*out, f"{ours:,} parameters instead of {theirs:,}"]
 
 
 def _at(run: dict, where) -> dict | None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 420, 270
+COLOURS = 8  # --s0 to --s7
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 40
 STYLE = """
 svg{font:11px system-ui,-apple-system,Segoe UI,sans-serif;--ink:#1f2328;--soft:#656d76;--rule:#d8dee4;
---s0:#c2410c;--s1:#1d4ed8;--s2:#0f766e;--s3:#7c3aed;--s4:#a16207;--s5:#be185d;--h0:246,248,250;--h1:29,78,216}
+--s0:#c2410c;--s1:#1d4ed8;--s2:#0f766e;--s3:#7c3aed;--s4:#a16207;--s5:#be185d;--s6:#4d7c0f;--s7:#475569;--h0:246,248,250;--h1:29,78,216}
 @media (prefers-color-scheme:dark){svg{--ink:#e6edf3;--soft:#9198a1;--rule:#30363d;
---s0:#fb923c;--s1:#60a5fa;--s2:#2dd4bf;--s3:#c4b5fd;--s4:#facc15;--s5:#f472b6;--h0:22,27,34;--h1:96,165,250}}
+--s0:#fb923c;--s1:#60a5fa;--s2:#2dd4bf;--s3:#c4b5fd;--s4:#facc15;--s5:#f472b6;--s6:#a3e635;--s7:#94a3b8;--h0:22,27,34;--h1:96,165,250}}
 text{fill:var(--soft)}.t{fill:var(--ink);font-weight:600;font-size:12px}.g{stroke:var(--rule);stroke-width:1}
 .l{fill:none;stroke-width:1.8;stroke-linejoin:round}.d{stroke-dasharray:5 3}.b{stroke:none;opacity:.18}
 """

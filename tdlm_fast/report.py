@@ -323,7 +323,7 @@ def _band(arm: dict, colour: int, x, y, **kw) -> Series:
         ys.append(mean(found))
         low.append(min(found))
         high.append(max(found))
-    return Series(arm["label"], xs, ys, low, high, colour % 6, **kw)
+    return Series(arm["label"], xs, ys, low, high, colour % charts.COLOURS, **kw)
 
 
 def _since(s: Series, share: float) -> Series:
@@ -379,7 +379,8 @@ def _training(arm: dict, colour: int, k: int, scale: float) -> Series:
     points = list(zip(*parts, strict=False))
     ys = [[y for _, y in seen] for seen in points]
     xs = [mean(x for x, _ in seen) for seen in points]
-    return Series(arm["label"], xs, [mean(y) for y in ys], [*map(min, ys)], [*map(max, ys)], colour % 6, points=False)
+    band, colour = ([*map(min, ys)], [*map(max, ys)]), colour % charts.COLOURS
+    return Series(arm["label"], xs, [mean(y) for y in ys], *band, colour, points=False)
 
 
 def _published(e):
@@ -398,7 +399,7 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
                 xs = [100 * (k + 0.5) / n for k in some]
                 ys = [mean(v) for v in values]
                 low, high = [min(v) for v in values], [max(v) for v in values]
-                series.append(Series(arm["label"], xs, ys, low, high, i % 6))
+                series.append(Series(arm["label"], xs, ys, low, high, i % charts.COLOURS))
     titles = {"loss": "Loss by noise level, nats", "accuracy": "Prediction accuracy by noise level",
               "grad_norm": "Gradient norm by noise level"}  # fmt: skip
     for key, series in profiles.items():

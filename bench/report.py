@@ -62,13 +62,13 @@ def experiment() -> str:
     )
     for arm in found["controls"]:
         if arm["label"] == "diffusion loss_weight=published":
-            found = next(c for c in arm["claims"] if c["id"] == "test")
-            other, theirs = found["right"], found["as_published"]
+            test = next(c for c in arm["claims"] if c["id"] == "test")
+            other, theirs = test["right"], test["as_published"]
             words += (
                 f" Trained with the published weight ({compared.seeds_of(arm)}) diffusion is {abs(other['mean']):.3f} "
                 f"nats {'behind' if other['mean'] < 0 else 'ahead'} [{other['low']:+.3f}, {other['high']:+.3f}], where "
                 f"the published computation shows it {compared.ratio(theirs)} ahead, against the published "
-                f"{math.exp(found['claimed']):.2f}×."
+                f"{math.exp(test['claimed']):.2f}×."
             )
     return tables_claims.table(*rows) + "\n\n" + words
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdlm_fast import check, claims, compare, report, step, table, train
+from tdlm_fast import check, claims, compare, curves, report, step, table, train
 from tdlm_fast import config as settings
 
 SMALL = ["train.max_steps=24", "train.log_every=4", "train.save_every=8", "eval.every=12", "eval.probe=4",
@@ -434,7 +434,7 @@ def test_the_text_follows_the_figures(done):
     rows = [row for row in report.level_table(result) if row[0] == "diffusion"]
     assert [row[1].split(",")[0] for row in rows] == ["low", "medium", "high"]
     assert [row[2] for row in rows] == ["1.000", "4.500", "8.000"]
-    band = report._band(first["diffusion"], 0, lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
+    band = curves._band(first["diffusion"], 0, lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
     seconds, nats = (
         [[f(e) for e in r["evaluations"]] for r in first["diffusion"]["runs"]]
         for f in (lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
@@ -442,11 +442,11 @@ def test_the_text_follows_the_figures(done):
     assert band.low == [min(pair) for pair in zip(*nats, strict=True)] != band.high
     assert band.high == [max(pair) for pair in zip(*nats, strict=True)]
     assert band.x == [sum(pair) / 2 for pair in zip(*seconds, strict=True)]
-    training = report._training(first["diffusion"], 0, 4, 1)
+    training = curves._training(first["diffusion"], 0, 4, 1)
     assert training.x[-1] == sum(r["losses"][-1][4] for r in first["diffusion"]["runs"]) / 2
     for e in run["evaluations"]:
         e["diagnostics"]["loss"] = [float(i) for i in range(10)]
-    maps = report._heat_maps(first["diffusion"])["heat-diffusion-loss"]
+    maps = curves._heat_maps(first["diffusion"])["heat-diffusion-loss"]
     places = {name: float(y) for y, name in re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(\d+–\d+ %)<', maps)}
     assert places["90–100 %"] < places["0–10 %"]  # most corrupted on top
 

@@ -41,5 +41,5 @@ def test_the_kept_comparison_is_what_its_runs_make(tmp_path):
     assert json.loads(json.dumps(found)) == json.loads((kept / "compare.json").read_text())
     figures = sorted(f.name for f in (tmp_path / "figures").iterdir())
     assert figures == sorted(f.name for f in (kept / "figures").iterdir()) and len(figures) > 20
-    for name in ("report.md", *(f"figures/{f}" for f in figures)):
+    for name in ("report.md", "report.html", *(f"figures/{f}" for f in figures)):
         assert (tmp_path / name).read_text() == (kept / name).read_text(), f"{name}: python -m tdlm_fast.compare --from"

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import tables_claims, tables_cpu, tables_harness, tables_samplers
+from bench import tables_claims, tables_cpu, tables_gpu, tables_harness, tables_samplers
 from tdlm_fast import compare
 from tdlm_fast import config as settings
 from tdlm_fast import report as compared
@@ -103,69 +103,13 @@ def make_train() -> str:
     return "```\n" + (RESULTS / "make-train.txt").read_text() + "```"
 
 
-def _resources() -> dict:
-    return json.loads((RESULTS / "resources.json").read_text())
-
-
-def registers() -> str:
-    """Registers, shared memory and programs a multiprocessor of the largest kernels at tiny, per card."""
-    shown = ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "attention's gradient, bfloat16, T 128, K 16, turned")
-    rows = ["| registers, KB, programs | forward | weight | attention's gradient | kernels compiled | that spill |"]
-    rows.append("|---" * 6 + "|")
-    for card, found in _resources()["cards"].items():
-        cells = [found.get(name) for name in shown]  # what a card cannot hold without spilling does not run there
-        text = [f"{c['registers']}, {c['shared'] / 1024:.1f}, {c['programs']}" if c else "–" for c in cells]
-        spill = sum(bool(r["stack"] or r["local"]) for r in found.values())
-        rows.append(f"| sm_{card} | {' | '.join(text)} | {len(found)} | {spill} |")
-    return "\n".join(rows)
-
-
-def projected_head() -> str:
-    """The head's two passes at tiny on sm_86, milliseconds of each pipe: a projection."""
-    found = _resources()["head at tiny, sm_86"]
-    rows = ["| projected, not measured | instructions a logit | products | exp | issue |", "|---|---|---|---|---|"]
-    for title in ("bf16", "fp16 sums"):
-        for side in ("forward", "weight"):
-            f = found[title][side]
-            pipes = " | ".join(f"{f['ms'][k]:.2f} ms" for k in ("products", "exp", "issue"))
-            rows.append(f"| {title}, {side} | {f['instructions_a_logit']:.1f} | {pipes} |")
-        low, high = found[title]["projected_ms"].values()
-        rows.append(f"| {title}, both | | {low:.1f} ms overlapped | {high:.1f} ms in turn | |")
-    return "\n".join(rows)
-
-
-def launches() -> str:
-    """Launches of a training step at tiny, part by part, and the ops with the most of them; no GPU counted them."""
-    found = json.loads((RESULTS / "launches.json").read_text())
-    rows = ["| launches a step | diffusion | autoregressive | most of diffusion's |", "|---|---|---|---|"]
-    for part, ops in found["launches"]["diffusion"].items():
-        counts = [sum(found["launches"][o][part].values()) for o in OBJECTIVES]
-        most = ", ".join(f"`{op.removeprefix('tdlm::')}` {n}" for op, n in list(ops.items())[:6])
-        rows.append(f"| {part} | {counts[0]} | {counts[1]} | {most} |")
-    totals = [found["totals"][o] for o in OBJECTIVES]
-    return "\n".join(rows) + f"\n| **all** | **{totals[0]}** | **{totals[1]}** | |"
-
-
-def crossovers() -> str:
-    """The width from which the stored form is projected to be faster, by the fused kernels' share of cuBLAS's rate."""
-    from tdlm_fast.kernels import lce_plan
-
-    shares = (0.5, 0.7, 0.9)
-    rows = ["| projected width | " + " | ".join(f"at {s:.0%}" for s in shares) + " |", "|---" * 4 + "|"]
-    for card in lce_plan.RATES:
-        rows.append(f"| sm_{card} | " + " | ".join(f"{lce_plan.crossover(card, s):,.0f}" for s in shares) + " |")
-    return "\n".join(rows)
-
-
 TABLES = {
     "README.md": {"experiment": experiment, "make-train": make_train},
     "docs/performance.md": tables_cpu.TABLES,
     "docs/claims.md": tables_claims.TABLES,
     "docs/sampling.md": tables_samplers.TABLES,
     "docs/evaluation.md": tables_harness.TABLES,
-    "docs/gpu.md": {
-        "crossovers": crossovers, "registers": registers, "projected-head": projected_head, "launches": launches,
-    },
+    "docs/gpu.md": tables_gpu.TABLES,
 }
 
 

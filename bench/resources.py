@@ -3,9 +3,8 @@
 Every kernel that lce_plan.configurations can launch is compiled for sm_80 to sm_120, with all its arguments, for widths
 that are multiples of 16 and for others; corruption for some padded lengths, attention for some tiles with no mask and
 with every one, with rotary positions and without, the norm, the gate and the embedding's gradient for some widths, and
-the small kernels around them. Registers, shared memory and spills come from cuobjdump, the
-instruction mix of the head at tiny on sm_86 from nvdisasm. A test compiles some again and compares. The projected time
-is arithmetic on that mix and the data sheet: nobody measured it.
+the small kernels around them. Registers, shared memory and spills come from cuobjdump. A test compiles some again and
+compares. What their instructions project to is bench/projection.py's.
 """
 
 import argparse
@@ -14,7 +13,6 @@ import json
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -64,7 +62,7 @@ def compiled(kernel, card: int, types: dict, constants: dict, options: dict, ali
     return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
 
 
-def _tool(name: str, cubin: bytes, *flags: str) -> str:
+def tool(name: str, cubin: bytes, *flags: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(cubin)
         f.flush()
@@ -73,7 +71,7 @@ def _tool(name: str, cubin: bytes, *flags: str) -> str:
 
 def resources(kernel, card: int, warps: int) -> dict:
     """{"registers", "shared", "stack", "local", "programs"} of a compiled kernel; programs fit a multiprocessor."""
-    text = _tool("cuobjdump", kernel.asm["cubin"], "--dump-resource-usage")
+    text = tool("cuobjdump", kernel.asm["cubin"], "--dump-resource-usage")
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
     registers, shared = int(found["REG"]), kernel.metadata.shared
     granted = -(-registers // 8) * 8 * 32 * warps
@@ -133,16 +131,18 @@ def head(card: int):
 def corruption():
     f32, i64 = "*fp32", "*i64"
     buffers = {"X0": i64, "MASKED": "*i1", "WEIGHTS": f32, "HOW_MANY": "*i32", "T": "i32"}
-    drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "KEY": i64, "seed": "i32"}
-    drawn |= dict.fromkeys(("step", "mask_token_id", "row_offset", "batch_rows"), "i32")
-    listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "B": "i32"}
-    for block in (16, 128, 1024, gpu.MAX_T):
-        options = corrupt_triton.launch_options(block)
+    drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "STEP_AT": i64}
+    drawn |= dict.fromkeys(("seed", "step", "mask_token_id", "row_offset", "batch_rows"), "i32")
+    listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "chunks": "i32"}
+    for T in (16, 128, corrupt_triton.CHUNK, gpu.MAX_T):
         for i, sampling in enumerate(corrupt_triton.SAMPLINGS):
+            block, options = corrupt_triton.launch(T, sampling == "counts")
+            if block < T:
+                continue
             constants = {"SAMPLING": i, "BLOCK_T": block}
-            yield f"mask, {sampling}, T {block}", corrupt_triton.mask_kernel, buffers | drawn, constants, options
-        constants = {"BLOCK_T": block, "BLOCK_B": corrupt_triton.BLOCK_B}
-        yield f"compact, T {block}", corrupt_triton.compact_kernel, buffers | listed, constants, options
+            yield f"mask, {sampling}, T {T}", corrupt_triton.mask_kernel, buffers | drawn, constants, options
+        constants = {"BLOCK_T": block, "BLOCK_C": corrupt_triton.BLOCK_C}  # of the last, counts
+        yield f"compact, T {T}", corrupt_triton.compact_kernel, buffers | listed, constants, options
 
 
 def attention(card: int):
@@ -246,61 +246,6 @@ def faults(card: int, found: dict) -> list[str]:
     return spills + [f"sm_{card} {n} takes {r['shared']} bytes" for n, r in found.items() if r["shared"] > limit]
 
 
-def loop_mix(sass: str) -> Counter:
-    """Instructions a warp issues in one round of the kernel's main loop, without blocks that are branched over."""
-    code, label = [], {}
-    for line in sass.splitlines():
-        if found := re.match(r"(\.L\w+):", line):
-            label[found[1]] = len(code)
-        elif re.search(r"/\*[0-9a-f]{4,}\*/", line):
-            code.append(re.sub(r"/\*[0-9a-f]+\*/", "", line).strip())
-    jumps = [(i, label.get(m[1], i + 1)) for i, c in enumerate(code) if (m := re.search(r"BRA `\((\.L\w+)\)", c))]
-    products = [i for i, c in enumerate(code) if "HMMA" in c]
-    end, start = max(((i, to) for i, to in jumps if to <= i), key=lambda j: sum(j[1] <= p <= j[0] for p in products))
-    rare = set()
-    for i, to in jumps:
-        if start <= i < to <= end and not any(i < p < to for p in products):
-            rare |= set(range(i + 1, to))
-    body = [re.sub(r"^@!?U?P\w+ ", "", code[i]) for i in range(start, end + 1) if i not in rare]
-    names = (c.split()[0].rstrip(";") for c in body)
-    return Counter(n if n.startswith(("MUFU", "HMMA")) else n.split(".")[0] for n in names)
-
-
-# RTX 3070 Ti Laptop, data sheet: multiprocessors, Hz at which it reaches RATES[86], and what one does a clock.
-CHIP = {"multiprocessors": 46, "hertz": 1.40e9, "exp_a_clock": 16, "instructions_a_clock": 4}
-
-
-def projection(N: int = 8192, D: int = 64, V: int = 50257) -> dict:
-    """The head at tiny on sm_86 from its instruction mix: milliseconds of each pipe, and between which it lies."""
-    found = {"chip": CHIP, "note": "a projection from the compiled code and the data sheet; nobody measured it"}
-    plans = [(lce_plan.fused(86, N, D, V, *[torch.bfloat16] * 3, processors=46, half=h), h) for h in (False, True)]
-    for plan, half in plans:
-        sides, title = {}, "fp16 sums" if half else "bf16"
-        for name, tiles in (("forward", plan.forward), ("weight", plan.weight)):
-            wanted = f"{name}, {'float16, fp16 sums' if half else 'bfloat16'}, D {D}"
-            launch = next(k for k in kernels(86) if k[0] == wanted)
-            mix = loop_mix(_tool("nvdisasm", compiled(launch[1], 86, *launch[2:]).asm["cubin"], "-c"))
-            rounds = -(-N // tiles.rows) * -(-V // tiles.vocab) * tiles.warps
-            clocks = CHIP["multiprocessors"] * CHIP["hertz"] / 1e3  # a millisecond
-            rate = lce_plan.RATES[86][0] * (2 if half else 1)
-            exps = 32 * sum(n for k, n in mix.items() if k.startswith("MUFU"))
-            pipes = {
-                "products": 2 * 2 * N * D * V / rate * 1e3,
-                "exp": rounds * exps / CHIP["exp_a_clock"] / clocks,
-                "issue": rounds * sum(mix.values()) / CHIP["instructions_a_clock"] / clocks,
-            }
-            a_logit = round(rounds * 32 * sum(mix.values()) / N / V, 2)
-            ms = {k: round(v, 3) for k, v in pipes.items()}
-            sides[name] = {"mix": dict(mix.most_common()), "instructions_a_logit": a_logit, "ms": ms}
-        ms = [s["ms"] for s in sides.values()]
-        sides["projected_ms"] = {
-            "all overlapped": round(sum(max(m.values()) for m in ms), 2),
-            "products and exp in turn": round(sum(m["products"] + m["exp"] for m in ms), 2),
-        }
-        found[title] = sides
-    return found
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cards", type=int, nargs="*", default=list(lce_plan.SHARED_KB))
@@ -317,8 +262,6 @@ def main() -> int:
         names = [name for name, *_ in kernels(card)]
         cards = found["cards"] | {str(card): {name: known[name] for name in names if name in known}}
         found |= {"triton": triton.__version__}
-        if not args.only:
-            found["head at tiny, sm_86"] = projection()
         found["cards"] = dict(sorted(cards.items(), key=lambda c: int(c[0])))
         args.output.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(wrong) or "no spills, shared memory within every card's limit")

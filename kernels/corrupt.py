@@ -90,23 +90,16 @@ def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, s
 
 @torch.library.custom_op("tdlm::corrupt", mutates_args=())
 def _corrupt(
-    x0: Tensor, valid: Tensor | None, seed: int, step: int, mask_token_id: int,
-    schedule: str, sampling: str, row_offset: int, batch_rows: int,
+    x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
+    mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
 ) -> list[Tensor]:  # fmt: skip
+    """seed_at and step_at, () int64 on x0's device, replace seed and step: a captured graph reads them there."""
+    seed, step = seed if seed_at is None else seed_at, step if step_at is None else step_at
     return corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
 
 
-@torch.library.custom_op("tdlm::corrupt_at", mutates_args=())
-def _corrupt_at(
-    x0: Tensor, valid: Tensor | None, key: Tensor, mask_token_id: int,
-    schedule: str, sampling: str, row_offset: int, batch_rows: int,
-) -> list[Tensor]:  # fmt: skip
-    """tdlm::corrupt with key = (seed, step), (2,) int64 on the device: a captured graph reads it at each replay."""
-    return corrupt_ref(x0, valid, key[0], key[1], mask_token_id, schedule, sampling, row_offset, batch_rows)
-
-
 @_corrupt.register_fake
-def _fake(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
+def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
     B, T = x0.shape
     row = x0.new_empty(B * T)
     return [
@@ -114,11 +107,6 @@ def _fake(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, 
         x0.new_empty(B, dtype=torch.float32), row, torch.empty_like(row),
         row.new_empty(B * T, dtype=torch.float32), x0.new_empty(()),
     ]  # fmt: skip
-
-
-@_corrupt_at.register_fake
-def _(x0, valid, key, *rest):
-    return _fake(x0, valid, 0, 0, *rest)
 
 
 def corrupt(
@@ -154,8 +142,6 @@ def corrupt(
     rows = batch_rows if batch_rows is not None else x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
-    rest = (mask_token_id, schedule, sampling, row_offset, rows)
-    if isinstance(seed, int) and isinstance(step, int):
-        return Corruption(*_corrupt(x0, valid, seed, step, *rest))
-    key = [torch.full((), k & MASK, device=x0.device) if isinstance(k, int) else k.long() for k in (seed, step)]
-    return Corruption(*_corrupt_at(x0, valid, torch.stack(key), *rest))
+    ints = [k & MASK if isinstance(k, int) else 0 for k in (seed, step)]
+    tensors = [None if isinstance(k, int) else k.long() for k in (seed, step)]
+    return Corruption(*_corrupt(x0, valid, *ints, *tensors, mask_token_id, schedule, sampling, row_offset, rows))

@@ -11,13 +11,13 @@ import warnings
 import torch
 
 from . import lce_plan
-from .corrupt import _corrupt, _corrupt_at, corrupt_ref
+from .corrupt import _corrupt
 from .linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward, lce_sum
 from .native import _transformed
 from .philox import MASK
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_T = 1 << 12  # of corrupt: a program holds its sequence, and longer ones spill
+MAX_T = 1 << 12  # of corrupt by counts: a program holds its sequence, and longer ones spill
 
 
 @functools.cache
@@ -58,7 +58,7 @@ def served() -> dict[str, str]:
     """What serves the ops of this GPU that the head's backend does not choose."""
     by = describe()
     triton = by.startswith("Triton")
-    longer = f"Triton; past {MAX_T} tokens a row the torch reference"
+    longer = f"Triton; with sampling=counts past {MAX_T} tokens a row the torch reference"
     rows = {"corrupt": longer if triton else by}
     return rows | dict.fromkeys(("rms_norm", "swiglu"), "Triton" if triton else "PyTorch")
 
@@ -126,23 +126,15 @@ def backward_rows(dh, grad, n_rows):
     return lce_triton.backward_rows(dh, grad, n_rows)
 
 
-def _corrupt_with(x0, valid, key, seed, step, *rest):
-    if not x0.numel() or x0.shape[1] > MAX_T or not _serves(x0.device):
-        seed, step = (seed, step) if key is None else (key[0], key[1])
-        return corrupt_ref(x0, valid, seed, step, *rest)
+def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
+    rest = (mask_token_id, schedule, sampling, row_offset, batch_rows)
+    if not x0.numel() or sampling == "counts" and x0.shape[1] > MAX_T or not _serves(x0.device):
+        return _corrupt._init_fn(x0, valid, seed, step, seed_at, step_at, *rest)
     if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
         raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
     from . import corrupt_triton
 
-    return corrupt_triton.corrupt(x0, valid, key, seed, step, *rest)
-
-
-def corrupt(x0, valid, seed, step, *rest):
-    return _corrupt_with(x0, valid, None, seed & MASK, step & MASK, *rest)
-
-
-def corrupt_at(x0, valid, key, *rest):
-    return _corrupt_with(x0, valid, key, 0, 0, *rest)
+    return corrupt_triton.corrupt(x0, valid, seed & MASK, step & MASK, seed_at, step_at, *rest)
 
 
 def register(device: str) -> None:
@@ -152,7 +144,6 @@ def register(device: str) -> None:
     lce_backward_rows.register_kernel(device)(backward_rows)
     lce_sum.register_kernel(device)(lce_sum._init_fn)
     _corrupt.register_kernel(device)(corrupt)
-    _corrupt_at.register_kernel(device)(corrupt_at)
 
 
 register("cuda")

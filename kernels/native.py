@@ -157,9 +157,13 @@ def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
 
 
 @_corrupt.register_kernel("cpu")
-def _corrupt_natively(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows):
+def _corrupt_natively(
+    x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows
+):
+    seed, step = seed if seed_at is None else int(seed_at), step if step_at is None else int(step_at)
     if _isa is None or sampling == "counts":
-        return _corrupt._init_fn(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
+        rest = (mask_token_id, schedule, sampling, row_offset, batch_rows)
+        return _corrupt._init_fn(x0, valid, seed, step, None, None, *rest)
     if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
         raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
     (B, T), x0 = x0.shape, x0.contiguous()

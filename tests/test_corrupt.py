@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdlm_fast.kernels import corrupt
-from tdlm_fast.kernels.corrupt import SAMPLINGS, _corrupt, _corrupt_at
+from tdlm_fast.kernels.corrupt import SAMPLINGS, _corrupt
 from tdlm_fast.kernels.schedules import SCHEDULES, count_weights, inverse, mask_probability
 
 KW = dict(mask_token_id=1)
@@ -73,12 +73,14 @@ def test_seed_and_step_as_tensors_are_the_same_draw():
     x0 = torch.randint(0, 50, (3, 17))
     for sampling in SAMPLINGS:
         ints = corrupt(x0, seed=3_000_000_000, step=9, sampling=sampling, **KW)
-        tensors = corrupt(x0, seed=3_000_000_000, step=torch.tensor(9), sampling=sampling, **KW)
-        assert all(torch.equal(a, b) for a, b in zip(ints, tensors, strict=True))
+        for seed in (3_000_000_000, torch.tensor(3_000_000_000)):
+            tensors = corrupt(x0, seed=seed, step=torch.tensor(9), sampling=sampling, **KW)
+            assert all(torch.equal(a, b) for a, b in zip(ints, tensors, strict=True))
 
 
 def test_ops_pass_opcheck():
     x0 = torch.randint(0, 50, (2, 5))
     for sampling in ("stratified", "counts"):
-        torch.library.opcheck(_corrupt, (x0, None, 1, 2, 50, "cosine", sampling, 0, 2))
-        torch.library.opcheck(_corrupt_at, (x0, x0 > 9, torch.tensor([1, 2]), 50, "cosine", sampling, 0, 2))
+        rest = (50, "cosine", sampling, 0, 2)
+        torch.library.opcheck(_corrupt, (x0, None, 1, 2, None, None, *rest))
+        torch.library.opcheck(_corrupt, (x0, x0 > 9, 1, 0, None, torch.tensor(2), *rest))

@@ -110,7 +110,7 @@ def test_ops_pass_opcheck():
     h, w, y, _ = problem(7, 16, 33, torch.float32)
     torch.library.opcheck(lce_forward, (h, w, y, torch.tensor(5), 30, torch.float32, True))
     torch.library.opcheck(lce_sum, (h, w, y, torch.rand(7), torch.tensor(5), 30, torch.float32))
-    args = (torch.zeros(2, 5, dtype=torch.long), None, 1, 2, 3, "cosine", "stratified", 0, 2)
+    args = (torch.zeros(2, 5, dtype=torch.long), None, 1, 2, None, None, 3, "cosine", "stratified", 0, 2)
     torch.library.opcheck(torch.ops.tdlm.corrupt.default, args)
 
 
@@ -144,7 +144,8 @@ def test_the_doctor_says_what_serves_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu, "_hardware", lambda device: (86, 46))
     monkeypatch.setattr(gpu, "missing", lambda: "")
     found = gpu.served()
-    assert found["corrupt"] == "Triton; past 4096 tokens a row the torch reference" and found["swiglu"] == "Triton"
+    assert found["corrupt"] == "Triton; with sampling=counts past 4096 tokens a row the torch reference"
+    assert found["swiglu"] == "Triton"
     monkeypatch.setattr(gpu, "missing", lambda: "Triton is not installed")
     assert gpu.served()["corrupt"].startswith("torch references") and gpu.served()["rms_norm"] == "PyTorch"
 

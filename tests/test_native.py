@@ -239,7 +239,7 @@ def test_corruption_refuses_what_the_kernel_cannot_read():
 @pytest.mark.parametrize("offset, rows", [(0, 0), (0, -1), (-9, 4), (100, 5), (1_000_000, 4), (1, 2)])
 def test_rows_outside_the_batch_are_an_error_and_no_crash(offset, rows):
     with pytest.raises(ValueError, match="lie outside batch_rows"):
-        _corrupt(torch.zeros(2, 3, dtype=torch.int64), None, 1, 2, 9, "linear", "stratified", offset, rows)
+        _corrupt(torch.zeros(2, 3, dtype=torch.int64), None, 1, 2, None, None, 9, "linear", "stratified", offset, rows)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

@@ -60,16 +60,3 @@ def test_a_spill_and_too_much_shared_memory_are_found():
 def test_three_programs_of_the_forward_kernel_share_a_multiprocessor_of_sm_86():
     for name in ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "forward, float16, fp16 sums, D 64"):
         assert FILE["cards"]["86"][name]["programs"] >= 3, name
-
-
-def test_the_mix_holds_the_products_and_exps_of_a_tile():
-    """64 x 64 x 64 twice over four warps is 64 products of 16 x 8 x 16 a warp, and 32 exps a lane."""
-    for title in ("bf16", "fp16 sums"):
-        head = FILE["head at tiny, sm_86"][title]
-        plan = lce_plan.fused(86, 8192, 64, 50257, *[lce_plan.torch.bfloat16] * 3, processors=46, half=title != "bf16")
-        for side, tiles in (("forward", plan.forward), ("weight", plan.weight)):
-            mix = head[side]["mix"]
-            share = tiles.rows * tiles.vocab / 64 / 64
-            assert sum(n for k, n in mix.items() if k.startswith("HMMA")) == 64 * share
-            assert 32 * share <= mix["MUFU.EX2"] <= 36 * share
-        assert head["projected_ms"]["all overlapped"] <= head["projected_ms"]["products and exp in turn"]

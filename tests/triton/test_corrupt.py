@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tdlm_fast.kernels import corrupt, corrupt_triton, gpu
 from tdlm_fast.kernels import philox as reference
 from tdlm_fast.kernels.cases import CORRUPT
-from tdlm_fast.kernels.corrupt import SAMPLINGS, _corrupt, _corrupt_at, corrupt_ref
+from tdlm_fast.kernels.corrupt import SAMPLINGS, _corrupt, corrupt_ref
 from tdlm_fast.kernels.philox_triton import random_words
 from tdlm_fast.kernels.schedules import SCHEDULES
 
@@ -54,23 +54,36 @@ def test_every_bit_is_the_references(case, sampling, device):
         both(x0, valid, 7, 2**31 + 5, schedule, sampling, case.row_offset, case.batch_rows)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_rows_too_long_for_a_program_take_the_reference(sampling, device, monkeypatch):
+def test_rows_too_long_for_a_program_that_counts_take_the_reference(device, monkeypatch):
     def refuse(*args):
         raise AssertionError("a program of the kernels would spill")
 
     monkeypatch.setattr(corrupt_triton, "corrupt", refuse)
     x0 = torch.randint(0, 50, (2, gpu.MAX_T + 1), device=device)
-    found = both(x0, x0 > 4, 3, 4, "cosine", sampling)
+    found = both(x0, x0 > 4, 3, 4, "cosine", "counts")
     assert 0 < found.n_masked < (x0 > 4).sum()
     step = torch.tensor(4, device=device)
-    same(corrupt(x0, valid=x0 > 4, seed=3, step=step, mask_token_id=999, schedule="cosine", sampling=sampling), found)
-    with pytest.raises(AssertionError, match="spill"):
-        corrupt(x0[:, :-1], seed=3, step=4, mask_token_id=999)
+    same(corrupt(x0, valid=x0 > 4, seed=3, step=step, mask_token_id=999, schedule="cosine", sampling="counts"), found)
+    for kw in (dict(x0=x0[:, :-1], sampling="counts"), dict(x0=x0)):
+        with pytest.raises(AssertionError, match="spill"):
+            corrupt(seed=3, step=4, mask_token_id=999, **kw)
+
+
+@pytest.mark.parametrize("sampling", [s for s in SAMPLINGS if s != "counts"])
+@pytest.mark.parametrize("T", [1, 255, 256, 257, 700])
+def test_a_sequence_of_several_chunks(sampling, T, device):
+    x0 = torch.randint(0, 50, (3, T), device=device)
+    for valid in (None, x0 > 9):
+        both(x0, valid, 5, 6, "linear", sampling)
+
+
+def test_a_sequence_longer_than_a_program_can_hold(device):
+    x0 = torch.randint(0, 50, (2, gpu.MAX_T + 9), device=device)
+    both(x0, None, 5, 6, "cosine", "stratified")
 
 
 def test_counts_are_added_up_in_blocks(device, monkeypatch):
-    monkeypatch.setattr(corrupt_triton, "BLOCK_B", 4)
+    monkeypatch.setattr(corrupt_triton, "BLOCK_C", 4)
     both(torch.randint(0, 50, (11, 6), device=device), None, 1, 2, "linear", "independent")
 
 
@@ -98,8 +111,8 @@ def test_nothing_masked_and_everything_masked(device):
 def test_ops_pass_opcheck(device):
     x0 = torch.randint(0, 50, (2, 5), device=device)
     rest = (50, "cosine", "stratified", 0, 2)
-    torch.library.opcheck(_corrupt, (x0, None, 1, 2, *rest))
-    torch.library.opcheck(_corrupt_at, (x0, x0 > 9, torch.tensor([1, 2], device=device), *rest))
+    torch.library.opcheck(_corrupt, (x0, None, 1, 2, None, None, *rest))
+    torch.library.opcheck(_corrupt, (x0, x0 > 9, 1, 0, None, torch.tensor(2, device=device), *rest))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -65,7 +65,7 @@ def calls():
     x0 = torch.randint(0, 9, (3, 17))
     yield "next_token", N._triton, (x0, x0, x0 > 2, 1)
     yield "put_rows", E._triton_put, (torch.randn(40, 32), rows, n, 50)
-    yield "corrupt_at", gpu.corrupt_at, (x0, x0 > 2, torch.tensor([1, 2]), 9, "linear", "stratified", 0, 3)
+    yield "corrupt", gpu.corrupt, (x0, x0 > 2, 1, 0, None, torch.tensor(2), 9, "linear", "stratified", 0, 3)
     (q, k, v), dout, valid = Attention("", 2, 2, 16, 16, padding=0.3).inputs(F16)
     rest = (valid, None, torch.tensor([1, 2]), True, 0.1, True)
     yield "tile_attention", A._triton_forward, (q, k, v, *rest)

@@ -1,0 +1,235 @@
+"""What one training step of configs/tiny.yaml should take on a GPU, from its code: `python -m bench.projection`.
+
+Nobody measured this. The step runs under fake tensors, as bench/launches.py counts it, and every launch is charged the
+bytes it reads and writes, as if no cache held them, and the flop of its products. The head is charged what the loops
+of its compiled kernels issue, pipe by pipe (nvdisasm). A launch takes at least its limit, the longest of bytes over
+bandwidth, flop over rate and instructions over issue, and, however little it does, FLOOR: the shortest kernel and the
+wait for the one before it inside a CUDA graph. The floor is an assumption, so the projection lies between two: no floor
+and pipes that overlap wholly, and FLOOR_US a launch with the head's products and exps in turn.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch.utils._pytree import tree_iter
+
+from bench import launches
+from bench.resources import compiled, kernels, tool
+from tdlm_fast import memory
+from tdlm_fast.kernels import lce_plan
+
+RESULTS = Path(__file__).parent / "results" / "projection.json"
+FLOOR_US = 2.5
+N, D, V = 8192, 64, 50257  # configs/tiny.yaml
+LIVE = {"diffusion": 0.5, "autoregressive": 1.0}  # share of rows that bear loss, of full rows and the linear schedule
+
+
+class Chip(NamedTuple):
+    """A GPU by its multiprocessors; the clock is that at which its tensor cores would do lce_plan.RATES' flop/s."""
+
+    name: str
+    multiprocessors: int
+    flop_a_clock: int  # dense 16-bit products with fp32 sums, of one multiprocessor
+    exp_a_clock: int = 16
+    warp_instructions_a_clock: int = 4
+
+    def clocks(self, card: int) -> float:
+        """Clocks a second, of all multiprocessors together."""
+        return lce_plan.RATES[card][0] / self.flop_a_clock
+
+
+# RTX 3070 Ti Laptop, by its data sheet; H200, whose rate and bandwidth in RATES were measured.
+CHIPS = {86: Chip("RTX 3070 Ti Laptop", 46, 512), 90: Chip("H200", 132, 4096)}
+
+
+def loop_mix(sass: str) -> Counter:
+    """Instructions a warp issues in one round of the kernel's main loop, without blocks that are branched over."""
+    code, label = [], {}
+    for line in sass.splitlines():
+        if found := re.match(r"(\.L\w+):", line):
+            label[found[1]] = len(code)
+        elif re.search(r"/\*[0-9a-f]{4,}\*/", line):
+            code.append(re.sub(r"/\*[0-9a-f]+\*/", "", line).strip())
+    jumps = [(i, label.get(m[1], i + 1)) for i, c in enumerate(code) if (m := re.search(r"BRA `\((\.L\w+)\)", c))]
+    products = [i for i, c in enumerate(code) if re.search("HG?MMA", c)]
+    end, start = max(((i, to) for i, to in jumps if to <= i), key=lambda j: sum(j[1] <= p <= j[0] for p in products))
+    rare = set()
+    for i, to in jumps:
+        if start <= i < to <= end and not any(i < p < to for p in products):
+            rare |= set(range(i + 1, to))
+    body = [re.sub(r"^@!?U?P\w+ ", "", code[i]) for i in range(start, end + 1) if i not in rare]
+    names = (c.split()[0].rstrip(";") for c in body)
+    return Counter(n if n.startswith(("MUFU", "HMMA", "HGMMA")) else n.split(".")[0] for n in names)
+
+
+def head(card: int, half: bool = False) -> dict:
+    """{"forward", "weight"}: the main loop's mix and milliseconds of each pipe for all N rows of the head."""
+    plan = lce_plan.fused(card, N, D, V, *[torch.bfloat16] * 3, processors=CHIPS[card].multiprocessors, half=half)
+    rate, clocks, found = lce_plan.RATES[card][0] * (2 if half else 1), CHIPS[card].clocks(card) / 1e3, {}
+    for side, tiles in (("forward", plan.forward), ("weight", plan.weight)):
+        wanted = f"{side}, {'float16, fp16 sums' if half else 'bfloat16'}, D {D}"
+        launch = next(k for k in kernels(card) if k[0] == wanted)
+        mix = loop_mix(tool("nvdisasm", compiled(launch[1], card, *launch[2:]).asm["cubin"], "-c"))
+        rounds = -(-N // tiles.rows) * -(-V // tiles.vocab) * tiles.warps
+        exps = 32 * sum(n for k, n in mix.items() if k.startswith("MUFU"))
+        pipes = {
+            "products": 2 * 2 * N * D * V / rate * 1e3,
+            "exp": rounds * exps / CHIPS[card].exp_a_clock / clocks,
+            "issue": rounds * sum(mix.values()) / CHIPS[card].warp_instructions_a_clock / clocks,
+        }
+        found[side] = {
+            "mix": dict(mix.most_common()),
+            "instructions_a_logit": round(rounds * 32 * sum(mix.values()) / N / V, 2),
+            "ms": {k: round(v, 4) for k, v in pipes.items()},
+        }
+    ms = [s["ms"] for s in found.values()]
+    return found | {"projected_ms": {
+        "all overlapped": round(sum(max(m.values()) for m in ms), 3),
+        "products and exp in turn": round(sum(max(m["products"] + m["exp"], m["issue"]) for m in ms), 3),
+    }}  # fmt: skip
+
+
+WRITTEN_ONLY = ("copy_", "zero_", "fill_", "bernoulli_")  # of what they change, nothing is read
+GATHERED = ("embedding", "index_select", "index", "gather")  # of what they read, only what they write
+
+
+def _tensors(tree) -> list[torch.Tensor]:
+    return [a for a in tree_iter(tree) if isinstance(a, torch.Tensor)]
+
+
+def _bytes(a: torch.Tensor) -> int:
+    """Of what a tensor shows of its storage, an expanded dimension once."""
+    n = 1
+    for size, stride in zip(a.shape, a.stride(), strict=True):
+        n *= size if stride else 1
+    return n * a.itemsize
+
+
+def traffic(func, args, kwargs, out) -> int:
+    """Bytes that a call reads and writes, each tensor once."""
+    name, schema = func._schema.name.split("::")[1], func._schema
+    named = [*zip(schema.arguments, args, strict=False)]
+    named += [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
+    read, changed = [], []
+    for argument, value in named:
+        mutated = argument.alias_info is not None and argument.alias_info.is_write
+        only = mutated and (argument.is_out or any(name.endswith(w) for w in WRITTEN_ONLY))
+        read += [] if only else _tensors(value)
+        changed += _tensors(value) if mutated else []
+    made = [a for a in _tensors(out) if not any(a is c for c in changed)]
+    written = sum(map(_bytes, made + changed))
+    return 2 * written if name in GATHERED else written + sum(map(_bytes, {id(a): a for a in read}.values()))
+
+
+def flop(func, args) -> int:
+    """Of the products of a call that is not the head's."""
+    name = func._schema.name.split("::")[1]
+    if name == "mm":
+        (m, k), n = args[0].shape, args[1].shape[1]
+        return 2 * m * k * n
+    if name in ("tile_attention", "tile_attention_backward"):  # whole tiles, causal or not
+        B, H, T, K = args[0].shape
+        return (2 if name == "tile_attention" else 5) * 2 * B * H * T * T * K
+    return 0
+
+
+GROUPS = {  # the table's rows, and what the names of their ops hold; the first that fits
+    "head": "lce_",
+    "attention": "tile_attention",
+    "linear layers": "mm|_foreach_copy_|cat",
+    "norms and gate": "rms_norm|swiglu",
+    "batch and corruption": "draw|corrupt|next_token",
+    "embedding, rows, dropout": "embedding|put_rows|index_select|randint|native_dropout|mul",
+    "clip and AdamW": "",
+    "the rest": ".",
+}
+
+
+def group(part: str, op: str) -> str:
+    """The row of the table that an op of a part of the step belongs to."""
+    if part in ("clip", "optimizer"):
+        return "clip and AdamW"
+    return next(g for g, names in GROUPS.items() if names and re.search(names, op))
+
+
+class Work(launches.Launches):
+    """Keeps of the last step what launches: (part, op, launches, bytes, flop)."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not self.found:
+            self.calls = []
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if n := launches.launches(func, args, kwargs):
+            name = func._schema.name.removeprefix("aten::")
+            self.calls.append((self.part, name, n, traffic(func, args, kwargs, out), flop(func, args)))
+        return out
+
+
+def step(card: int, objective: str, of_head: dict) -> dict:
+    """Launches, megabytes and milliseconds of a step by group, and the whole; each time without and with the floor."""
+    flops, bandwidth = lce_plan.RATES[card]
+    with (
+        mock.patch.object(memory, "CAPABILITY", divmod(card, 10)),
+        mock.patch.object(memory, "PROCESSORS", CHIPS[card].multiprocessors),
+    ):
+        calls = launches.counted(objective, meter=Work()).calls
+    rows = {g: {"launches": 0, "mb": 0.0, "ms": 0.0, "ms_with_floor": 0.0} for g in GROUPS}
+    for part, op, n, moved, made in calls:
+        row = rows[group(part, op)]
+        low = high = max(moved / bandwidth, made / flops) * 1e3
+        side = {"tdlm::lce_forward": "forward", "tdlm::lce_backward_weight": "weight"}.get(op)
+        if side:
+            pipes = {k: v * LIVE[objective] for k, v in of_head[side]["ms"].items()}
+            low, high = low + max(pipes.values()), low + max(pipes["products"] + pipes["exp"], pipes["issue"])
+        row["launches"] += n
+        row["mb"] += moved / 1e6
+        row["ms"] += low
+        row["ms_with_floor"] += max(high, n * FLOOR_US / 1e3)
+    rows = {g: {k: round(v, 4) for k, v in row.items()} for g, row in rows.items() if row["launches"]}
+    ms = [sum(row[k] for row in rows.values()) for k in ("ms", "ms_with_floor")]
+    whole = {"ms": [round(t, 4) for t in ms], "tokens_per_s": [round(N / t * 1e3, -4) for t in ms]}
+    return {"groups": rows, "whole": whole}
+
+
+def project(card: int) -> dict:
+    """The head of a card, in bf16 and on GeForce with fp16 sums, and the step of both objectives."""
+    flops, bandwidth = lce_plan.RATES[card]
+    found = {"chip": CHIPS[card]._asdict(), "flop_per_s": flops, "bytes_per_s": bandwidth}
+    found["head"] = {"bf16": head(card)} | ({"fp16 sums": head(card, True)} if card in lce_plan.GEFORCE else {})
+    found["steps"] = {o: step(card, o, found["head"]["bf16"]) for o in launches.OBJECTIVES}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    note = "a projection from the compiled code and the rates of lce_plan.RATES; nobody measured it"
+    found = {"note": note, "triton": triton.__version__, "torch": torch.__version__.partition("+")[0]}
+    found |= {"floor_us": FLOOR_US, "cards": {str(card): project(card) for card in CHIPS}}
+    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    for card, of in found["cards"].items():
+        for objective, s in of["steps"].items():
+            (low, high), (fast, slow) = s["whole"]["ms"], s["whole"]["tokens_per_s"]
+            speed = f"{slow / 1e6:.2f} to {fast / 1e6:.2f} M tokens/s"
+            print(f"sm_{card}, {objective}: {low:.2f} to {high:.2f} ms, {speed}")
+            for g, row in s["groups"].items():
+                time = f"{row['ms']:8.4f} {row['ms_with_floor']:8.4f} ms"
+                print(f"  {g:26} {row['launches']:4} launches {row['mb']:8.1f} MB {time}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""The projected step: every launch is in it, charged what it moves and makes, and the file is what the code gives."""
+
+import importlib.util
+import json
+import os
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed (pip install triton)", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
+
+import triton
+
+from bench import launches, projection
+from tdlm_fast.kernels import lce_plan
+
+FILE = json.loads(projection.RESULTS.read_text())
+COUNTED = json.loads(launches.RESULTS.read_text())
+SAME_TORCH = FILE["torch"] == torch.__version__.partition("+")[0]
+
+
+def call(op, *args, **kwargs):
+    """(bytes, flop) that a call of an aten op is charged."""
+    return projection.traffic(op, args, kwargs, op(*args, **kwargs)), projection.flop(op, args)
+
+
+def test_a_call_is_charged_what_it_reads_and_writes():
+    aten, a, b = torch.ops.aten, torch.ones(30, 20), torch.ones(20, 50)
+    assert call(aten.add.Tensor, a, a) == (2 * 2400, 0)  # the same tensor is read once
+    assert call(aten.add.Tensor, a, torch.ones(30, 20)) == (3 * 2400, 0)
+    assert call(aten.mm.default, a, b) == (2400 + 4000 + 6000, 2 * 30 * 20 * 50)
+    assert call(aten.add_.Tensor, a, torch.ones(30, 20)) == (3 * 2400, 0)
+    assert call(aten.copy_.default, a, torch.ones(30, 20, dtype=torch.bfloat16)) == (2400 + 1200, 0)
+    assert call(aten.add.Tensor, a, torch.ones(1).expand(30, 20)) == (2 * 2400 + 4, 0)
+    assert call(aten.embedding.default, a, torch.arange(5)) == (2 * 400, 0)  # not the whole table
+    assert call(aten.sum.default, a) == (2400 + 4, 0)
+    pair = [torch.ones(30, 20), torch.ones(30, 20)]
+    assert call(aten._foreach_add_.List, [a, b], [torch.ones(30, 20), torch.ones(20, 50)]) == (3 * 6400, 0)
+    assert call(aten._foreach_copy_.default, pair, [a, a.clone()]) == (4 * 2400, 0)
+
+
+def test_every_op_has_its_row():
+    assert projection.group("forward", "tdlm::lce_forward") == projection.group("backward", "tdlm::lce_sum") == "head"
+    assert projection.group("optimizer", "mul") == "clip and AdamW"
+    assert projection.group("backward", "mm") == "linear layers" != projection.group("forward", "sum")
+
+
+@pytest.mark.parametrize("card", projection.CHIPS)
+@pytest.mark.parametrize("objective", launches.OBJECTIVES)
+def test_every_launch_of_the_step_is_in_the_file(card, objective):
+    of = FILE["cards"][str(card)]
+    rows = of["steps"][objective]["groups"]
+    assert sum(r["launches"] for r in rows.values()) == COUNTED["totals"][objective]
+    if SAME_TORCH:
+        assert projection.step(card, objective, of["head"]["bf16"]) == of["steps"][objective]
+    low, high = of["steps"][objective]["whole"]["ms"]
+    assert low == pytest.approx(sum(r["ms"] for r in rows.values()), abs=1e-3)
+    assert low < high and high >= COUNTED["totals"][objective] * FILE["floor_us"] / 1e3
+
+
+def test_diffusion_is_charged_half_the_heads_rows():
+    for of in FILE["cards"].values():
+        heads = [of["steps"][o]["groups"]["head"] for o in launches.OBJECTIVES]
+        moved = max(h["mb"] for h in heads) * 1e6 / of["bytes_per_s"] * 1e3
+        assert heads[0]["ms"] - moved == pytest.approx((heads[1]["ms"] - moved) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("card", projection.CHIPS)
+def test_the_heads_mix_is_that_of_the_compiled_loops(card):
+    """Tile by tile: the products of two matrix products, and an exp a logit (a few more for the running maximum)."""
+    for title, found in FILE["cards"][str(card)]["head"].items():
+        half = title != "bf16"
+        if triton.__version__ == FILE["triton"]:
+            assert projection.head(card, half) == found
+        plan = lce_plan.fused(card, 8192, 64, 50257, *[torch.bfloat16] * 3,
+                              processors=projection.CHIPS[card].multiprocessors, half=half)  # fmt: skip
+        for side, tiles in (("forward", plan.forward), ("weight", plan.weight)):
+            mix, warps = found[side]["mix"], tiles.warps
+            made = sum(n * 2 * (64 * 64 * 16 / 4 if k.startswith("HGMMA") else 16 * 8 * 16)
+                       for k, n in mix.items() if "MMA" in k)  # fmt: skip
+            assert made * warps == 2 * 2 * tiles.rows * tiles.vocab * 64, (title, side)
+            logits = tiles.rows * tiles.vocab / warps / 32
+            assert logits <= mix["MUFU.EX2"] <= 1.15 * logits
+        assert found["projected_ms"]["all overlapped"] <= found["projected_ms"]["products and exp in turn"]

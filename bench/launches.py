@@ -52,9 +52,21 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) 
     return 2 + casts + (2 if n_rows is None else 6) * half + (plan.row_parts > 1) * (1 + cast)
 
 
+def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> int:
+    """Of the stored form: each chunk has three products, a softmax, and what makes dh and dw of the products."""
+    (N, D), size = h.shape, lce_plan.stored_rows(valid_vocab, dtype)
+    plan = lce_plan.product(lce_plan.card(memory.CAPABILITY), dtype, "towards_h")
+    parts = [lce_plan.product_parts(plan, min(size, N - i), D, memory.PROCESSORS) for i in range(0, N, size)]
+    casts = sum((a.dtype != dtype) + (a.dtype != torch.float32) for a in (h, weight))
+    rows = 5 if n_rows is not None else 0
+    chunks = sum(6 + (n > 1 and n_rows is not None) for n in parts)
+    return 2 + rows + casts + 16 * (dtype == torch.float16) + chunks
+
+
 OURS = {
     "lce_forward": _forward,
     "lce_backward_weight": _backward_weight,
+    "lce_sum": _sum,
     "lce_backward_rows": lambda *_: 1,
     "corrupt": lambda *_: 2,
     "tile_attention": lambda *_: 1,

@@ -33,6 +33,7 @@ from tdlm_fast.kernels import (
     lce_triton,
     next_token_triton,
     order_triton,
+    product_triton,
     rms_norm_triton,
     swiglu_triton,
 )
@@ -43,6 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"
 POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 STRIDES = [f"{tensor}_{axis}" for tensor in "qkvgo" for axis in "bht"]  # of attention
+STRIDES += ["apart", "a_m", "a_k", "b_k", "b_n", "c_m", "c_part"]  # of the stored form
 REGISTERS, WARPS = 65536, {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}  # of a multiprocessor
 SHARED = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB of a multiprocessor; each program pays 1 KB more
 
@@ -50,13 +52,16 @@ SHARED = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB of a mul
 def compiled(kernel, card: int, types: dict, constants: dict, options: dict, aligned: bool = True):
     """The compiled kernel. types: Triton type of each argument that is neither constant nor None.
 
-    The launcher finds 16-byte alignment, and aligned says that it finds widths and strides to be multiples of 16.
+    The launcher finds 16-byte alignment, and aligned says that it finds widths and strides to be multiples of 16: those
+    of these names, and those of a type that ends in ":16".
     """
     names = kernel.arg_names
+    widths = [n for n, t in types.items() if t.endswith(":16") or n in ("D", "T", *STRIDES)]
+    types = {n: t.removesuffix(":16") for n, t in types.items()}
     signature = {n: types.get(n, "constexpr") for n in names}
     values = {(i,): constants.get(n) for i, n in enumerate(names) if n not in types}
     plain = {p.name for p in kernel.params if p.do_not_specialize}
-    whole = [n for n in types if types[n][0] == "*" or aligned and n in ("D", "T", *STRIDES) and n not in plain]
+    whole = [n for n in types if types[n][0] == "*" or aligned and n in widths and n not in plain]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in whole}
     source = ASTSource(kernel, signature, values, attributes)
     return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
@@ -120,12 +125,29 @@ def head(card: int):
     for (dtype, x), D in itertools.product(POINTER.items(), (16, 64, 1024)):
         types = {"DH": x, "OUT": x, "G": f32, "N_ROWS": i64, "N": "i32", "D": "i32"}
         yield f"rows, {str(dtype)[6:]}, D {D}", lce_triton.rows_kernel, types, lce_triton.rows_launch(D), lce_plan.SMALL
+    yield from stored(card)
+
+
+def stored(card: int):
+    f32, i64 = "*fp32", "*i64"
     for dtype, x in POINTER.items():
-        types = {"Z": x, "Y": i64, "N_ROWS": i64, "LSE": f32, "first": "i32", "N": "i32", "V": "i32"}
-        constants = {"WRITE": True, "BLOCK": lce_stored.BLOCK}
-        yield f"softmax, {str(dtype)[6:]}", lce_stored.softmax_kernel, types | {"NLL": f32}, constants, lce_plan.SMALL
+        name, scaled = str(dtype)[6:], {"GMAX": f32} if dtype == torch.float16 else {}
+        types = {"Z": x, "Y": i64, "N_ROWS": i64, "LSE": f32, "first": "i32", "N": "i32", "V": "i32", "apart": "i32"}
         constants = {"HEADROOM": lce_stored.HEADROOM, "BLOCK": lce_stored.BLOCK}
-        yield f"weigh, {str(dtype)[6:]}", lce_stored.weigh_kernel, types | {"G": f32}, constants, lce_plan.SMALL
+        for of, more in (("softmax", {"NLL": f32}), ("softmax of a sum", {"NLL": f32, "G": f32} | scaled)):
+            kernel = lce_stored.softmax_kernel
+            yield f"{of}, {name}", kernel, types | more, constants | {"WRITE": True}, lce_plan.SMALL
+        yield f"weigh, {name}", lce_stored.weigh_kernel, types | {"G": f32} | scaled, constants, lce_plan.SMALL
+        for of, one in zip(lce_plan.PRODUCTS, (("a_k", "b_k"), ("a_k", "b_n"), ("a_m", "b_n")), strict=True):
+            plan = lce_plan.product(card, dtype, of)
+            types = {"A": x, "B": x, "C": x if of == "logits" else f32, "N_ROWS": i64}
+            types |= dict.fromkeys(("first", "rows", "M", "N", "K", "c_m", "c_part"), "i32")
+            types |= {"K" if of == "logits" else "N": "i32:16"}  # D
+            types |= {n: "i32" for n in ("a_m", "a_k", "b_k", "b_n") if n not in one}
+            constants = {"OF": of, "BLOCK_M": plan.m, "BLOCK_N": plan.n, "BLOCK_K": plan.k} | dict.fromkeys(one, 1)
+            for add in (False, True)[: 1 + (of == "towards_w")]:
+                title = f"{of.replace('_', ' ')}{', added' * add}, {name}"
+                yield title, product_triton.product_kernel, types, constants | {"ADD": add}, plan.options
 
 
 def corruption():

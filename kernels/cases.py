@@ -63,6 +63,7 @@ LCE = (
     Lce("three words", 13, 16, 3),
     Lce("wide", 70, 96, 515, valid_vocab=500),
     Lce("some rows", 100, 64, 301, n_rows=61),
+    Lce("several chunks", 300, 40, 131, n_rows=170),
     Lce("no rows", 9, 16, 50, n_rows=0),
     Lce("more rows than there are", 9, 16, 50, n_rows=12),
     Lce("empty", 0, 16, 50),
@@ -82,6 +83,7 @@ LCE_BENCH = (
     _sweep("tiny", 8192, 64),
     _sweep("tiny, masked half", 8192, 64, n_rows=4096),
     _sweep("small", 8192, 768),
+    _sweep("small, masked half", 8192, 768, n_rows=4096),
     *(_sweep(f"D {D}", 8192, D) for D in (128, 256, 512, 1024, 2048, 4096)),
     *(_sweep(f"N {N}", N, 64) for N in (512, 2048, 32768)),
 )
@@ -248,3 +250,64 @@ GATE = (
     Gate("two tiles a row", 3, 1100),
 )
 GATE_BENCH = (Gate("tiny", 8192, 192), Gate("small", 8192, 2304), Gate("wide", 8192, 11008))
+
+
+class Embed(NamedTuple):
+    """The rows of a table w (V, D) that N tokens name; a share of them is one token, as [MASK] is."""
+
+    name: str
+    N: int
+    D: int
+    V: int
+    masked: float
+
+    products = flop = 0
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """tokens (N,) int64, w (V, D), dx (N, D)."""
+        g = torch.Generator().manual_seed(self.N + self.D)
+        tokens = torch.randint(0, self.V - 1, (self.N,), generator=g)
+        tokens[torch.rand(self.N, generator=g) < self.masked] = self.V - 1
+        w, dx = torch.randn(self.V, self.D, generator=g), torch.randn(self.N, self.D, generator=g)
+        return tokens.to(device), w.to(device, dtype), dx.to(device, dtype)
+
+    def bytes(self, itemsize: int) -> int:
+        """Forward: tokens and their rows read, rows written; backward: tokens and dx read, dw written, V rows of it."""
+        return 16 * self.N + (3 * self.N + self.V) * self.D * itemsize
+
+    def __str__(self) -> str:
+        return self.name
+
+
+EMBED_BENCH = (
+    Embed("tiny, half masked", 8192, 64, 50258, 0.5),
+    Embed("tiny, none masked", 8192, 64, 50258, 0.0),
+    Embed("small, half masked", 8192, 768, 50258, 0.5),
+)
+
+
+class Update(NamedTuple):
+    """Clip and AdamW of a model's parameters: matrices (rows, D) that decay, and one table and norms that do not."""
+
+    name: str
+    D: int
+    layers: int
+    inner: int
+    V: int = 50257
+
+    products = flop = 0
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        D, inner = self.D, self.inner
+        block = [(D,), (3 * D, D), (D, D), (D,), (2 * inner, D), (D, inner)]
+        return [(self.V + 1, D), *block * self.layers, (D,), (self.V, D)]
+
+    def bytes(self) -> int:
+        """Gradients read for their norm; gradients, weights and both moments read, all but gradients written; fp32."""
+        return 8 * 4 * sum(torch.Size(s).numel() for s in self.shapes())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+UPDATE_BENCH = (Update("tiny", 64, 2, 192), Update("small", 768, 12, 2304))

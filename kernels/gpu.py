@@ -96,7 +96,7 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
     if plan is None:
         from . import lce_stored
 
-        return lce_stored.forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh)
+        return lce_stored.forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh, _hardware(h.device))
     from . import lce_triton
 
     return lce_triton.forward(h, weight, targets, n_rows, valid_vocab, need_dh, plan)
@@ -110,10 +110,26 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     if plan is None:
         from . import lce_stored
 
-        return lce_stored.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
+        where = _hardware(h.device)
+        return lce_stored.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype, where)
     from . import lce_triton
 
     return lce_triton.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, plan)
+
+
+def sums_in_forward(h, weight, dtype) -> bool:
+    """Whether a GPU makes the loss and both gradients of a weighted sum at once, of one softmax: the stored form."""
+    return h.numel() > 0 and _serves(h.device, h.dtype, weight.dtype, dtype) and _plan(h, weight, dtype) is None
+
+
+def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
+    if not sums_in_forward(h, weight, dtype):
+        return lce_sum._init_fn(h, weight, targets, token_weights, n_rows, valid_vocab, dtype)
+    _fit(h, weight, valid_vocab, targets, token_weights)
+    from . import lce_stored
+
+    where = _hardware(h.device)
+    return lce_stored.loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype, where)
 
 
 def backward_rows(dh, grad, n_rows):
@@ -142,7 +158,7 @@ def register(device: str) -> None:
     lce_forward.register_kernel(device)(forward)
     lce_backward_weight.register_kernel(device)(backward_weight)
     lce_backward_rows.register_kernel(device)(backward_rows)
-    lce_sum.register_kernel(device)(lce_sum._init_fn)
+    lce_sum.register_kernel(device)(loss_sum)
     _corrupt.register_kernel(device)(corrupt)
 
 

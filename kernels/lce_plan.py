@@ -3,8 +3,9 @@
     fused    no logits in memory, lce_triton.py: a tile of rows and a tile of the vocabulary, D wide, stay in the chip
     stored   logits of some rows at a time, lce_stored.py: where those tiles no longer fit, D above 512
 
-Both make four products of 2 D flop a logit; stored moves STORED_BYTES a logit besides, fused may reach a smaller share
-of the flop/s that cuBLAS does. `crossover` is where they break even: a projection, until somebody measures it.
+Fused makes four products of 2 D flop a logit; stored makes three where the tokens' weights are known in the forward
+pass, and moves STORED_BYTES a logit besides; fused may reach a smaller share of the flop/s that cuBLAS does.
+`crossover` is where they break even: a projection, until somebody measures it.
 
 TDLM_FP16_ACCUMULATE=1 lets GeForce cards, whose tensor cores add in fp16 at twice the rate, take the 16-bit products
 of a model up to 64 wide in fp16: each tile of 64 is added up in fp16, the tiles in fp32.
@@ -20,7 +21,8 @@ SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # a program's
 GEFORCE = (86, 89, 120)
 SCRATCH_BYTES = (16 << 20) - 1  # a call at tiny holds no more beside its inputs and outputs
 MAX_SPLITS, FOLD_ROWS = 16, 256
-STORED_BYTES = 18  # 2 each: forward writes z, reads it twice, writes p, reads p; backward does with one read less
+CHUNK_BYTES = 256 << 20  # of logits that the stored form holds at once
+STORED_BYTES = 12  # 2 each: it writes z, reads it twice, writes the gradient in its place, reads that for dh and for dw
 # Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, measured.
 RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (790e12, 4.3e12),
          100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
@@ -41,14 +43,29 @@ class Tiles(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | capped
 
 
+class Product(NamedTuple):
+    """Tiles of a product of the stored form, (m, k) times (k, n)."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict:
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
 SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
 
 # (forward, weight) per padded width, found by compiling (bench/resources.py): the largest tiles of which no register
-# spills and as many programs fit a multiprocessor as can. Hopper and after read half as often from L2 with larger ones.
+# spills and as many programs fit a multiprocessor as can, in Triton 3.6 and 3.9 alike. Hopper and after read half as
+# often from L2 with larger ones; 128 registers let two programs of eight warps share a multiprocessor.
 _WGMMA = {
-    16: (Tiles(128, 64, 8, 3, True), Tiles(64, 128, 8, 3)),
-    32: (Tiles(128, 64, 8, 3, True), Tiles(64, 128, 8, 3)),
-    64: (Tiles(128, 64, 8, 3, True), Tiles(64, 128, 8, 3)),
+    16: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
+    32: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
+    64: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
     128: (Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     512: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
@@ -61,6 +78,7 @@ _MMA = {  # 168 registers let three programs of four warps share a multiprocesso
     256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
     512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
 }
+_WGMMA_ODD = {256: (Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)), 512: _MMA[512]}  # of odd widths
 _FP32 = {
     16: (Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 2)),
     32: (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
@@ -69,8 +87,8 @@ _FP32 = {
     256: (Tiles(32, 16, 8, 2), Tiles(16, 32, 8, 2)),
     512: (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
 }
-
-_FP32_ELSEWHERE = {  # on 80, 100 and 120, where the tiles above spill
+_FP32_90 = {64: (Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2))}  # here and below where the tiles above spill
+_FP32_ELSEWHERE = {
     64: (Tiles(64, 32, 8, 2), Tiles(32, 32, 4, 2)),
     128: (Tiles(32, 16, 4, 2), Tiles(32, 32, 4, 2)),
 }
@@ -84,12 +102,32 @@ def card(capability: tuple[int, int] | int) -> int | None:
 
 def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) -> tuple[Tiles, Tiles] | None:
     """(forward, weight) tiles of the fused form; None where it does not fit. odd_width: D is no multiple of 16."""
-    wgmma = card in (90, 100) and not (odd_width and block_d == 512)
-    fp32 = _FP32 if card in (86, 89, 90) else _FP32 | _FP32_ELSEWHERE
-    found = (fp32 if dtype == torch.float32 else _WGMMA if wgmma else _MMA).get(block_d)
+    halves = _MMA if card not in (90, 100) else _WGMMA | _WGMMA_ODD if odd_width else _WGMMA
+    singles = _FP32 | {86: {}, 89: {}, 90: _FP32_90}.get(card, _FP32_ELSEWHERE)
+    found = (singles if dtype == torch.float32 else halves).get(block_d)
     if found is None or not odd_width:
         return found
-    return found[0]._replace(peeled=False, registers=0), found[1]  # addresses take more registers
+    forward, weight = (t._replace(peeled=False, registers=0) for t in found)  # addresses take more registers
+    return forward, weight
+
+
+PRODUCTS = ("logits", "towards_h", "towards_w")  # of product_triton.py; the last one adds to what is there
+_WIDE, _SQUARE = Product(128, 256, 64, 8, 3), Product(128, 128, 64, 8, 3)
+
+
+def product(card: int, dtype: torch.dtype, of: str) -> Product:
+    """Tiles of one of PRODUCTS, found as those above."""
+    if dtype == torch.float32:
+        rows = 32 if card == 80 else 64
+        return Product(rows, 32, 32, 4, 2) if of == "towards_w" else Product(64, 64, 32, 4, 2)
+    if card in (90, 100):
+        return _WIDE if card == 90 and of != "towards_w" else _SQUARE
+    return Product(128, 128, 32, 8 if of == "towards_w" else 4, 4)
+
+
+def product_parts(plan: Product, rows: int, D: int, processors: int) -> int:
+    """Into how many parts of the vocabulary towards_h is cut, so that two programs run on each multiprocessor."""
+    return max(1, min(8, 2 * processors // (-(-rows // plan.m) * -(-D // plan.n))))
 
 
 def half_sums(card: int) -> bool:
@@ -100,10 +138,20 @@ def half_sums(card: int) -> bool:
 def crossover(card: int, share: float) -> float:
     """The width from which the stored form is projected to be faster, if the fused one reaches `share` of its flop/s.
 
-    4 * 2 D / (share * flop/s) = 4 * 2 D / (flop/s) + STORED_BYTES / (byte/s), solved for D.
+    4 * 2 D / (share * flop/s) = 3 * 2 D / (flop/s) + STORED_BYTES / (byte/s), solved for D.
     """
     flops, bandwidth = RATES[card]
-    return STORED_BYTES * flops / (8 * bandwidth * (1 / share - 1))
+    return STORED_BYTES * flops / (bandwidth * (8 / share - 6))
+
+
+def padded(V: int) -> int:
+    """Logits from one row of the stored form to the next: no tile of it reaches past them."""
+    return -(-V // 256) * 256
+
+
+def stored_rows(V: int, dtype: torch.dtype) -> int:
+    """Rows whose logits the stored form holds at once."""
+    return max(128, CHUNK_BYTES // (padded(V) * dtype.itemsize) // 128 * 128)
 
 
 class Plan(NamedTuple):

@@ -5,14 +5,16 @@
 
 softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for a unit upstream
 gradient, dh; only dW needs the probabilities again. The gradient g is per token, so per-token weights cost nothing.
-Where they are known in the forward pass (a weighted sum), the CPU keeps the probabilities of a block of rows until
-their lse is known and makes dW there too: three products instead of four (lce_sum). Sums are fp32 (fp64 for fp64
+Where they are known in the forward pass (a weighted sum), the CPU, and a GPU whose model is too wide for the fused
+form, keep the probabilities of some rows until their lse is known and make dW there too: three products instead of four
+(lce_sum). Sums are fp32 (fp64 for fp64
 inputs); under autocast the products run in its dtype, and gradients return in the inputs' dtype. The reference holds at
 most CHUNK_BYTES of logits.
 """
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 CHUNK_BYTES = 256 << 20
 
@@ -165,12 +167,22 @@ def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
     if grad is None:
         return (None,) * 7
     dh, dw = ctx.saved_tensors
+    if grad.is_cuda and type(grad) in (Tensor, FakeTensor) and _is_last_use():  # its value the host does not know
+        return dh.mul_(grad), dw.mul_(grad), None, None, None, None, None
     if type(grad) is not Tensor or not grad.is_cpu or float(grad) != 1 or not _is_last_use():
         dh, dw = (dh * grad).to(dh.dtype), (dw * grad).to(dw.dtype)
     return dh, dw, None, None, None, None, None
 
 
 lce_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
+
+
+def _sums_in_forward(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    if h.is_cpu:
+        return True
+    from . import gpu
+
+    return h.is_cuda and gpu.sums_in_forward(h, weight, dtype)
 
 
 def linear_cross_entropy(
@@ -211,7 +223,8 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else h.dtype
     need_dh = torch.is_grad_enabled() and h.requires_grad
     fixed = token_weights is None or not token_weights.requires_grad
-    if h.is_cpu and reduction == "sum" and need_dh and weight.requires_grad and fixed:  # three products, not four
+    known = reduction == "sum" and need_dh and weight.requires_grad and fixed
+    if known and _sums_in_forward(h, weight, dtype):  # three products, not four
         g = h.new_ones(len(h), dtype=torch.float32) if token_weights is None else token_weights
         return lce_sum(h, weight, targets, g, n_rows, V, dtype)[0]
     nll = lce_forward(h, weight, targets, n_rows, V, dtype, need_dh)[0]

@@ -27,18 +27,21 @@ from .optim import adamw
 from .verb import verb
 
 CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 3070 Ti Laptop
-STORED_BYTES = 256 << 20  # lce_stored.CHUNK_BYTES, which needs Triton to be read
 
 
 def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
-    """Bytes that tdlm::lce_forward or lce_backward_weight holds beside its inputs and outputs."""
+    """Bytes that tdlm::lce_forward, lce_backward_weight or lce_sum holds beside its inputs and outputs."""
     (N, D), V = h.shape, len(weight)
     card = lce_plan.card(CAPABILITY)
     plan = lce_plan.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
     if plan is not None:
         return plan.forward_scratch if name == "lce_forward" else plan.weight_scratch
-    chunk = min(STORED_BYTES, N * V * dtype.itemsize)
-    return chunk + (N + V) * D * dtype.itemsize + (4 * V * D if name == "lce_backward_weight" else 4 * N * D)
+    rows = min(lce_plan.stored_rows(V, dtype), N)
+    chunk = rows * lce_plan.padded(V) * dtype.itemsize
+    parts = lce_plan.product_parts(lce_plan.product(card, dtype, "towards_h"), rows, D, PROCESSORS)
+    dh = 4 * (N + (parts + 1) * rows) * D  # in fp32, and the parts of a chunk that become it
+    sums = {"lce_forward": dh, "lce_backward_weight": 4 * V * D, "lce_sum": dh + 4 * V * D}
+    return chunk + (N + V) * D * dtype.itemsize + sums[name]
 
 
 class HostTransfer(RuntimeError):
@@ -70,7 +73,7 @@ class Meter(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         if self.guarded and name in self.CROSSING:
             raise HostTransfer(f"{func} moves data between the host and the device")
-        if name in ("lce_forward", "lce_backward_weight"):
+        if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
             dtype = next(a for a in args if isinstance(a, torch.dtype))
             self.peak = max(self.peak, self.live + head_scratch(name, *args[:2], dtype))
         out = func(*args, **kwargs or {})

@@ -39,7 +39,7 @@ def test_width_decides_the_form():
 def test_the_crossover_is_where_both_forms_are_projected_to_take_as_long():
     for card, (flops, bandwidth) in lce_plan.RATES.items():
         D = lce_plan.crossover(card, 0.7)
-        fused, stored = 8 * D / flops / 0.7, 8 * D / flops + lce_plan.STORED_BYTES / bandwidth
+        fused, stored = 8 * D / flops / 0.7, 6 * D / flops + lce_plan.STORED_BYTES / bandwidth
         assert fused == pytest.approx(stored)
         assert lce_plan.crossover(card, 0.9) > lce_plan.crossover(card, 0.6)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdlm_fast.kernels import gpu, lce_plan, lce_stored, linear_cross_entropy
+from tdlm_fast.kernels import gpu, lce_plan, linear_cross_entropy
 from tdlm_fast.kernels.cases import LCE, Lce
 from tdlm_fast.kernels.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward
 
@@ -69,8 +69,42 @@ def test_error_is_at_most_twice_torchs(case, dtype, device):
 @pytest.mark.parametrize("name", ["wide", "some rows", "extreme logits", "all alike"])
 def test_the_stored_form_is_as_accurate(name, dtype, device, monkeypatch):
     monkeypatch.setattr(lce_plan, "fused", lambda *a, **k: None)
-    monkeypatch.setattr(lce_stored, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(lce_plan, "CHUNK_BYTES", 1)
     compare(next(c for c in LCE if c.name == name), dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_a_weighted_sum_of_the_stored_form_is_as_accurate(case, dtype, device, monkeypatch):
+    """Three products of one softmax: the loss, and both gradients with the tokens' weights in them."""
+    monkeypatch.setattr(lce_plan, "fused", lambda *a, **k: None)
+    monkeypatch.setattr(lce_plan, "CHUNK_BYTES", 1)
+    h, w, y, weights, n_rows = case.inputs(dtype, device)
+    h[case.live :], weights = 7.0, weights * 0.1  # so that fp16 holds the largest gradient
+    live = torch.arange(case.N, device=device) < case.live
+
+    def gradients(of, h, w):
+        h, w = h.clone().requires_grad_(), w.clone().requires_grad_()
+        loss = of(h, w)
+        return [loss.detach(), *torch.autograd.grad(loss * 0.5, (h, w))]
+
+    def plain(h, w):
+        z = (h @ w.T)[:, : case.valid_vocab].to(torch.promote_types(h.dtype, torch.float32))
+        return (F.cross_entropy(z, y, reduction="none") * torch.where(live, weights, 0.0)).sum()
+
+    def mine(h, w):
+        return linear_cross_entropy(h, w, y, weights, valid_vocab=case.valid_vocab, n_rows=n_rows)
+
+    truth, theirs = gradients(plain, h.double(), w.double()), gradients(plain, h, w)
+    if case.live < case.N:
+        h[case.live :] = float("nan")
+    size = [x[: case.live].abs().max().item() if case.live else 0 for x in (h.float() @ w.float().T, w, h)]
+    noise = 3e-7 * (1 + size[0]) * 100  # of fp32 logits, times the largest weight
+    scales = zip((case.N, size[1], size[2]), gradients(mine, h, w), theirs, truth, strict=True)
+    for scale, m, t, exact in scales:
+        if exact.numel():
+            rounding = 2 * torch.finfo(m.dtype).eps * exact.abs().max()
+            assert (m - exact).abs().max() <= 2 * (t - exact).abs().max() + rounding + noise * scale
 
 
 def case(name, dtype=torch.float32, device="cpu"):

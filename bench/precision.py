@@ -1,10 +1,11 @@
-"""bf16 products against fp32 ones: the same training twice, batch by batch and mask by mask.
+"""Other products against fp32 ones: the same training again, batch by batch and mask by mask.
 
-    python -m bench.precision [--steps 200] [--seeds 2] [--json FILE]
+    python -m bench.precision [--steps 200] [--seeds 2] [--fp16-sums 1] [--json FILE]
 
-The tiny model on the packaged corpus. Both precisions see the same batches, masks and dropout, so their losses are
-compared step by step: the mean difference over windows of 20 steps, beside the difference between two seeds of the same
-precision, which is the noise that a training run has anyway.
+The tiny model on the packaged corpus. All see the same batches, masks and dropout, so their losses are compared step by
+step: the mean difference over windows of 20 steps, beside the difference between two seeds of the same precision, which
+is the noise that a training run has anyway. "fp16 sums" is bf16 with the head of a GeForce card that adds products in
+fp16, rounding for rounding (bench/fp16_sums.py); it takes seconds a step, so --fp16-sums says for how many seeds.
 """
 
 import argparse
@@ -12,20 +13,25 @@ import json
 import statistics
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from bench import fp16_sums
 from tdlm_fast import config as settings
-from tdlm_fast import data, step
+from tdlm_fast import data, objective, step
 from tdlm_fast.doctor import versions
 from tdlm_fast.optim import adamw
 
 WINDOW, BATCH = 20, 16
 
 
-def losses(objective: str, precision: str, seed: int, steps: int) -> list[float]:
-    """The training loss of every step, nats per token."""
-    keys = [f"objective={objective}", f"precision={precision}", f"seed={seed}", "data.corpus=sotu"]
+def losses(of: str, precision: str, seed: int, steps: int) -> list[float]:
+    """The training loss of every step of an objective, nats per token."""
+    if precision == "fp16 sums":
+        with mock.patch.object(objective, "linear_cross_entropy", fp16_sums.linear_cross_entropy):
+            return losses(of, "bf16", seed, steps)
+    keys = [f"objective={of}", f"precision={precision}", f"seed={seed}", "data.corpus=sotu"]
     keys.append(f"train.batch_size={BATCH}")
     config = settings.load(Path(__file__).parent.parent / "configs" / "tiny.yaml", keys)
     corpus = data.load(config.data, config.model.seq_len)
@@ -42,37 +48,40 @@ def windows(a: list[float]) -> list[float]:
     return [statistics.fmean(a[i : i + WINDOW]) for i in range(0, len(a), WINDOW)]
 
 
+def differences(a: list[float], b: list[float]) -> list[float]:
+    return [y - x for x, y in zip(a, b, strict=True)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--fp16-sums", type=int, default=0, help="seeds that are trained with fp16 sums too")
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args()
     result = {**versions(torch.device("cpu")), "steps": args.steps, "batch_size": BATCH, "window": WINDOW}
     result |= {"corpus": "sotu", "objectives": {}}
-    for objective in ("diffusion", "autoregressive"):
-        curves, started = {}, time.monotonic()
-        for seed in range(1, args.seeds + 1):
-            for precision in ("fp32", "bf16"):
-                curves[f"{precision} seed {seed}"] = windows(losses(objective, precision, seed, args.steps))
-        pairs = [
-            [b - a for a, b in zip(curves[f"fp32 seed {s}"], curves[f"bf16 seed {s}"], strict=True)]
-            for s in range(1, args.seeds + 1)
-        ]
-        seeds = [
-            [b - a for a, b in zip(curves["fp32 seed 1"], curves[f"fp32 seed {s}"], strict=True)]
-            for s in range(2, args.seeds + 1)
-        ]
-        result["objectives"][objective] = {
-            "curves": {k: [round(x, 5) for x in c] for k, c in curves.items()},
-            "largest_difference_of_precisions": max(abs(d) for pair in pairs for d in pair),
-            "last_difference_of_precisions": max(abs(pair[-1]) for pair in pairs),
-            "largest_difference_of_seeds": max((abs(d) for pair in seeds for d in pair), default=None),
+    for of in ("diffusion", "autoregressive"):
+        started, curves = time.monotonic(), {}
+        for precision, seeds in (("fp32", args.seeds), ("bf16", args.seeds), ("fp16 sums", args.fp16_sums)):
+            if seeds:
+                curves[precision] = [windows(losses(of, precision, s, args.steps)) for s in range(1, seeds + 1)]
+        truth, found = curves["fp32"], {}
+        for name in curves.keys() - {"fp32"}:
+            pairs = list(map(differences, truth, curves[name]))
+            found[name] = {
+                "largest": max(abs(d) for pair in pairs for d in pair), "last": max(abs(pair[-1]) for pair in pairs),
+            }  # fmt: skip
+        others = [differences(truth[0], other) for other in truth[1:]]
+        result["objectives"][of] = {
+            "curves": {k: [[round(x, 5) for x in c] for c in cs] for k, cs in curves.items()},
+            "differences_from_fp32": dict(sorted(found.items())),
+            "largest_difference_of_seeds": max((abs(d) for other in others for d in other), default=None),
         }
-        found = result["objectives"][objective]
-        print(f"{objective}: {time.monotonic() - started:.0f} s", {k: v for k, v in found.items() if k != "curves"})
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        shown = {k: v for k, v in result["objectives"][of].items() if k != "curves"}
+        print(f"{of}: {time.monotonic() - started:.0f} s", shown, flush=True)
+        if args.json:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import os
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1 as tests/test_triton.py sets it", allow_module_level=True)
@@ -44,12 +46,26 @@ def test_forward_and_every_gradient(T, K, causal, mask, dtype):
     dropout, rope = 0.1 if "dropout" in mask else 0.0, "turned" in mask
     both = "both" in mask
     qkv, dout, rest = problem(T, K, dtype, both or mask == "padding", both or mask == "documents", bool(dropout))
-    of = lambda *a: A.attention_ref(*a, *rest, causal, dropout, rope)  # noqa: E731
+    compare(qkv, dout, dtype, *rest, causal, dropout, rope)
+
+
+def compare(qkv, dout, dtype, *rest):
+    of = lambda *a: A.attention_ref(*a, *rest)  # noqa: E731
     truth, theirs = answers(of, qkv, dout, torch.float64), answers(of, qkv, dout, dtype)
-    mine = answers(lambda *a: A.tile_attention(*a, *rest, causal, dropout, rope), qkv, dout, dtype)
+    mine = answers(lambda *a: A.tile_attention(*a, *rest), qkv, dout, dtype)
     for name, m, t, exact in zip(("out", "dq", "dk", "dv"), mine, theirs, truth, strict=True):
         error, allowed = (m - exact).abs().max(), 2 * (t - exact).abs().max() + 1.5e-3 * exact.abs().max() + 1e-4
         assert m.dtype == dtype and error <= allowed, (name, error, allowed)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 40), st.integers(1, 20), st.booleans(), st.booleans(), st.booleans(), st.booleans(),
+    st.sampled_from((0.0, 0.3)), st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_any_shape_and_mask(T, half, causal, padding, documents, rope, dropout, dtype):
+    qkv, dout, rest = problem(T, 2 * half, dtype, padding, documents, bool(dropout))
+    compare(qkv, dout, dtype, *rest, causal, dropout, rope)
 
 
 def test_dropout_drops_its_share_and_both_passes_the_same_entries():

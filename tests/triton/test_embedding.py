@@ -4,6 +4,8 @@ import os
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1 as tests/test_triton.py sets it", allow_module_level=True)
@@ -44,6 +46,21 @@ def test_every_row_gets_its_sum(kind, N, D):
     assert torch.equal(mine, E.embedding_backward(dx, tokens, V))
     absent = torch.ones(V, dtype=torch.bool, device=DEVICE).index_fill_(0, tokens, False)
     assert (mine[absent] == 0).all()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 200), st.integers(1, 40), st.integers(1, 70), st.floats(0, 1),
+    st.sampled_from((torch.float16, torch.float32)),
+)  # fmt: skip
+def test_any_tokens_give_their_rows_the_sum(N, V, D, hot, dtype):
+    g = torch.Generator().manual_seed(N + V + D)
+    tokens, dx = torch.randint(0, V, (N,), generator=g), torch.randn(N, D, generator=g).to(DEVICE, dtype)
+    tokens[torch.rand(N, generator=g) < hot] = V - 1
+    truth = E.embedding_backward_ref(dx.double(), tokens.to(DEVICE), V)
+    error = (E.embedding_backward(dx, tokens.to(DEVICE), V) - truth).abs().max()
+    theirs = (E.embedding_backward_ref(dx, tokens.to(DEVICE), V) - truth).abs().max()
+    assert error <= 2 * theirs + 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

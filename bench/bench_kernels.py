@@ -14,14 +14,22 @@ import time
 import pytest
 import torch
 
-from bench import peers
-from tdlm_fast.kernels.cases import ATTENTION_BENCH, CORRUPT, GATE_BENCH, LCE_BENCH, LCE_BENCH_CPU, NORM_BENCH
+from bench import peers, rates
+from tdlm_fast.kernels.cases import (
+    ATTENTION_BENCH,
+    CORRUPT,
+    EMBED_BENCH,
+    GATE_BENCH,
+    LCE_BENCH,
+    LCE_BENCH_CPU,
+    NORM_BENCH,
+    UPDATE_BENCH,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = {"short": 21, "long": 21} if DEVICE == "cuda" else {"short": 9, "long": 4}  # the head is long, on a CPU
 LCE = LCE_BENCH if DEVICE == "cuda" else LCE_BENCH_CPU
 ATTENTION = ATTENTION_BENCH if DEVICE == "cuda" else ATTENTION_BENCH[:2]
-SQUARE, COPIED = (8192, 1 << 30) if DEVICE == "cuda" else (4096, 1 << 27)  # side of the product, bytes of the copy
 
 
 def seconds(run, calls: int = 1) -> float:
@@ -55,10 +63,7 @@ def peak_mb(run) -> float | None:
 @pytest.fixture(scope="session")
 def limits() -> dict:
     """The square product and the copy, to be run beside the sides."""
-    a = torch.randn(SQUARE, SQUARE, device=DEVICE).bfloat16()
-    b = torch.ones(COPIED, dtype=torch.uint8, device=DEVICE)
-    c = torch.empty_like(b)
-    return {"product": lambda: a @ a, "copy": lambda: c.copy_(b)}
+    return rates.runs(DEVICE)
 
 
 def race(benchmark, request, sides, limits, case, traffic: int, length: str = "short") -> None:
@@ -89,7 +94,7 @@ def race(benchmark, request, sides, limits, case, traffic: int, length: str = "s
 
     benchmark.pedantic(once, rounds=rounds, warmup_rounds=1)
     took = {name: statistics.median(all_[1:]) for name, all_ in times.items()}  # the first round warmed up
-    rate = {"flops": 2 * SQUARE**3 / took["product"], "bytes": 2 * COPIED / took["copy"]}
+    rate = rates.rates(DEVICE, took)
     for side in sides:
         if side.name in run:
             s, made = took[side.name], case.products + side.recomputes
@@ -125,3 +130,13 @@ def test_rms_norm(benchmark, request, case, limits):
 @pytest.mark.parametrize("case", GATE_BENCH, ids=str)
 def test_swiglu(benchmark, request, case, limits):
     race(benchmark, request, peers.gate_sides(case, torch.bfloat16, DEVICE), limits, case, case.bytes(2))
+
+
+@pytest.mark.parametrize("case", EMBED_BENCH, ids=str)
+def test_embedding(benchmark, request, case, limits):
+    race(benchmark, request, peers.embedding_sides(case, torch.float32, DEVICE), limits, case, case.bytes(4))
+
+
+@pytest.mark.parametrize("case", UPDATE_BENCH, ids=str)
+def test_clip_and_adamw(benchmark, request, case, limits):
+    race(benchmark, request, peers.update_sides(case, DEVICE), limits, case, case.bytes())

@@ -34,7 +34,10 @@ part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is l
   printf '%s\t%s s\t%s\n' "$name" $((SECONDS - begin)) "$status" | tee -a "$OUT/parts.tsv"
 }
 
-install() {
+install() { # csrc/cuda for the GPU at hand alone: each architecture costs nvcc half a minute
+  local card
+  card=$("$PY" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2> /dev/null)
+  export TDLM_CUDA_ARCHS=${TDLM_CUDA_ARCHS:-$card}
   if [ "$PY" = .venv/bin/python ]; then make .venv/ready; else "$PY" -m pip install -q --no-build-isolation --no-deps -e .; fi
 }
 export -f install
@@ -53,22 +56,24 @@ experiment() { # OBJECTIVE: the published experiment; its summary and curve go t
 export -f experiment
 export OUT TRAIN
 
-part install 90 bash -c install
+part install 120 bash -c install
 part doctor 30 "$PY" -m tdlm_fast.doctor
-part tests 120 "$PY" -m pytest -q -p no:cacheprovider tests/triton tests/test_captured.py tests/test_attention.py
+# Most of the tests' time is Triton's compiler, which takes one core a process.
+parallel=$("$PY" -c 'import xdist' 2> /dev/null && echo "-n $(($(nproc) / 2 + 1))")
+# shellcheck disable=SC2086
+part tests 150 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/triton tests/test_captured.py tests/test_attention.py
+part tests-native 40 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda_source.py -k "not emulated"
 for objective in diffusion autoregressive; do
   # shellcheck disable=SC2086
-  part "step-tiny-$objective" 70 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
+  part "step-tiny-$objective" 80 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
 done
 for objective in diffusion autoregressive; do
-  part "experiment-$objective" 60 bash -c "experiment $objective"
+  part "experiment-$objective" 45 bash -c "experiment $objective"
 done
-if [ -f bench/bench_kernels.py ]; then
-  part kernels 100 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
-fi
+part kernels 200 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
 if command -v compute-sanitizer > /dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  part sanitizer 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$PY" -m pytest -q -x -p no:cacheprovider tests/triton
+  part sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$PY" -m pytest -q -x -p no:cacheprovider tests/triton
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
   printf 'sanitizer\t0 s\tcompute-sanitizer is not on the PATH\n' | tee -a "$OUT/parts.tsv"

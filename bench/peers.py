@@ -15,9 +15,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import add_rms_norm, attention, corrupt, linear_cross_entropy, swiglu
+from tdlm_fast import config as settings
+from tdlm_fast import optim, step
+from tdlm_fast.kernels import add_rms_norm, attention, corrupt, embedding, linear_cross_entropy, swiglu
 from tdlm_fast.kernels.attention import attention_ref
-from tdlm_fast.kernels.cases import Attention, Corrupt, Gate, Lce, Norm
+from tdlm_fast.kernels.cases import Attention, Corrupt, Embed, Gate, Lce, Norm, Update
 from tdlm_fast.kernels.corrupt import corrupt_ref
 from tdlm_fast.kernels.rms_norm import rms_norm_ref
 
@@ -69,6 +71,14 @@ def liger_loss(h, w, y, budget=1):
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return liger_fused_linear_cross_entropy(h, w, y, reduction="sum", chunk_mem_const=budget)
+
+
+def liger_scaled_loss(h, w, y, weights):
+    """The weighted sum over rows by Liger's loss per token: CuTe kernels on Hopper, chunks in PyTorch elsewhere."""
+    _need("liger_kernel", h.device)
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction as of
+
+    return (of.apply(h, w, y) * weights).sum()
 
 
 def cce_loss(h, w, y):
@@ -123,13 +133,14 @@ def lce_sides(case: Lce, dtype: torch.dtype, device: str) -> list[Side]:
     chunks = chunks or [case.live]
     budgets = [b for b in (16, 64, 256, 1024) if b * case.D <= 8 * case.V]
     return [
-        Side("tdlm_fast", ours, recomputes=device != "cpu"),  # a CPU keeps what a GPU makes again
+        Side("tdlm_fast", ours, recomputes=device != "cpu" and case.D <= 512),  # the fused form makes logits again
         Side("PyTorch", both(plain_loss, weights_live)),
         Side("torch.compile of it", both(torch.compile(plain_loss), weights_live)),
         Side("F.linear_cross_entropy, auto", both(torch_loss), note),
         tuned("F.linear_cross_entropy, chunks", lambda c: both(torch_loss, chunk=c), chunks, device, note),
         Side("liger-kernel, default", both(liger_loss), note),
         tuned("liger-kernel, budget", lambda b: both(liger_loss, budget=b), budgets, device, note),
+        Side("liger-kernel, scaled", both(liger_scaled_loss, weights_live)),
         Side("cut-cross-entropy, exact", both(cce_loss), note, recomputes=True),
     ]
 
@@ -249,4 +260,75 @@ def gate_sides(case: Gate, dtype: torch.dtype, device: str) -> list[Side]:
         Side("PyTorch", both(torchs)),
         Side("torch.compile of it", both(torch.compile(torchs))),
         Side("liger-kernel", both(liger)),
+    ]
+
+
+def embedding_sides(case: Embed, dtype: torch.dtype, device: str) -> list[Side]:
+    tokens, w, dx = case.inputs(dtype, device)
+    w = w.requires_grad_()
+
+    def both(of):
+        return lambda: torch.autograd.grad(of(tokens, w), w, dx)
+
+    def liger(tokens, w):
+        _need("liger_kernel", w.device)
+        from liger_kernel.ops.experimental.embedding import LigerEmbeddingFunction
+
+        return LigerEmbeddingFunction.apply(w, tokens)
+
+    return [
+        Side("tdlm_fast", both(embedding)),
+        Side("F.embedding", both(F.embedding)),
+        Side("torch.compile of it", both(torch.compile(F.embedding)), "atomic additions"),
+        Side("liger-kernel", both(liger), "atomic additions"),
+    ]
+
+
+class _Weights(torch.nn.Module):
+    """Parameters of an Update, the first a table, with their gradients beside them."""
+
+    def __init__(self, case: Update, device: str):
+        super().__init__()
+        g = torch.Generator().manual_seed(case.D)
+        made = [torch.randn(s, generator=g) * 0.02 for s in case.shapes()]
+        self.table = torch.nn.Embedding(*made[0].shape, _weight=made[0], device=device)
+        self.rest = torch.nn.ParameterList(a.to(device) for a in made[1:])
+        self.gradients = [(torch.randn(p.shape, generator=g) * 0.01).to(device) for p in self.parameters()]
+
+    def receive(self) -> None:
+        for p, g in zip(self.parameters(), self.gradients, strict=True):
+            p.grad = g
+
+
+def update_sides(case: Update, device: str) -> list[Side]:
+    """Every side clips gradients of its own to norm 1, which they have from the second time on, and updates weights."""
+    config = settings.Config()
+    loss = torch.zeros((), device=device)
+
+    def make(compiled=False, **options):
+        weights = _Weights(case, device)
+        optimizer = optim.adamw(weights, config.optim)
+        if options:
+            groups = [{k: g[k] for k in ("params", "weight_decay", "lr", "betas")} for g in optimizer.param_groups]
+            optimizer = torch.optim.AdamW(groups, **options)
+
+        def plain():
+            torch.nn.utils.clip_grad_norm_(weights.parameters(), 1.0)
+            optimizer.step()
+
+        of = (lambda: step.update(weights, optimizer, loss, config)) if not options else plain
+        of = torch.compile(of) if compiled else of
+
+        def run():
+            weights.receive()
+            of()
+            return weights
+
+        return run
+
+    return [
+        Side("tdlm_fast", make()),
+        Side("clip_grad_norm_, AdamW fused", make(fused=True)),
+        Side("clip_grad_norm_, AdamW foreach", make(foreach=True)),
+        Side("torch.compile of it", make(True, foreach=True, capturable=device == "cuda")),
     ]

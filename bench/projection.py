@@ -14,15 +14,13 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 import triton
-from torch.utils._pytree import tree_iter
 
 from bench import launches
 from bench.resources import compiled, kernels, tool
-from tdlm_fast import memory
+from bench.work import Work, on_card
 from tdlm_fast.kernels import lce_plan
 
 RESULTS = Path(__file__).parent / "results" / "projection.json"
@@ -96,50 +94,6 @@ def head(card: int, half: bool = False) -> dict:
     }}  # fmt: skip
 
 
-WRITTEN_ONLY = ("copy_", "zero_", "fill_", "bernoulli_")  # of what they change, nothing is read
-GATHERED = ("embedding", "index_select", "index", "gather")  # of what they read, only what they write
-
-
-def _tensors(tree) -> list[torch.Tensor]:
-    return [a for a in tree_iter(tree) if isinstance(a, torch.Tensor)]
-
-
-def _bytes(a: torch.Tensor) -> int:
-    """Of what a tensor shows of its storage, an expanded dimension once."""
-    n = 1
-    for size, stride in zip(a.shape, a.stride(), strict=True):
-        n *= size if stride else 1
-    return n * a.itemsize
-
-
-def traffic(func, args, kwargs, out) -> int:
-    """Bytes that a call reads and writes, each tensor once."""
-    name, schema = func._schema.name.split("::")[1], func._schema
-    named = [*zip(schema.arguments, args, strict=False)]
-    named += [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
-    read, changed = [], []
-    for argument, value in named:
-        mutated = argument.alias_info is not None and argument.alias_info.is_write
-        only = mutated and (argument.is_out or any(name.endswith(w) for w in WRITTEN_ONLY))
-        read += [] if only else _tensors(value)
-        changed += _tensors(value) if mutated else []
-    made = [a for a in _tensors(out) if not any(a is c for c in changed)]
-    written = sum(map(_bytes, made + changed))
-    return 2 * written if name in GATHERED else written + sum(map(_bytes, {id(a): a for a in read}.values()))
-
-
-def flop(func, args) -> int:
-    """Of the products of a call that is not the head's."""
-    name = func._schema.name.split("::")[1]
-    if name == "mm":
-        (m, k), n = args[0].shape, args[1].shape[1]
-        return 2 * m * k * n
-    if name in ("tile_attention", "tile_attention_backward"):  # whole tiles, causal or not
-        B, H, T, K = args[0].shape
-        return (2 if name == "tile_attention" else 5) * 2 * B * H * T * T * K
-    return 0
-
-
 GROUPS = {  # the table's rows, and what the names of their ops hold; the first that fits
     "head": "lce_",
     "attention": "tile_attention",
@@ -152,6 +106,9 @@ GROUPS = {  # the table's rows, and what the names of their ops hold; the first 
 }
 
 
+HEAD = {"tdlm::lce_forward": "forward", "tdlm::lce_backward_weight": "weight"}  # charged by their compiled loops
+
+
 def group(part: str, op: str) -> str:
     """The row of the table that an op of a part of the step belongs to."""
     if part in ("clip", "optimizer"):
@@ -159,37 +116,15 @@ def group(part: str, op: str) -> str:
     return next(g for g, names in GROUPS.items() if names and re.search(names, op))
 
 
-class Work(launches.Launches):
-    """Keeps of the last step what launches: (part, op, launches, bytes, flop)."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if not self.found:
-            self.calls = []
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        if n := launches.launches(func, args, kwargs):
-            name = func._schema.name.removeprefix("aten::")
-            self.calls.append((self.part, name, n, traffic(func, args, kwargs, out), flop(func, args)))
-        return out
-
-
 def step(card: int, objective: str, of_head: dict) -> dict:
     """Launches, megabytes and milliseconds of a step by group, and the whole; each time without and with the floor."""
     flops, bandwidth = lce_plan.RATES[card]
-    with (
-        mock.patch.object(memory, "CAPABILITY", divmod(card, 10)),
-        mock.patch.object(memory, "PROCESSORS", CHIPS[card].multiprocessors),
-    ):
+    with on_card(card, CHIPS[card].multiprocessors):
         calls = launches.counted(objective, meter=Work()).calls
     rows = {g: {"launches": 0, "mb": 0.0, "ms": 0.0, "ms_with_floor": 0.0} for g in GROUPS}
     for part, op, n, moved, made in calls:
-        row = rows[group(part, op)]
-        low = high = max(moved / bandwidth, made / flops) * 1e3
-        side = {"tdlm::lce_forward": "forward", "tdlm::lce_backward_weight": "weight"}.get(op)
+        row, side = rows[group(part, op)], HEAD.get(op)
+        low = high = max(moved / bandwidth, 0 if side else made / flops) * 1e3
         if side:
             pipes = {k: v * LIVE[objective] for k, v in of_head[side]["ms"].items()}
             low, high = low + max(pipes.values()), low + max(pipes["products"] + pipes["exp"], pipes["issue"])

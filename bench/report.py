@@ -105,7 +105,7 @@ def make_train() -> str:
 
 TABLES = {
     "README.md": {"experiment": experiment, "make-train": make_train},
-    "docs/performance.md": tables_cpu.TABLES,
+    "docs/performance.md": tables_cpu.TABLES | {"gpu-measured": tables_gpu.measured},
     "docs/claims.md": tables_claims.TABLES,
     "docs/sampling.md": tables_samplers.TABLES,
     "docs/evaluation.md": tables_harness.TABLES,
@@ -157,7 +157,8 @@ def main() -> int:
     print(f"configs: {', '.join(file.stem for file in CONFIGS)}")
     plot_curves(ROOT / "docs" / "curves.svg")
     tables_claims.plot_estimator(ROOT / "docs" / "estimator.svg")
-    print("docs/curves.svg docs/estimator.svg")
+    print("docs/curves.svg docs/estimator.svg", end="")
+    print(" docs/step-gpu.svg" if tables_gpu.plot_limits(ROOT / "docs" / "step-gpu.svg") else "")
     return 0
 
 

@@ -13,9 +13,17 @@ def _read(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
 
+def ms(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def cpu_step() -> str:
     """The whole training step, ours and plain PyTorch's, both objectives."""
-    runs = {o: _read(f"step-cpu-{o}.json") for o in OBJECTIVES}
+    return step_table({o: _read(f"step-cpu-{o}.json") for o in OBJECTIVES})
+
+
+def step_table(runs: dict) -> str:
+    """What bench_step wrote of both objectives, side by side."""
     shape, first = runs["diffusion"]["shape"], runs["diffusion"]
     rows = ["| whole step | diffusion, ms | tokens/s | ratio | AR, ms | tokens/s | ratio | peak memory, MB |"]
     rows.append("|---|---|---|---|---|---|---|---|")
@@ -26,7 +34,7 @@ def cpu_step() -> str:
             if s is None:
                 cells += ["–"] * 3
                 continue
-            time = f"{s['step_ms']:,.0f} ({s['fastest_ms']:,.0f} to {s['slowest_ms']:,.0f})"
+            time = f"{ms(s['step_ms'])} ({ms(s['fastest_ms'])} to {ms(s['slowest_ms'])})"
             cells += [time, f"{s['tokens_per_s']:,.0f}", f"{s['step_ms'] / ours['step_ms']:.1f}"]
             memory.append(s["peak_mb"] or 0)
         rows.append(f"| {side} | " + " | ".join(cells) + f" | {max(memory):,.0f} |")
@@ -77,13 +85,14 @@ on the three products that are made: {"; ".join(words)}."""
 
 
 def precision() -> str:
-    """bf16 against fp32 products over the same steps."""
+    """Training with bf16 products, and with fp16 sums, against fp32 ones over the same steps."""
     found = _read("precision-cpu.json")
-    rows = ["| | largest difference of bf16 and fp32 | in the last window | largest difference of two seeds |"]
-    rows.append("|---|---|---|---|")
+    rows = ["| | compared with fp32 | largest difference | in the last window | largest difference of two seeds |"]
+    rows.append("|---|---|---|---|---|")
     for objective, o in found["objectives"].items():
-        keys = ("largest_difference_of_precisions", "last_difference_of_precisions", "largest_difference_of_seeds")
-        rows.append(f"| {objective} | " + " | ".join(f"{o[k]:.4f}" for k in keys) + " |")
+        for name, d in o["differences_from_fp32"].items():
+            cells = f"{d['largest']:.4f} | {d['last']:.4f} | {o['largest_difference_of_seeds']:.4f}"
+            rows.append(f"| {objective} | {name} | {cells} |")
     words = (
         f"Nats per token, means over windows of {found['window']} steps of {found['steps']} in all, batches of "
         f"{found['batch_size']}, {found['corpus']}; {found['device']}."

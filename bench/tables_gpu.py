@@ -1,11 +1,14 @@
-"""Tables of docs/gpu.md from bench/results: resources.json, launches.json and projection.json. None is measured."""
+"""Tables of what GPUs do: of docs/gpu.md from resources.json, launches.json and projection.json, none of it measured,
+and of docs/performance.md from what bench/gpu.sh measured, once somebody has run it."""
 
 import json
+import re
 from pathlib import Path
 
-from bench import tables_claims
+from bench import tables_claims, tables_cpu
 
 RESULTS = Path(__file__).parent / "results"
+GPU = RESULTS / "gpu"  # where bench/gpu.sh writes
 OBJECTIVES = ("diffusion", "autoregressive")
 
 
@@ -16,14 +19,15 @@ def _read(name: str) -> dict:
 def registers() -> str:
     """Registers, shared memory and programs a multiprocessor of the largest kernels at tiny, per card."""
     shown = ("forward, bfloat16, D 64", "weight, bfloat16, D 64", "attention's gradient, bfloat16, T 128, K 16, turned")
-    rows = ["| registers, KB, programs | forward | weight | attention's gradient | kernels compiled | that spill |"]
-    rows.append("|---" * 6 + "|")
-    for card, found in _read("resources.json")["cards"].items():
+    now, older = _read("resources.json"), _read("resources-older.json")
+    columns = f"kernels compiled | that spill | with Triton {older['triton'][:3]}"
+    rows = [f"| registers, KB, programs | forward | weight | attention's gradient | {columns} |", "|---" * 7 + "|"]
+    for card, found in now["cards"].items():
         cells = [found.get(name) for name in shown]  # what a card cannot hold without spilling does not run there
         text = [f"{c['registers']}, {c['shared'] / 1024:.1f}, {c['programs']}" if c else "–" for c in cells]
-        spill = sum(bool(r["stack"] or r["local"]) for r in found.values())
-        rows.append(f"| sm_{card} | {' | '.join(text)} | {len(found)} | {spill} |")
-    return "\n".join(rows)
+        spill = [sum(bool(r["stack"] or r["local"]) for r in of["cards"][card].values()) for of in (now, older)]
+        rows.append(f"| sm_{card} | {' | '.join(text)} | {len(found)} | {spill[0]} | {spill[1]} |")
+    return "\n".join(rows) + f"\n\nTriton {now['triton']} but for the last column."
 
 
 def projected_head() -> str:
@@ -96,6 +100,92 @@ def crossovers() -> str:
     for card in lce_plan.RATES:
         rows.append(f"| sm_{card} | " + " | ".join(f"{lce_plan.crossover(card, s):,.0f}" for s in shares) + " |")
     return "\n".join(rows)
+
+
+def race_tables(races: dict) -> str:
+    """A table an op: our time, its share of the limit measured beside it, and the peers' times as multiples of ours."""
+    ops: dict[str, dict] = {}
+    for name, race in races.items():
+        op, case = re.fullmatch(r"(\w+)\[(.+)\]", name).groups()
+        sides = {re.sub(r"(chunks|budget) of \d+", r"tuned \1", k): s for k, s in race["sides"].items()}
+        ops.setdefault(op, {})[case] = sides
+    tables = []
+    for op, cases in ops.items():
+        peers = list(dict.fromkeys(k for sides in cases.values() for k in sides if k != "tdlm_fast"))
+        peers = [p for p in peers if any("ms" in sides.get(p, {}) for sides in cases.values())]
+        rows = [f"| {op.replace('_', ' ')} | ours, µs | of the limit | peak MB | {' | '.join(peers)} |"]
+        rows.append("|---" * (4 + len(peers)) + "|")
+        for case, sides in cases.items():
+            ours = sides["tdlm_fast"]
+            times = [f"{sides[p]['ms'] / ours['ms']:.2f}" if "ms" in sides.get(p, {}) else "–" for p in peers]
+            peak = "–" if ours.get("peak_mb") is None else f"{ours['peak_mb']:,.0f}"
+            first = f"{ours['ms'] * 1e3:,.0f} | {ours['share']:.0%} | {peak}"
+            rows.append(f"| {case} | {first} | {' | '.join(times)} |")
+        tables.append("\n".join(rows))
+    return "\n\n".join(tables)
+
+
+def limit_table(profile: list[dict]) -> str:
+    """Where a step spends its time, and the limit of each op: the bytes and products it cannot do without."""
+    rows = ["| op | a step, µs | share | its limit, µs | of the limit |", "|---|---|---|---|---|"]
+    for row in profile:
+        limit = row.get("limit_ms")
+        of = f"{limit * 1e3:,.1f} | {limit / row['ms']:.0%}" if limit and row["ms"] else "– | –"
+        rows.append(f"| `{row['op'].removeprefix('tdlm::')}` | {row['ms'] * 1e3:,.1f} | {row['share']:.1%} | {of} |")
+    return "\n".join(rows)
+
+
+def steps(folder: Path) -> dict | None:
+    """{objective: what bench_step wrote}, None where one is missing."""
+    files = {o: folder / f"step-tiny-{o}.json" for o in OBJECTIVES}
+    return {o: json.loads(f.read_text()) for o, f in files.items()} if all(map(Path.is_file, files.values())) else None
+
+
+def measured(folder: Path = GPU) -> str:
+    """What bench/gpu.sh measured, or that nobody has run it."""
+    runs = steps(folder)
+    if runs is None:
+        return "No GPU figure has been measured yet."
+    parts = [tables_cpu.step_table(runs)]
+    for objective, run in runs.items():
+        if run.get("profile"):
+            parts.append(f"Where the {objective} step, launched op by op, spends its time:")
+            parts.append(limit_table(run["profile"]))
+    if any(run.get("profile") for run in runs.values()):
+        parts.append("![The ops of a step and their limits](step-gpu.svg)")
+    if (folder / "kernels.json").is_file():
+        found = json.loads((folder / "kernels.json").read_text())
+        times = "peers' times as multiples of ours"
+        parts.append(f"Each op alone on {found['device']}, PyTorch {found['torch']}; {times}:")
+        parts.append(race_tables(found["races"]))
+    return "\n\n".join(parts)
+
+
+def plot_limits(path: Path, folder: Path = GPU) -> bool:
+    """A bar an op of the step, and in it its limit; False where there is nothing to draw."""
+    runs = {o: run["profile"] for o, run in (steps(folder) or {}).items() if run.get("profile")}
+    if not runs:
+        return False
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "tdlm_fast"  # the same file from the same figures
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(runs), figsize=(9, 3.6), layout="constrained", squeeze=False)
+    for axis, (objective, profile) in zip(axes[0], runs.items(), strict=True):
+        names = [row["op"].removeprefix("tdlm::").removeprefix("aten::") for row in profile]
+        axis.barh(names, [row["ms"] * 1e3 for row in profile], color="#9ecae1", label="measured")
+        limits = [row.get("limit_ms", 0) * 1e3 for row in profile]
+        axis.barh(names, limits, height=0.4, color="#08519c", label="its limit")
+        axis.set(title=objective, xlabel="µs a step")
+        axis.invert_yaxis()
+        axis.tick_params(axis="y", labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False, loc="lower right")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
+    plt.close(figure)
+    return True
 
 
 TABLES = {

@@ -50,6 +50,8 @@ def test_the_benchmark_writes_its_figures(tiny, tmp_path, capsys):
         assert side["tokens_per_s"] == pytest.approx(16 * 64 / side["step_ms"] * 1e3)
         assert 0 < side["loss_tokens_per_s"] <= side["tokens_per_s"]
     assert 0.5 < sum(row["share"] for row in found["profile"]) <= 1.001
+    ops = {row["op"] for row in found["profile"]}
+    assert any(op.startswith("tdlm::") for op in ops) and not any("GeneratedBackward" in op for op in ops)
     assert "x ours" in capsys.readouterr().out
 
 

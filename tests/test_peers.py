@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import peers
-from tdlm_fast.kernels.cases import Attention, Gate, Lce, Norm
+from tdlm_fast.kernels.cases import Attention, Embed, Gate, Lce, Norm, Update
 
 
 def gradients(sides) -> dict:
@@ -51,13 +51,32 @@ def test_every_attention_has_the_same_gradients(causal, padding):
     (lambda: peers.norm_sides(Norm("small", 7, 32), torch.float32, "cpu"), {"F.rms_norm"}),
     (lambda: peers.norm_sides(Norm("small", 7, 32, add=True), torch.float32, "cpu"), {"F.rms_norm"}),
     (lambda: peers.gate_sides(Gate("small", 7, 24), torch.float32, "cpu"), {"PyTorch"}),
+    (lambda: peers.embedding_sides(Embed("small", 70, 24, 50, 0.4), torch.float32, "cpu"), {"F.embedding"}),
 ])  # fmt: skip
-def test_every_norm_and_gate_has_the_same_gradients(sides, present):
+def test_every_norm_gate_and_embedding_has_the_same_gradients(sides, present):
     found = gradients(sides())
     mine = found.pop("tdlm_fast")
     assert set(found) == present
     for a, b in zip(mine, found[present.pop()], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_every_update_ends_at_the_same_weights():
+    case = Update("small", 8, 2, 12, V=40)
+    runs = {s.name: s.run for s in peers.update_sides(case, "cpu") if "compile" not in s.name}
+    assert len(runs) == 3
+    for _ in range(3):
+        ends = {name: [p.detach().clone() for p in run().parameters()] for name, run in runs.items()}
+    mine = ends.pop("tdlm_fast")
+    assert sum(p.numel() for p in mine) * 32 == case.bytes()
+    for theirs in ends.values():
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_share_of_the_tokens_is_one():
+    tokens, w, dx = Embed("small", 4000, 8, 50, 0.4).inputs(torch.float32)
+    assert tokens.max() == 49 and abs((tokens == 49).float().mean() - 0.4) < 0.03 and len(w) == 50 and len(dx) == 4000
 
 
 @pytest.mark.parametrize("names, chosen", [

@@ -22,26 +22,6 @@ COUNTED = json.loads(launches.RESULTS.read_text())
 SAME_TORCH = FILE["torch"] == torch.__version__.partition("+")[0]
 
 
-def call(op, *args, **kwargs):
-    """(bytes, flop) that a call of an aten op is charged."""
-    return projection.traffic(op, args, kwargs, op(*args, **kwargs)), projection.flop(op, args)
-
-
-def test_a_call_is_charged_what_it_reads_and_writes():
-    aten, a, b = torch.ops.aten, torch.ones(30, 20), torch.ones(20, 50)
-    assert call(aten.add.Tensor, a, a) == (2 * 2400, 0)  # the same tensor is read once
-    assert call(aten.add.Tensor, a, torch.ones(30, 20)) == (3 * 2400, 0)
-    assert call(aten.mm.default, a, b) == (2400 + 4000 + 6000, 2 * 30 * 20 * 50)
-    assert call(aten.add_.Tensor, a, torch.ones(30, 20)) == (3 * 2400, 0)
-    assert call(aten.copy_.default, a, torch.ones(30, 20, dtype=torch.bfloat16)) == (2400 + 1200, 0)
-    assert call(aten.add.Tensor, a, torch.ones(1).expand(30, 20)) == (2 * 2400 + 4, 0)
-    assert call(aten.embedding.default, a, torch.arange(5)) == (2 * 400, 0)  # not the whole table
-    assert call(aten.sum.default, a) == (2400 + 4, 0)
-    pair = [torch.ones(30, 20), torch.ones(30, 20)]
-    assert call(aten._foreach_add_.List, [a, b], [torch.ones(30, 20), torch.ones(20, 50)]) == (3 * 6400, 0)
-    assert call(aten._foreach_copy_.default, pair, [a, a.clone()]) == (4 * 2400, 0)
-
-
 def test_every_op_has_its_row():
     assert projection.group("forward", "tdlm::lce_forward") == projection.group("backward", "tdlm::lce_sum") == "head"
     assert projection.group("optimizer", "mul") == "clip and AdamW"

@@ -1,0 +1,109 @@
+"""What every call of a training step reads, writes and multiplies on a GPU, found without one.
+
+The step runs under fake tensors, as bench/launches.py counts it. Bytes are those of the tensors that a call is given
+and returns, each once, as if no cache held them and a call were one kernel.
+"""
+
+import contextlib
+from collections import Counter
+from unittest import mock
+
+import torch
+from torch.utils._pytree import tree_iter
+
+from bench import launches
+from tdlm_fast import memory
+
+WRITTEN_ONLY = ("copy_", "zero_", "fill_", "bernoulli_")  # of what they change, nothing is read
+GATHERED = ("embedding", "index_select", "index", "gather")  # of what they read, only what they write
+
+
+def _tensors(tree) -> list[torch.Tensor]:
+    return [a for a in tree_iter(tree) if isinstance(a, torch.Tensor)]
+
+
+def _bytes(a: torch.Tensor) -> int:
+    """Of what a tensor shows of its storage, an expanded dimension once."""
+    n = 1
+    for size, stride in zip(a.shape, a.stride(), strict=True):
+        n *= size if stride else 1
+    return n * a.itemsize
+
+
+def traffic(func, args, kwargs, out) -> int:
+    """Bytes that a call reads and writes, each tensor once."""
+    name, schema = func._schema.name.split("::")[1], func._schema
+    named = [*zip(schema.arguments, args, strict=False)]
+    named += [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
+    read, changed = [], []
+    for argument, value in named:
+        mutated = argument.alias_info is not None and argument.alias_info.is_write
+        only = mutated and (argument.is_out or any(name.endswith(w) for w in WRITTEN_ONLY))
+        read += [] if only else _tensors(value)
+        changed += _tensors(value) if mutated else []
+    made = [a for a in _tensors(out) if not any(a is c for c in changed)]
+    written = sum(map(_bytes, made + changed))
+    return 2 * written if name in GATHERED else written + sum(map(_bytes, {id(a): a for a in read}.values()))
+
+
+def flop(func, args) -> int:
+    """Of the products of a call; the head's of all its rows, whether they bear loss or not."""
+    name = func._schema.name.split("::")[1]
+    if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
+        (N, D), V = args[0].shape, args[1].shape[0]
+        products = {"lce_forward": 2 if args[6] else 1, "lce_backward_weight": 2, "lce_sum": 3}[name]
+        return products * 2 * N * D * V
+    if name == "mm":
+        (m, k), n = args[0].shape, args[1].shape[1]
+        return 2 * m * k * n
+    if name in ("tile_attention", "tile_attention_backward"):  # whole tiles, causal or not
+        B, H, T, K = args[0].shape
+        return (2 if name == "tile_attention" else 5) * 2 * B * H * T * T * K
+    return 0
+
+
+class Work(launches.Launches):
+    """Keeps of the last step what launches: (part, op, launches, bytes, flop)."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not self.found:
+            self.calls = []
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if n := launches.launches(func, args, kwargs):
+            name = func._schema.name.removeprefix("aten::")
+            self.calls.append((self.part, name, n, traffic(func, args, kwargs, out), flop(func, args)))
+        return out
+
+
+@contextlib.contextmanager
+def on_card(card: int, multiprocessors: int):
+    """Fake tensors are those of this card, by compute capability."""
+    with (
+        mock.patch.object(memory, "CAPABILITY", divmod(card, 10)),
+        mock.patch.object(memory, "PROCESSORS", multiprocessors),
+    ):
+        yield
+
+
+HEAD = ("tdlm::lce_forward", "tdlm::lce_backward_weight")
+
+
+def limits(config, device: torch.device, rates: dict, live: float, tokens: int) -> dict[str, float]:
+    """{op: milliseconds a step} that a step of a config cannot be faster than on a GPU, op by op.
+
+    rates: {"flops", "bytes"} a second, measured; live: share of the rows that bear loss; tokens of the training split.
+    """
+    gpu = torch.cuda.get_device_properties(device)
+    with on_card(10 * gpu.major + gpu.minor, gpu.multi_processor_count):
+        meter = Work()
+        memory.trace(config, tokens=tokens, steps=1, meter=meter)
+    found = Counter()
+    for _, op, _, moved, made in meter.calls:
+        share = live if op in HEAD else 1
+        found[op if "::" in op else f"aten::{op}"] += max(moved / rates["bytes"], share * made / rates["flops"]) * 1e3
+    return dict(found)

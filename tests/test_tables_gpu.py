@@ -1,0 +1,56 @@
+"""What bench/gpu.sh leaves is drawn: here from files of a CPU, which has the same ones."""
+
+import json
+
+import pytest
+
+from bench import report, tables_gpu
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What gpu.sh writes, its figures those of a CPU, with limits that only a GPU's profile holds."""
+    for objective in tables_gpu.OBJECTIVES:
+        run = json.loads((report.RESULTS / f"step-cpu-{objective}.json").read_text())
+        for i, row in enumerate(run["profile"][:5]):
+            row["limit_ms"] = row["ms"] / (2 + i)
+        (tmp_path / f"step-tiny-{objective}.json").write_text(json.dumps(run))
+    (tmp_path / "kernels.json").write_text((report.RESULTS / "kernels-cpu.json").read_text())
+    return tmp_path
+
+
+def cells(text: str, first: str) -> list[str]:
+    return [c.strip() for c in next(line for line in text.splitlines() if line.startswith(f"| {first}")).split("|")]
+
+
+def test_every_measured_figure_has_its_cell(folder):
+    text = tables_gpu.measured(folder)
+    run = json.loads((folder / "step-tiny-diffusion.json").read_text())
+    assert f"{run['sides']['ours']['tokens_per_s']:,.0f}" in cells(text, "ours |")
+    top = run["profile"][0]
+    assert cells(text, f"`{top['op'].removeprefix('tdlm::')}`")[-2] == "50%"
+    sides = json.loads((folder / "kernels.json").read_text())["races"]["linear_cross_entropy[tiny]"]["sides"]
+    header, row = cells(text, "linear cross entropy"), cells(text, "tiny |")
+    assert row[2] == f"{sides['tdlm_fast']['ms'] * 1e3:,.0f}" and row[3] == f"{sides['tdlm_fast']['share']:.0%}"
+    at = header.index("PyTorch")
+    assert row[at] == f"{sides['PyTorch']['ms'] / sides['tdlm_fast']['ms']:.2f}"
+    assert not any("liger" in name for name in header)  # which was absent
+    assert cells(text, "tiny, masked half")[at] != row[at]
+
+
+def test_a_part_that_was_cut_off_takes_nothing_from_the_others(folder):
+    (folder / "kernels.json").unlink()
+    run = json.loads((folder / "step-tiny-diffusion.json").read_text())
+    (folder / "step-tiny-diffusion.json").write_text(json.dumps({k: v for k, v in run.items() if k != "profile"}))
+    text = tables_gpu.measured(folder)
+    assert "Where the autoregressive step" in text and "Where the diffusion" not in text and "Each op alone" not in text
+    (folder / "step-tiny-diffusion.json").unlink()
+    assert tables_gpu.measured(folder) == "No GPU figure has been measured yet."
+
+
+def test_the_limits_are_bars(folder, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install -e .[plot]")
+    assert tables_gpu.plot_limits(tmp_path / "bars.svg", folder)
+    assert (tmp_path / "bars.svg").read_text().count("<path") > 60
+    none = tmp_path / "none.svg"
+    assert not tables_gpu.plot_limits(none, tmp_path / "nowhere") and not none.exists()

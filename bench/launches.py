@@ -58,7 +58,7 @@ def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> int:
     plan = lce_plan.product(lce_plan.card(memory.CAPABILITY), dtype, "towards_h")
     parts = [lce_plan.product_parts(plan, min(size, N - i), D, memory.PROCESSORS) for i in range(0, N, size)]
     casts = sum((a.dtype != dtype) + (a.dtype != torch.float32) for a in (h, weight))
-    rows = 5 if n_rows is not None else 0
+    rows = 4 if n_rows is not None else 0
     chunks = sum(6 + (n > 1 and n_rows is not None) for n in parts)
     return 2 + rows + casts + 16 * (dtype == torch.float16) + chunks
 

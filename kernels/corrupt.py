@@ -142,6 +142,6 @@ def corrupt(
     rows = batch_rows if batch_rows is not None else x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
-    ints = [k & MASK if isinstance(k, int) else 0 for k in (seed, step)]
-    tensors = [None if isinstance(k, int) else k.long() for k in (seed, step)]
+    ints = [0 if isinstance(k, Tensor) else int(k) & MASK for k in (seed, step)]
+    tensors = [k.long() if isinstance(k, Tensor) else None for k in (seed, step)]
     return Corruption(*_corrupt(x0, valid, *ints, *tensors, mask_token_id, schedule, sampling, row_offset, rows))

@@ -119,6 +119,10 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
 
 def sums_in_forward(h, weight, dtype) -> bool:
     """Whether a GPU makes the loss and both gradients of a weighted sum at once, of one softmax: the stored form."""
+    from . import native_cuda
+
+    if native_cuda.backend != "triton":
+        return False
     return h.numel() > 0 and _serves(h.device, h.dtype, weight.dtype, dtype) and _plan(h, weight, dtype) is None
 
 

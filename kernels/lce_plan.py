@@ -78,7 +78,12 @@ _MMA = {  # 168 registers let three programs of four warps share a multiprocesso
     256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
     512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
 }
-_WGMMA_ODD = {256: (Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2)), 512: _MMA[512]}  # of odd widths
+_MMA_120 = {32: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 8, 3))}  # where the tile above spills
+_WGMMA_ODD = {  # of odd widths
+    32: (Tiles(128, 64, 8, 3), Tiles(32, 128, 8, 3)),
+    256: (Tiles(64, 64, 8, 2), Tiles(32, 32, 8, 2)),
+    512: _MMA[512],
+}
 _FP32 = {
     16: (Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 2)),
     32: (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
@@ -102,7 +107,8 @@ def card(capability: tuple[int, int] | int) -> int | None:
 
 def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) -> tuple[Tiles, Tiles] | None:
     """(forward, weight) tiles of the fused form; None where it does not fit. odd_width: D is no multiple of 16."""
-    halves = _MMA if card not in (90, 100) else _WGMMA | _WGMMA_ODD if odd_width else _WGMMA
+    wgmma = _WGMMA | _WGMMA_ODD if odd_width else _WGMMA
+    halves = {90: wgmma, 100: wgmma, 120: _MMA | _MMA_120}.get(card, _MMA)
     singles = _FP32 | {86: {}, 89: {}, 90: _FP32_90}.get(card, _FP32_ELSEWHERE)
     found = (singles if dtype == torch.float32 else halves).get(block_d)
     if found is None or not odd_width:
@@ -138,10 +144,11 @@ def half_sums(card: int) -> bool:
 def crossover(card: int, share: float) -> float:
     """The width from which the stored form is projected to be faster, if the fused one reaches `share` of its flop/s.
 
-    4 * 2 D / (share * flop/s) = 3 * 2 D / (flop/s) + STORED_BYTES / (byte/s), solved for D.
+    4 * 2 D / (share * flop/s) = 3 * 2 D / (flop/s) + (STORED_BYTES + 8 D / rows) / (byte/s), solved for D; dw is read
+    and written in fp32 for every chunk of stored_rows.
     """
     flops, bandwidth = RATES[card]
-    return STORED_BYTES * flops / (bandwidth * (8 / share - 6))
+    return STORED_BYTES / ((8 / share - 6) * bandwidth / flops - 8 / stored_rows(50257, torch.bfloat16))
 
 
 def padded(V: int) -> int:

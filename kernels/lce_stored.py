@@ -107,9 +107,10 @@ def _chunks(N: int, V: int, dtype: torch.dtype) -> list[tuple[int, int]]:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in fp32: cuBLAS sums 16-bit products in it anyway."""
-    if a.dtype == torch.float32 or not a.is_cuda:
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
         return a.float() @ b.float()
-    return torch.mm(a, b, out_dtype=torch.float32)
 
 
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh, hardware) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,11 +170,10 @@ def _even(a: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _live_rows(h: Tensor, grad: Tensor, n_rows: Tensor | None, dtype: torch.dtype) -> tuple:
-    """(h in dtype, grad in fp32), both 0 past the count, whatever is there, and in fp16 the largest |grad|."""
+    """h in dtype, of which no product reads rows past the count; grad in fp32, 0 there; in fp16 the largest |grad|."""
     x, g = _even(h, dtype), grad.float()
     if n_rows is not None:
-        live, zero = torch.arange(len(h), device=h.device) < n_rows, g.new_zeros(())
-        x, g = torch.where(live[:, None], x, zero), torch.where(live, g, zero)  # 0 times NaN would be NaN
+        g = torch.where(torch.arange(len(h), device=h.device) < n_rows, g, g.new_zeros(()))  # 0 times NaN is NaN
     return x, g.contiguous(), g.abs().amax() if dtype == torch.float16 else None
 
 

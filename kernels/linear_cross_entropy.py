@@ -6,10 +6,9 @@
 softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for a unit upstream
 gradient, dh; only dW needs the probabilities again. The gradient g is per token, so per-token weights cost nothing.
 Where they are known in the forward pass (a weighted sum), the CPU, and a GPU whose model is too wide for the fused
-form, keep the probabilities of some rows until their lse is known and make dW there too: three products instead of four
-(lce_sum). Sums are fp32 (fp64 for fp64
-inputs); under autocast the products run in its dtype, and gradients return in the inputs' dtype. The reference holds at
-most CHUNK_BYTES of logits.
+form, keep the probabilities of some rows until their lse is known and make dW there too: three products instead of
+four (lce_sum). Sums are fp32 (fp64 for fp64 inputs); under autocast the products run in its dtype, and gradients return
+in the inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
 """
 
 import torch
@@ -162,12 +161,17 @@ def _is_last_use() -> bool:
     return asked is not None and not asked()
 
 
+def _unread(grad: Tensor) -> bool:
+    """Whether grad lies on a GPU, which would have to be waited for to know its value."""
+    return grad.is_cuda and type(grad) in (Tensor, FakeTensor)
+
+
 def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
     _first_only()
     if grad is None:
         return (None,) * 7
-    dh, dw = ctx.saved_tensors
-    if grad.is_cuda and type(grad) in (Tensor, FakeTensor) and _is_last_use():  # its value the host does not know
+    dh, dw = (a.detach() for a in ctx.saved_tensors)  # as outputs of the op they would require gradients
+    if _unread(grad) and _is_last_use():
         return dh.mul_(grad), dw.mul_(grad), None, None, None, None, None
     if type(grad) is not Tensor or not grad.is_cpu or float(grad) != 1 or not _is_last_use():
         dh, dw = (dh * grad).to(dh.dtype), (dw * grad).to(dw.dtype)
@@ -178,11 +182,11 @@ lce_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
 
 
 def _sums_in_forward(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    if h.is_cpu:
-        return True
+    if not h.is_cuda or torch.compiler.is_compiling():  # which has no use for what the GPU at hand can do
+        return h.is_cpu
     from . import gpu
 
-    return h.is_cuda and gpu.sums_in_forward(h, weight, dtype)
+    return gpu.sums_in_forward(h, weight, dtype)
 
 
 def linear_cross_entropy(
@@ -223,7 +227,9 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else h.dtype
     need_dh = torch.is_grad_enabled() and h.requires_grad
     fixed = token_weights is None or not token_weights.requires_grad
-    known = reduction == "sum" and need_dh and weight.requires_grad and fixed
+    # Gradients before the upstream factor may not fit in fp16, whose loss is scaled for that very reason.
+    fits = torch.float16 not in (h.dtype, weight.dtype)
+    known = reduction == "sum" and need_dh and weight.requires_grad and fixed and fits
     if known and _sums_in_forward(h, weight, dtype):  # three products, not four
         g = h.new_ones(len(h), dtype=torch.float32) if token_weights is None else token_weights
         return lce_sum(h, weight, targets, g, n_rows, V, dtype)[0]

@@ -3,16 +3,19 @@
 import json
 import os
 import signal
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdlm_fast import captured, data, memory, step, train
 from tdlm_fast import config as settings
 from tdlm_fast.captured import DeviceData, DeviceSteps
-from tdlm_fast.kernels import lce_plan
+from tdlm_fast.kernels import lce_plan, linear_cross_entropy, native_cuda
 from tdlm_fast.kernels.corrupt import SAMPLINGS
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.objective import LOSS_WEIGHTS
@@ -75,6 +78,8 @@ CASES = [
     ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=2", "loss_weight=published"),
     ("objective=autoregressive", "data.layout=paragraphs", "train.accumulation=2"),
     ("objective=autoregressive", "data.layout=packed", "train.accumulation=1", "precision=fp32"),
+    ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=2", "model.width=528"),  # the stored head
+    ("objective=autoregressive", "data.layout=packed", "train.accumulation=1", "model.width=528"),
 ]
 
 
@@ -186,8 +191,53 @@ def test_the_head_is_counted_with_its_scratch():
     chunk = lce_plan.CHUNK_BYTES * 0.9
     for op in ("lce_backward_weight", "lce_sum"):
         assert memory.head_scratch(op, h, w, torch.bfloat16) > chunk + 4 * w.numel()
-    assert memory.head_scratch("lce_forward", h, w, torch.bfloat16) > chunk
+    forward = memory.head_scratch("lce_forward", h, w, torch.bfloat16)
+    assert memory.head_scratch("lce_sum", h, w, torch.bfloat16) == forward + 4 * w.numel() > chunk
+    rows = lce_plan.stored_rows(50257, torch.bfloat16)
+    parts = lce_plan.product_parts(lce_plan.product(86, torch.bfloat16, "towards_h"), rows, 768, memory.PROCESSORS)
+    logits, casts = 2 * rows * lce_plan.padded(50257), 2 * (8192 + 50257) * 768
+    assert forward == logits + casts + 4 * 768 * (8192 + (parts + 1) * rows)
     assert memory.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_gradients_that_a_gpu_scales_in_place_are_right_and_can_be_taken_again(factor, monkeypatch):
+    h, w = torch.randn(40, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
+    y, weights = torch.randint(300, (40,)), torch.rand(40)
+    truth = torch.autograd.grad(factor * linear_cross_entropy(h, w, y, weights), (h, w))
+    monkeypatch.setattr(sys.modules["tdlm_fast.kernels.linear_cross_entropy"], "_unread", lambda grad: True)
+    loss = factor * linear_cross_entropy(h, w, y, weights)
+    for keep in (True, True, False):
+        found = torch.autograd.grad(loss, (h, w), retain_graph=keep)
+        for a, b in zip(found, truth, strict=True):
+            torch.testing.assert_close(a, b)
+            assert not a.requires_grad
+
+
+class Ops(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func._schema.name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("D, reduction, backend, sums", [
+    (768, "sum", "triton", True), (512, "sum", "triton", False), (768, "none", "triton", False),
+    (768, "sum", "none", False),
+])  # fmt: skip
+def test_a_gpu_makes_both_gradients_of_a_wide_head_at_once(D, reduction, backend, sums, monkeypatch):
+    """Where the weights are known in the forward pass; the backward pass then scales in place."""
+    monkeypatch.setattr(native_cuda, "backend", backend)
+    with FakeTensorMode(), memory.as_on_gpu(), Ops() as ops:
+        h, w = torch.empty(40, D, requires_grad=True), torch.empty(300, D, requires_grad=True)
+        y, weights = torch.empty(40, dtype=torch.int64), torch.empty(40)
+        linear_cross_entropy(h, w, y, weights, reduction=reduction).sum().backward()
+        assert h.grad.shape == h.shape and w.grad.shape == w.shape
+    assert ("tdlm::lce_sum" in ops.seen) == sums != ("tdlm::lce_backward_weight" in ops.seen)
+    assert ops.seen.count("aten::mul_") == 2 * sums
 
 
 def test_the_command_prints_it(capsys):

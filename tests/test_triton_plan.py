@@ -39,7 +39,8 @@ def test_width_decides_the_form():
 def test_the_crossover_is_where_both_forms_are_projected_to_take_as_long():
     for card, (flops, bandwidth) in lce_plan.RATES.items():
         D = lce_plan.crossover(card, 0.7)
-        fused, stored = 8 * D / flops / 0.7, 6 * D / flops + lce_plan.STORED_BYTES / bandwidth
+        moved = lce_plan.STORED_BYTES + 8 * D / lce_plan.stored_rows(50257, BF16)
+        fused, stored = 8 * D / flops / 0.7, 6 * D / flops + moved / bandwidth
         assert fused == pytest.approx(stored)
         assert lce_plan.crossover(card, 0.9) > lce_plan.crossover(card, 0.6)
 
@@ -57,3 +58,22 @@ def test_fp16_accumulation_is_for_geforce_and_narrow_models(monkeypatch):
     monkeypatch.setenv("TDLM_FP16_ACCUMULATE", "1")
     assert plan(86, 64).half_sums and plan(86, 64).dtype == torch.float16
     assert not plan(86, 128).half_sums and not plan(90, 64).half_sums and not plan(86, 64, FP32).half_sums
+
+
+def test_the_sum_over_the_vocabulary_is_cut_until_two_programs_run_on_each_multiprocessor():
+    plan = lce_plan.product(90, BF16, "towards_h")
+    for rows, D, processors in ((2560, 768, 132), (2560, 4096, 132), (128, 768, 132), (2560, 768, 20)):
+        parts = lce_plan.product_parts(plan, rows, D, processors)
+        programs = -(-rows // plan.m) * -(-D // plan.n)
+        assert 1 <= parts <= 8 and (parts == 8 or (parts + 1) * programs > 2 * processors)
+        assert parts == 1 or parts * programs <= 2 * processors
+    assert lce_plan.product_parts(plan, 2560, 768, 132) == 4 and lce_plan.product_parts(plan, 2560, 768, 20) == 1
+
+
+def test_rows_of_logits_begin_where_vectors_can_be_read_and_a_chunk_is_no_larger_than_it_may_be():
+    for V in (1, 255, 256, 50257, 151_936):
+        assert V <= lce_plan.padded(V) < V + 256 and lce_plan.padded(V) % 256 == 0
+        rows = lce_plan.stored_rows(V, BF16)
+        assert rows % 128 == 0 and (rows == 128 or rows * lce_plan.padded(V) * 2 <= lce_plan.CHUNK_BYTES)
+    widest = max(lce_plan.product(card, BF16, of)[:2] for card in lce_plan.SHARED_KB for of in lce_plan.PRODUCTS)
+    assert max(widest) <= 256  # a tile that reaches past V ends within the padding

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdlm_fast.kernels import gpu, lce_plan, linear_cross_entropy
+from tdlm_fast.kernels import gpu, lce_plan, lce_stored, linear_cross_entropy
 from tdlm_fast.kernels.cases import LCE, Lce
 from tdlm_fast.kernels.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward
 
@@ -80,30 +80,37 @@ def test_a_weighted_sum_of_the_stored_form_is_as_accurate(case, dtype, device, m
     monkeypatch.setattr(lce_plan, "fused", lambda *a, **k: None)
     monkeypatch.setattr(lce_plan, "CHUNK_BYTES", 1)
     h, w, y, weights, n_rows = case.inputs(dtype, device)
-    h[case.live :], weights = 7.0, weights * 0.1  # so that fp16 holds the largest gradient
-    live = torch.arange(case.N, device=device) < case.live
+    h[case.live :], live = 7.0, torch.arange(case.N, device=device) < case.live
+    h, w = h.float(), w.float()  # whose products are of dtype
+    weights[case.live :] = float("nan")
 
     def gradients(of, h, w):
         h, w = h.clone().requires_grad_(), w.clone().requires_grad_()
-        loss = of(h, w)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32 and h.dtype != torch.float64):
+            loss = of(h, w)
         return [loss.detach(), *torch.autograd.grad(loss * 0.5, (h, w))]
 
     def plain(h, w):
-        z = (h @ w.T)[:, : case.valid_vocab].to(torch.promote_types(h.dtype, torch.float32))
+        z = (h @ w.T)[:, : case.valid_vocab]
+        z = z.to(torch.promote_types(h.dtype, torch.float32))
         return (F.cross_entropy(z, y, reduction="none") * torch.where(live, weights, 0.0)).sum()
 
     def mine(h, w):
         return linear_cross_entropy(h, w, y, weights, valid_vocab=case.valid_vocab, n_rows=n_rows)
 
+    sums = []
+    monkeypatch.setattr(lce_stored, "loss_sum", lambda *a, real=lce_stored.loss_sum: sums.append(1) or real(*a))
     truth, theirs = gradients(plain, h.double(), w.double()), gradients(plain, h, w)
     if case.live < case.N:
         h[case.live :] = float("nan")
     size = [x[: case.live].abs().max().item() if case.live else 0 for x in (h.float() @ w.float().T, w, h)]
-    noise = 3e-7 * (1 + size[0]) * 100  # of fp32 logits, times the largest weight
-    scales = zip((case.N, size[1], size[2]), gradients(mine, h, w), theirs, truth, strict=True)
-    for scale, m, t, exact in scales:
+    noise = 3e-7 * (1 + size[0]) * 1000  # of fp32 logits, times the largest weight
+    found = gradients(mine, h, w)
+    assert len(sums) == (case.N > 0)
+    for scale, m, t, exact in zip((case.N, size[1], size[2]), found, theirs, truth, strict=True):
+        assert m.dtype == torch.float32 and not m.requires_grad
         if exact.numel():
-            rounding = 2 * torch.finfo(m.dtype).eps * exact.abs().max()
+            rounding = 2 * torch.finfo(dtype).eps * exact.abs().max()
             assert (m - exact).abs().max() <= 2 * (t - exact).abs().max() + rounding + noise * scale
 
 
@@ -164,6 +171,19 @@ def test_a_target_outside_the_vocabulary_is_nan_and_reads_nothing(device):
         assert torch.equal(found[1], lse)
         dw = lce_backward_weight(h, w, wrong, lse, torch.ones_like(lse), None, 500, torch.float32)
         assert dw.isfinite().all() and dw[500:].eq(0).all()
+
+
+def test_a_target_out_of_range_makes_a_weighted_sum_nan(device):
+    _, h, w, y, *_ = case("wide", torch.float32, device)
+    where = gpu._hardware(h.device)
+    for bad in (-1, 500, 2**40):
+        wrong, weights = y.clone(), torch.ones(len(y), device=device)
+        wrong[3] = bad
+        loss, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32, where)
+        assert loss.isnan() and dh[3].isnan().all() and dh[4:].isfinite().all() and dw[:500].isnan().all()
+        weights[3] = 0
+        _, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32, where)
+        assert dh.isfinite().all() and dw.isfinite().all()
 
 
 def test_fp16_sums_are_close_and_only_where_asked(device, monkeypatch):

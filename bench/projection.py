@@ -1,11 +1,12 @@
 """What one training step of configs/tiny.yaml should take on a GPU, from its code: `python -m bench.projection`.
 
 Nobody measured this. The step runs under fake tensors, as bench/launches.py counts it, and every launch is charged the
-bytes it reads and writes, as if no cache held them, and the flop of its products. The head is charged what the loops
-of its compiled kernels issue, pipe by pipe (nvdisasm). A launch takes at least its limit, the longest of bytes over
-bandwidth, flop over rate and instructions over issue, and, however little it does, FLOOR: the shortest kernel and the
-wait for the one before it inside a CUDA graph. The floor is an assumption, so the projection lies between two: no floor
-and pipes that overlap wholly, and FLOOR_US a launch with the head's products and exps in turn.
+bytes it reads and writes, as if no cache held them, and the flop of its products. The head is charged its bytes, with
+those of its casts and partial sums, which are launches of their own, and what the loops of its compiled kernels issue,
+pipe by pipe (nvdisasm). A launch takes at least its limit, the longer of bytes over bandwidth and flop over rate, and,
+however little it does, FLOOR_US: the shortest kernel and the wait for the one before it inside a CUDA graph. That is an
+assumption, so the projection lies between two: no floor and pipes that overlap wholly, and FLOOR_US a launch with the
+head's products and exps in turn.
 """
 
 import argparse

@@ -95,6 +95,11 @@ def kernels(card: int):
     yield from small()
 
 
+def gradients(title: str, x: str) -> list[tuple[str, str]]:
+    """(name, type) of a kernel that writes a gradient: of what trains in fp32, and of what is all in 16 bits."""
+    return [(title, "*fp32")] + ([] if x == "*fp32" else [(f"{title}, of 16 bits", x)])
+
+
 def head(card: int):
     for name, of, tiles in lce_plan.configurations(card):
         x, half = POINTER[of["dtype"]], of["half_sums"]
@@ -109,14 +114,16 @@ def head(card: int):
             title = f"forward{'' if of['need_dh'] else ' without dh'}, {title}"
             yield title, lce_triton.forward_kernel, types, constants, tiles.options
             out = {"Y": "*i64", "NLL": "*fp32", "LSE": "*fp32", "programs": "i32"}
-            out |= {"DH": x} if of["need_dh"] else {}
             constants = {k: v for k, v in constants.items() if k in lce_triton.combine_kernel.arg_names}
             constants |= {"ROWS": of["combine_rows"]}
-            yield f"combine of {title}", lce_triton.combine_kernel, types | out, constants, lce_plan.SMALL
+            for name, dh in gradients(f"combine of {title}", x)[: 2 if of["need_dh"] else 1]:
+                more = out | ({"DH": dh} if of["need_dh"] else {})
+                yield name, lce_triton.combine_kernel, types | more, constants, lce_plan.SMALL
         else:
-            types |= {"SHIFT": "*fp32", "GS": "*fp32", "CODE": "*i32", "DW": x, "rows_of_w": "i32"} | scaled
+            types |= {"SHIFT": "*fp32", "GS": "*fp32", "CODE": "*i32", "rows_of_w": "i32"} | scaled
             constants |= {"HEADROOM": of["headroom"]}
-            yield f"weight, {title}", lce_triton.weight_kernel, types, constants, tiles.options
+            for name, dw in gradients(f"weight, {title}", x):
+                yield name, lce_triton.weight_kernel, types | {"DW": dw}, constants, tiles.options
     f32, i64 = "*fp32", "*i64"
     per_row = {"Y": i64, "LSE": f32, "G": f32, "N_ROWS": i64, "N": "i32"}
     types = per_row | {"GMAX": f32, "SHIFT": f32, "GS": f32, "CODE": "*i32", "padded": "i32"}

@@ -73,7 +73,7 @@ def projected_step() -> str:
     )
     words = (
         "Launches and MB are diffusion's on sm_86. The lower figure is the limit of every launch alone: bytes, none of "
-        "them from a cache, over bandwidth, or the head's slowest pipe. The higher has at least "
+        "them from a cache, over bandwidth, and the head's slowest pipe besides. The higher has at least "
         f"{found['floor_us']} µs a launch, an assumption, and the head's products and exps in turn. {chips}."
     )
     return "\n".join(rows) + "\n\n" + words

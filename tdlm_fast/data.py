@@ -204,7 +204,10 @@ def from_hub(path: str, config: str | None = None, **kw):
     ValueError where it is no dataset that can be read, or one that has several configs and none was named.
     """
     go_offline_without_hub()
-    import datasets
+    try:
+        import datasets
+    except ImportError as e:
+        raise OSError(f"the package datasets cannot be imported ({e}): pip install datasets") from None
 
     datasets.disable_progress_bars()
     try:

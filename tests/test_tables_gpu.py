@@ -38,6 +38,16 @@ def test_every_measured_figure_has_its_cell(folder):
     assert cells(text, "tiny, masked half")[at] != row[at]
 
 
+def test_peak_memory_has_a_column_where_it_was_measured(folder):
+    found = json.loads((folder / "kernels.json").read_text())
+    assert "peak MB" not in tables_gpu.measured(folder)
+    for race in found["races"].values():
+        race["sides"]["tdlm_fast"]["peak_mb"] = 1234.5
+    (folder / "kernels.json").write_text(json.dumps(found))
+    text = tables_gpu.measured(folder)
+    assert cells(text, "linear cross entropy").index("peak MB") == cells(text, "tiny |").index("1,234")
+
+
 def test_a_part_that_was_cut_off_takes_nothing_from_the_others(folder):
     (folder / "kernels.json").unlink()
     run = json.loads((folder / "step-tiny-diffusion.json").read_text())

@@ -13,7 +13,8 @@ TRAIN=${TRAIN:-}
 BENCH=${BENCH:-}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 : > "$OUT/parts.tsv"
-rm -rf "$OUT"/*.json "$OUT"/*.log "$OUT"/tiny-*  # of an earlier run: no table may mix the two
+# Of an earlier run: no table may mix the two.
+rm -rf "$OUT"/{step-tiny-diffusion,step-tiny-autoregressive,step-small-diffusion,kernels}.json "$OUT"/tiny-{diffusion,autoregressive}
 failed=0
 
 part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is left

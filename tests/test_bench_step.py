@@ -57,8 +57,12 @@ def test_the_benchmark_writes_its_figures(tiny, tmp_path, capsys):
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="bench/gpu.sh needs coreutils' timeout")
 def test_gpu_sh_keeps_what_was_computed(tmp_path):
-    """With no time for most parts it still ends, says how each part ended, and keeps the first ones' logs."""
+    """With no time for most parts it still ends, says how each part ended, and clears its own figures alone."""
+    (tmp_path / "out").mkdir()
+    for name in ("kernels.json", "step-cpu-diffusion.json"):
+        (tmp_path / "out" / name).write_text("{}")
     env = os.environ | {"OUT": str(tmp_path / "out"), "LIMIT": "4", "PY": sys.executable}
     done = subprocess.run(["bash", "bench/gpu.sh"], env=env, capture_output=True, text=True, timeout=120)
     parts = dict(line.split("\t")[::2] for line in (tmp_path / "out" / "parts.tsv").read_text().splitlines())
     assert done.returncode == 1 and parts["tests"] == "no time left" and "experiment-diffusion" in parts
+    assert not (tmp_path / "out" / "kernels.json").exists() and (tmp_path / "out" / "step-cpu-diffusion.json").exists()

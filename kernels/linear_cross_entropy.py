@@ -223,7 +223,8 @@ def linear_cross_entropy(
     if torch.autograd.forward_ad._current_level >= 0:
         raise RuntimeError("linear_cross_entropy has no forward-mode derivatives; use F.cross_entropy")
     device = h.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)  # 2.11 cannot trace that
+    autocast = has_autocast and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else h.dtype
     need_dh = torch.is_grad_enabled() and h.requires_grad
     fixed = token_weights is None or not token_weights.requires_grad

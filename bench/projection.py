@@ -44,7 +44,7 @@ class Chip(NamedTuple):
         return lce_plan.RATES[card][0] / self.flop_a_clock
 
 
-# RTX 3070 Ti Laptop, by its data sheet; H200, whose rate and bandwidth in RATES were measured.
+# RTX 3070 Ti Laptop, by its data sheet; H200, whose rate and bandwidth in RATES were reported, not measured here.
 CHIPS = {86: Chip("RTX 3070 Ti Laptop", 46, 512), 90: Chip("H200", 132, 4096)}
 
 

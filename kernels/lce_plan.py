@@ -23,7 +23,8 @@ SCRATCH_BYTES = (16 << 20) - 1  # a call at tiny holds no more beside its inputs
 MAX_SPLITS, FOLD_ROWS = 16, 256
 CHUNK_BYTES = 256 << 20  # of logits that the stored form holds at once
 STORED_BYTES = 12  # 2 each: it writes z, reads it twice, writes the gradient in its place, reads that for dh and for dw
-# Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, measured.
+# Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, reported
+# of an H200; nobody measured them here.
 RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (790e12, 4.3e12),
          100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
 

@@ -79,10 +79,11 @@ cuda_library = Extension(
     depends=["csrc/cuda/lce.h", "csrc/cuda/product.h"],
     optional=True,
 )
+ROOMS = ("comparison", "data", "evaluation", "runs", "sampling", "training")
 setup(
-    packages=["tdlm_fast", "tdlm_fast.kernels"],
+    packages=["tdlm_fast", "tdlm_fast.kernels", *(f"tdlm_fast.{room}" for room in ROOMS)],
     package_dir={"tdlm_fast.kernels": "kernels"},
-    package_data={"tdlm_fast": ["claims.json"]},
+    package_data={"tdlm_fast.comparison": ["claims.json"]},
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -3,8 +3,8 @@
 The step of tdlm_fast/captured.py runs under fake tensors (tdlm_fast/memory.py), and what reaches PyTorch's dispatcher
 is counted as the nodes of the CUDA graph that it becomes, kernels and cleared buffers: none for views and for memory
 that is only taken, one for most ops, more for those of MANY. Our ops count as what their launchers start (OURS), which
-tests/triton/test_launches.py counts again under Triton's interpreter. A product counts as one, though cuBLAS may cut it
-into two. Nobody has counted on a GPU.
+tests/kernels/triton/test_launches.py counts again under Triton's interpreter. A product counts as one, though cuBLAS
+may cut it into two. Nobody has counted on a GPU.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import torch
 
 from tdlm_fast import captured, config, memory
 from tdlm_fast.captured import DeviceSteps
-from tdlm_fast.kernels import lce_plan, order
+from tdlm_fast.kernels.ops import stable_sort as order
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 RESULTS = Path(__file__).parent / "results" / "launches.json"
 OBJECTIVES = ("diffusion", "autoregressive")

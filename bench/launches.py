@@ -3,8 +3,8 @@
 The step of training/cuda_graph.py runs under fake tensors (memory_estimate.py), and what reaches PyTorch's dispatcher
 is counted as the nodes of the CUDA graph that it becomes, kernels and cleared buffers: none for views and for memory
 that is only taken, one for most ops, more for those of MANY. Our ops count as what their launchers start (OURS), which
-tests/triton/test_launches.py counts again under Triton's interpreter. A product counts as one, though cuBLAS may cut it
-into two. Nobody has counted on a GPU.
+tests/kernels/triton/test_launches.py counts again under Triton's interpreter. A product counts as one, though cuBLAS
+may cut it into two. Nobody has counted on a GPU.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from unittest import mock
 import torch
 
 from tdlm_fast import config
-from tdlm_fast.kernels import lce_plan, order
+from tdlm_fast.kernels.ops import stable_sort as order
+from tdlm_fast.kernels.triton import tiles as lce_plan
 from tdlm_fast.training import cuda_graph, memory_estimate
 from tdlm_fast.training.cuda_graph import DeviceSteps
 

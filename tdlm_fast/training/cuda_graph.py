@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import batches, dataset
-from ..kernels.draw import draw
-from ..kernels.finish import record
+from ..kernels.ops.batch import draw
+from ..kernels.ops.step_scalars import record
 from .optimizer import learning_rate
 from .step import EagerSteps, backward, update
 

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import config as settings
 from ..data import dataset
-from ..kernels import lce_plan
+from ..kernels.triton import tiles as lce_plan
 from ..model import build_model
 from . import step
 from .cuda_graph import DeviceSteps
@@ -90,9 +90,9 @@ def as_on_gpu():
     """
     from importlib import import_module
 
-    from ..kernels import gpu
+    from ..kernels.triton import register as gpu
 
-    attention = import_module("tdlm_fast.kernels.attention")
+    attention = import_module("tdlm_fast.kernels.ops.attention")
     with (
         mock.patch.object(FakeTensor, "is_cuda", True, create=True),
         mock.patch.object(FakeTensor, "is_cpu", False, create=True),

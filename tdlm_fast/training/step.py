@@ -9,7 +9,7 @@ import torch
 
 from ..config import Config
 from ..data import batches, dataset
-from ..kernels.finish import clip_scale
+from ..kernels.ops.step_scalars import clip_scale
 from ..model import autocast
 from ..objective import OBJECTIVES, masked_tokens
 from .optimizer import learning_rate
@@ -97,7 +97,7 @@ class EagerSteps:
 
 def where(config: Config, split: dataset.Split, step: int) -> str:
     """Step, epoch, place and noise levels of a batch, for the error that stops on it."""
-    from ..kernels.corrupt import LEVELS, levels
+    from ..kernels.ops.corrupt import LEVELS, levels
 
     epoch, place = divmod(step, batches.steps_per_epoch(split, config.train.batch_size))
     text = f"the loss is not finite at step {step + 1} (epoch {epoch + 1}, batch {place + 1})"

@@ -21,50 +21,20 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tdlm_fast.kernels.ops.attention import _tile_fits, _turns_fit
-from tdlm_fast.kernels.ops.next_token import MAX_T
-from tdlm_fast.kernels.triton import (
-    attention as attention_triton,
-)
-from tdlm_fast.kernels.triton import (
-    batch as draw_triton,
-)
-from tdlm_fast.kernels.triton import (
-    corrupt as corrupt_triton,
-)
-from tdlm_fast.kernels.triton import (
-    embedding as embedding_triton,
-)
-from tdlm_fast.kernels.triton import (
-    linear_cross_entropy as lce_triton,
-)
-from tdlm_fast.kernels.triton import (
-    linear_cross_entropy_chunked as lce_stored,
-)
-from tdlm_fast.kernels.triton import (
-    matmul as product_triton,
-)
-from tdlm_fast.kernels.triton import (
-    next_token as next_token_triton,
-)
-from tdlm_fast.kernels.triton import (
-    register as gpu,
-)
-from tdlm_fast.kernels.triton import (
-    rms_norm as rms_norm_triton,
-)
-from tdlm_fast.kernels.triton import (
-    stable_sort as order_triton,
-)
-from tdlm_fast.kernels.triton import (
-    step_scalars as finish_triton,
-)
-from tdlm_fast.kernels.triton import (
-    swiglu as swiglu_triton,
-)
-from tdlm_fast.kernels.triton import (
-    tiles as lce_plan,
-)
+from tdlm_fast.kernels.ops.attention import tile_fits, turns_fit
+from tdlm_fast.kernels.triton import attention as attention_triton
+from tdlm_fast.kernels.triton import batch as draw_triton
+from tdlm_fast.kernels.triton import corrupt as corrupt_triton
+from tdlm_fast.kernels.triton import embedding as embedding_triton
+from tdlm_fast.kernels.triton import linear_cross_entropy as lce_triton
+from tdlm_fast.kernels.triton import linear_cross_entropy_chunked as lce_stored
+from tdlm_fast.kernels.triton import matmul as product_triton
+from tdlm_fast.kernels.triton import next_token as next_token_triton
+from tdlm_fast.kernels.triton import rms_norm as rms_norm_triton
+from tdlm_fast.kernels.triton import stable_sort as order_triton
+from tdlm_fast.kernels.triton import step_scalars as finish_triton
+from tdlm_fast.kernels.triton import swiglu as swiglu_triton
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -189,7 +159,7 @@ def corruption():
     drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "STEP_AT": i64}
     drawn |= dict.fromkeys(("seed", "step", "mask_token_id", "row_offset", "batch_rows"), "i32")
     listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "chunks": "i32"}
-    for T in (16, 128, corrupt_triton.CHUNK, gpu.MAX_T):
+    for T in (16, 128, corrupt_triton.CHUNK, lce_plan.MAX_T):
         for i, sampling in enumerate(corrupt_triton.SAMPLINGS):
             block, options = corrupt_triton.launch(T, sampling == "counts")
             if block < T:
@@ -203,11 +173,11 @@ def corruption():
 def attention(card: int):
     masks = {"VALID": "*u8", "SEGMENTS": "*i64", "KEY": "*i64"}
     for T, K in ((16, 64), (32, 32), (64, 32), (64, 64), (128, 16), (128, 32)):
-        if not _tile_fits(T, K, divmod(card, 10)):
+        if not tile_fits(T, K, divmod(card, 10)):
             continue
         launch = attention_triton.launch(T, K)
         options = {k: v for k, v in launch.items() if "BLOCK" not in k}
-        kinds = itertools.product((torch.bfloat16, torch.float16), (False, True), (False, True)[: 1 + _turns_fit(T, K)])
+        kinds = itertools.product((torch.bfloat16, torch.float16), (False, True), (False, True)[: 1 + turns_fit(T, K)])
         for dtype, masked, turned in kinds:
             of = f"{str(dtype)[6:]}, T {T}, K {K}{', causal, every mask' * masked}{', turned' * turned}"
             constants = {"HEAD_K": K, "CAUSAL": masked, "THRESHOLD": masked << 28}
@@ -264,7 +234,7 @@ def small():
     f32, i64, constants = "*fp32", "*i64", {"BLOCK": order_triton.BLOCK, "LOOK": order_triton.LOOK}
     types = {"KEYS": i64, "SORTED": "*i32", "ORDER": i64, "N": "i32"}
     yield "order of tokens", order_triton.rank_kernel, types, constants, order_triton.OPTIONS
-    for T in (16, 128, MAX_T):
+    for T in (16, 128, lce_plan.MAX_T):
         launch = next_token_triton.launch(T)
         types = dict.fromkeys(("READ", "X0", "SHIFTED", "ORDER", "TARGETS", "COUNT"), i64)
         types |= {"VALID": "*i1", "SEEN": "*i1", "N": "i32", "T": "i32", "start": "i32"}

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..dispatch import op, server
+
 CHUNK_BYTES = 256 << 20
 
 
@@ -28,11 +30,24 @@ def _logits(h: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
-def _count(n_rows: Tensor | None, N: int) -> int:
+def count(n_rows: Tensor | None, N: int) -> int:
+    """Return how many of N rows count, read from the device."""
     return N if n_rows is None else min(int(n_rows), N)
 
 
-@torch.library.custom_op("tdlm::lce_forward", mutates_args=())
+def check_shapes(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
+    """Raise ValueError where sizes do not fit: the kernels trust them, and the ops can be called directly."""
+    if (
+        h.dim() != 2
+        or not 0 < V <= len(weight)
+        or h.shape[1:] != weight.shape[1:]
+        or any(a.shape != h.shape[:1] for a in per_row)
+    ):
+        shapes = [tuple(a.shape) for a in (h, weight, *per_row)]
+        raise ValueError(f"shapes {shapes} with a vocabulary of {V} do not fit together")
+
+
+@op("tdlm::lce_forward")
 def lce_forward(
     h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype, need_dh: bool,
@@ -43,7 +58,7 @@ def lce_forward(
     nll, lse = h.new_zeros(N, dtype=acc), h.new_zeros(N, dtype=acc)
     dh = h.new_zeros(N if need_dh else 0, D)
     w = weight[:valid_vocab].to(dtype)
-    for i, j in _chunks(_count(n_rows, N), valid_vocab, acc.itemsize):
+    for i, j in _chunks(count(n_rows, N), valid_vocab, acc.itemsize):
         z = _logits(h[i:j], w, dtype)
         y = targets[i:j, None]
         lse[i:j] = torch.logsumexp(z, -1)
@@ -61,7 +76,7 @@ def _(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
     return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
 
 
-@torch.library.custom_op("tdlm::lce_backward_weight", mutates_args=())
+@op("tdlm::lce_backward_weight")
 def lce_backward_weight(
     h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -69,7 +84,7 @@ def lce_backward_weight(
     """dW (V, D), recomputing the probabilities from lse; grad (N,) is the upstream gradient of nll."""
     dw = torch.zeros_like(weight, dtype=lse.dtype)
     w = weight[:valid_vocab].to(dtype)
-    for i, j in _chunks(_count(n_rows, h.shape[0]), valid_vocab, lse.element_size()):
+    for i, j in _chunks(count(n_rows, h.shape[0]), valid_vocab, lse.element_size()):
         p = _logits(h[i:j], w, dtype).sub_(lse[i:j, None]).exp_()
         p.scatter_add_(1, targets[i:j, None], p.new_full((j - i, 1), -1.0))
         p.mul_(grad[i:j, None])
@@ -82,7 +97,7 @@ def _(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     return torch.empty_like(weight)
 
 
-@torch.library.custom_op("tdlm::lce_backward_rows", mutates_args=())
+@op("tdlm::lce_backward_rows")
 def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
     """dh (N, D) for the upstream gradients grad (N,) of nll; 0 past the count, whatever grad is there."""
     if n_rows is not None:
@@ -127,7 +142,7 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
 lce_forward.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("tdlm::lce_sum", mutates_args=())
+@op("tdlm::lce_sum")
 def lce_sum(
     h: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -181,12 +196,13 @@ def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
 lce_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
 
 
-def _sums_in_forward(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    if not h.is_cuda or torch.compiler.is_compiling():  # which has no use for what the GPU at hand can do
+def _sums_in_forward(h, weight, targets, n_rows, V: int, dtype: torch.dtype) -> bool:
+    """Whether the loss and both gradients are made at once: always on the CPU, else by the backend of lce_forward."""
+    if not h.is_cuda or torch.compiler.is_compiling():  # compiled code must not depend on the GPU at hand
         return h.is_cpu
-    from ..triton import register as gpu
-
-    return gpu.sums_in_forward(h, weight, dtype)
+    at_once = server(lce_sum, h, weight, targets, None, n_rows, V, dtype)
+    forward = server(lce_forward, h, weight, targets, n_rows, V, dtype, True)
+    return at_once is not None and forward is not None and at_once.backend == forward.backend
 
 
 def linear_cross_entropy(
@@ -215,7 +231,7 @@ def linear_cross_entropy(
     if targets.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"targets are {targets.dtype}; they must be int64 or int32")
     if targets.is_cpu and not torch.compiler.is_compiling():  # a compiled caller does not branch on data
-        live = targets if n_rows is None else targets[: _count(n_rows, len(targets))]
+        live = targets if n_rows is None else targets[: count(n_rows, len(targets))]
         if len(live) and not 0 <= live.min() <= live.max() < V:
             raise ValueError(f"targets reach from {live.min()} to {live.max()}; they must lie in 0..{V - 1}")
     if token_weights is not None and token_weights.shape != targets.shape:
@@ -231,7 +247,7 @@ def linear_cross_entropy(
     # Gradients before the upstream factor may not fit in fp16, whose loss is scaled for that very reason.
     fits = torch.float16 not in (h.dtype, weight.dtype)
     known = reduction == "sum" and need_dh and weight.requires_grad and fixed and fits
-    if known and _sums_in_forward(h, weight, dtype):  # three products, not four
+    if known and _sums_in_forward(h, weight, targets, n_rows, V, dtype):  # three products, not four
         g = h.new_ones(len(h), dtype=torch.float32) if token_weights is None else token_weights
         return lce_sum(h, weight, targets, g, n_rows, V, dtype)[0]
     nll = lce_forward(h, weight, targets, n_rows, V, dtype, need_dh)[0]

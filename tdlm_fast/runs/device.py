@@ -20,9 +20,9 @@ def kernels():
 
 def tell_missing(device: torch.device) -> None:
     """One line where the device's kernels are not there, on stderr: what was lost and how to get it."""
-    native = kernels().native
-    if device.type == "cpu" and native._why_missing:
-        print(f"NOTE: no native CPU kernels, so this runs many times slower: {native._why_missing}", file=sys.stderr)
+    why = kernels().cpu.library.missing()
+    if device.type == "cpu" and why:
+        print(f"NOTE: no native CPU kernels, so this runs many times slower: {why}", file=sys.stderr)
 
 
 def pick_device(name: str) -> torch.device:
@@ -47,6 +47,6 @@ def versions(device: torch.device) -> dict:
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     threads = ""
     if device.type == "cpu":
-        threads = f", {torch.get_num_threads()} threads, {kernels().native.describe()}"
+        threads = f", {torch.get_num_threads()} threads, {kernels().cpu.library.describe()}"
     names["python"] = platform.python_version()
     return {"device": f"{device.type} ({chip}{threads})", "versions": names}

@@ -1,17 +1,14 @@
 """Kernels against known answers and against plain torch in fp64."""
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tdlm_fast.kernels import corrupt, linear_cross_entropy
-from tdlm_fast.kernels.cuda import library as native_cuda
+from tdlm_fast.kernels.ops import linear_cross_entropy as head
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_forward, lce_sum
 from tdlm_fast.kernels.philox import philox4x32
 from tdlm_fast.kernels.schedules import SCHEDULES
-from tdlm_fast.kernels.triton import register as gpu
 
 RANDOM123 = [  # kat_vectors of Random123, philox4x32 10
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -78,7 +75,7 @@ def problem(N, D, V, dtype=torch.float64):
 @pytest.mark.parametrize("shape", [(1, 16, 11), (37, 24, 101), (130, 64, 1003)])
 @pytest.mark.parametrize("chunk_bytes", [1 << 12, 1 << 28])
 def test_linear_cross_entropy_is_the_cross_entropy_of_the_logits(shape, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(sys.modules[lce_forward._init_fn.__module__], "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
     h, w, y, weights = problem(*shape)
     V, n = shape[2] - 3, max(1, shape[0] - 5)
     live = torch.arange(shape[0]) < n
@@ -138,26 +135,3 @@ def test_a_compiled_caller_is_one_graph(reduction):
     (a, *da), (b, *db) = ((v, *torch.autograd.grad(v, (h, w))) for v in (compiled(h), loss(h)))
     for found, expected in zip((a, *da), (b, *db), strict=True):
         torch.testing.assert_close(found, expected)
-
-
-def test_the_doctor_says_what_serves_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(gpu, "_hardware", lambda device: (86, 46))
-    monkeypatch.setattr(gpu, "missing", lambda: "")
-    found = gpu.served()
-    assert found["corrupt"] == "Triton; with sampling=counts past 4096 tokens a row the torch reference"
-    assert found["swiglu"] == "Triton"
-    monkeypatch.setattr(gpu, "missing", lambda: "Triton is not installed")
-    assert gpu.served()["corrupt"].startswith("torch references") and gpu.served()["rms_norm"] == "PyTorch"
-
-
-@pytest.mark.parametrize("backend, said", [
-    ("native", "native CUDA serves the head on the GPU, torch references the rest. Triton is not installed"),
-    ("none", "the torch references run on the GPU. Triton is not installed"),
-])  # fmt: skip
-def test_the_warning_without_triton_names_what_runs(monkeypatch, backend, said):
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(native_cuda, "backend", backend)
-    with pytest.warns(UserWarning, match=said):
-        gpu.missing.__wrapped__()

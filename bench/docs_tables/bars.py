@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tdlm_fast.charts import STYLE, WIDTH
 
-HEIGHT, GAP, LETTER = 15, 4, 5.9  # of a bar, below it, and the width of a letter
+HEIGHT, GAP, LETTER = 15, 4, 6.2  # of a bar, below it, and the width of a letter
 
 
 class Bar(NamedTuple):

@@ -179,7 +179,7 @@ def limits_picture(folder: Path = GPU) -> str:
                 Bar(name, row["ms"], f"{row['ms'] * 1e3:,.0f} µs", 1, row.get("limit_ms", 0.0))
                 for name, row in zip(names, run["profile"], strict=True)
             ]
-    return bars("Ops of a training step, and in dark the limit of each", groups) if groups else ""
+    return bars("Ops of a training step, and inside each bar its limit", groups) if groups else ""
 
 
 TABLES = {

@@ -1,4 +1,4 @@
-"""The head with fp16 sums, rounded as a tensor core rounds: nearer to fp64 than bf16 products, and not exact."""
+"""The head with fp16 sums, rounded as a tensor core rounds: nearer to fp64 than bf16 products, but not exact."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What bench/race/ops.py races computes the same thing, and what cannot run here says why."""
+"""The sides of bench/race/ops.py compute the same thing, and sides that cannot run here name the reason."""
 
 import enum
 import sys

@@ -1,4 +1,4 @@
-"""The projected step: every launch is in it, charged what it moves and makes, and the file is what the code gives."""
+"""The projected step charges every launch for its bytes and products, and the file holds what the code gives."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def test_diffusion_is_charged_half_the_heads_rows():
 
 @pytest.mark.parametrize("card", projection.CHIPS)
 def test_the_heads_mix_is_that_of_the_compiled_loops(card):
-    """Tile by tile: the products of two matrix products, and an exp a logit (a few more for the running maximum)."""
+    """Tile by tile: the products of two matrix products, and one exp per logit (a few more for the running maximum)."""
     for title, found in FILE["cards"][str(card)]["head"].items():
         half = title != "bf16"
         if triton.__version__ == FILE["triton"]:

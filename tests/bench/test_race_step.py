@@ -1,4 +1,4 @@
-"""The step of plain PyTorch that ours is compared with is the same training step; the benchmark and gpu.sh run."""
+"""The step of plain PyTorch in the race is the same training step as ours; the benchmark and gpu.sh run."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_the_benchmark_writes_its_figures(tiny, tmp_path, capsys):
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="bench/gpu.sh needs coreutils' timeout")
 def test_gpu_sh_keeps_what_was_computed(tmp_path):
-    """With no time for most parts it still ends, says how each part ended, and clears its own figures alone."""
+    """With no time for most parts it still ends, lists how each part ended, and clears only its own figures."""
     (tmp_path / "out").mkdir()
     for name in ("kernels.json", "step-cpu-diffusion.json"):
         (tmp_path / "out" / name).write_text("{}")

@@ -1,4 +1,4 @@
-"""README, docs and configs hold what bench/results says, and the page of the kept comparison holds its parts."""
+"""README, docs and configs hold the figures of bench/results, and the page of the kept comparison holds its parts."""
 
 import json
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""The compiled kernels: nothing spills, shared memory fits, and bench/results/resources.json says what is compiled."""
+"""The compiled kernels do not spill, their shared memory fits, and resources.json holds what the compiler gives."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from bench.without_gpu import resources
 from tdlm_fast.kernels import lce_plan
 
 if not resources.RESULTS.exists():
-    pytest.skip("bench/results/resources.json is yet to be written (make resources)", allow_module_level=True)
+    pytest.skip("bench/results/resources.json is missing (make resources)", allow_module_level=True)
 
 FILE = json.loads(resources.RESULTS.read_text())
 OLDER = json.loads(resources.RESULTS.with_name("resources-older.json").read_text())  # the Triton of PyTorch 2.11

@@ -25,7 +25,7 @@ def test_steps_of_a_straight_curve_are_its_triangles():
     np.testing.assert_allclose(found["excess"], [[3, 3, 3], [0, 0, 0]], atol=1e-12)
     assert bench.spread(found["excess"][0]) == pytest.approx(0)
     one = bench.steps_of(straight, list(range(T - 1, -1, -1)))
-    np.testing.assert_allclose(one["excess"], 0, atol=1e-12)  # one token a step loses nothing
+    np.testing.assert_allclose(one["excess"], 0, atol=1e-12)  # one token per step loses nothing
 
 
 def test_fisher_rao_steps_are_equal_under_cosine_only():

@@ -1,4 +1,4 @@
-"""The launches of a training step: what bench/results/launches.json holds is what the step makes, and no more."""
+"""The launches of a training step are those of bench/results/launches.json, and do not become more."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from bench.without_gpu import launches
 
 FILE = json.loads(launches.RESULTS.read_text())
-MOST = {"diffusion": 98, "autoregressive": 98}  # a change that needs more says here why
+MOST = {"diffusion": 98, "autoregressive": 98}  # a change that needs more gives the reason here
 
 
 @pytest.mark.parametrize("objective", launches.OBJECTIVES)

@@ -1,4 +1,4 @@
-"""What a call of a step is charged, and what an op of it cannot be faster than."""
+"""The bytes and products that a call of a step is charged, and the least time of each op."""
 
 import types
 

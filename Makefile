@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-.venv/ready: pyproject.toml setup.py $(wildcard csrc/cpu/* csrc/cuda/*)
+.venv/ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	$(if $(CLEAR),,test -x $(PY) || )$(PYTHON) -m venv $(CLEAR).venv
 	$(PY) -m pip install -q "$(TORCH)" setuptools wheel numpy
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
@@ -22,8 +22,8 @@ ifneq ($(or $(call chosen,python),$(PYTHON)),$(PYTHON))
 CLEAR := --clear #
 .venv/ready: FORCE
 endif
-ifneq ($(and $(wildcard kernels/native.py),$(shell command -v c++ g++ clang++)),)  # a compiler that came later
-ifeq ($(wildcard kernels/_native.*),)
+ifneq ($(and $(wildcard kernels/cpu/library.py),$(shell command -v c++ g++ clang++)),)  # a compiler that came later
+ifeq ($(wildcard kernels/cpu/_native.*),)
 .venv/ready: FORCE
 endif
 endif
@@ -39,9 +39,9 @@ lint: .venv/ready  ## ruff
 	$(PY) -m ruff check .
 
 test-gpu: .venv/ready  ## the tests of everything that runs on a GPU, then the Triton kernels under compute-sanitizer
-	$(PY) -m pytest -q tests/triton tests/test_captured.py tests/test_attention.py tests/test_cuda_source.py
+	$(PY) -m pytest -q tests/kernels/triton tests/test_captured.py tests/kernels/ops/test_attention.py tests/kernels/cuda
 	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
-		--error-exitcode 9 $(PY) -m pytest -q -x tests/triton; else echo 'no compute-sanitizer on the PATH'; fi
+		--error-exitcode 9 $(PY) -m pytest -q -x tests/kernels/triton; else echo 'no compute-sanitizer on the PATH'; fi
 
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
 	$(PY) -m pytest -q bench/race/ops.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
@@ -61,10 +61,10 @@ sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSa
 	TDLM_CUDA_ARCHS=none CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		.venv/bin/pytest -q tests/test_native.py tests/test_native_attention.py tests/test_native_rows.py
+		.venv/bin/pytest -q tests/kernels/cpu
 
 fuzz: .venv/ready  ## shapes, counts, magnitudes and targets at random into the CPU kernels: TDLM_FUZZ examples
-	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/test_native.py -k hostile
+	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/kernels/cpu -k hostile
 
 .PHONY: FORCE fuzz help train test test-gpu lint bench resources resources-cuda report sanitize
 .DEFAULT_GOAL := help

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from . import data
 from .config import Config
-from .kernels.draw import draw
-from .kernels.finish import record
+from .kernels.ops.batch import draw
+from .kernels.ops.step_scalars import record
 from .optim import learning_rate
 from .step import EagerSteps, backward, update
 

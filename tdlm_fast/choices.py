@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .kernels import linear_cross_entropy
-from .kernels.corrupt import random_subsets
+from .kernels.ops.corrupt import random_subsets
 from .kernels.philox import STREAM_TIME, random_words
 from .objective import next_token_inputs
 from .tasks import Question

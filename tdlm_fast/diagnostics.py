@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .data import Split
 from .kernels import linear_cross_entropy
-from .kernels.attention import rotate
-from .kernels.corrupt import random_subsets
+from .kernels.ops.attention import rotate
+from .kernels.ops.corrupt import random_subsets
 from .kernels.philox import STREAM_SAMPLE, random_words
 from .likelihood import scoring
 from .objective import next_token_inputs

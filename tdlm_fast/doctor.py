@@ -56,7 +56,7 @@ def versions(device: torch.device) -> dict:
 def serving(device: torch.device) -> dict[str, str]:
     """Op -> what serves it on that device at the size of configs/tiny.yaml, in bf16."""
     k = kernels()
-    from .kernels.attention import HAS_TRITON, backend
+    from .kernels.ops.attention import HAS_TRITON, backend
 
     q = torch.empty(1, 4, 128, 16, dtype=torch.bfloat16, device=device)
     which = backend(q, masked=True)

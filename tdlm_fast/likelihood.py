@@ -21,7 +21,7 @@ from torch import Tensor
 from .config import NonFinite
 from .data import Split
 from .kernels import linear_cross_entropy
-from .kernels.corrupt import random_subsets
+from .kernels.ops.corrupt import random_subsets
 from .kernels.philox import STREAM_SAMPLE, STREAM_TIME, random_words
 from .objective import next_token_nll
 

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import config as settings
 from . import data, step
 from .captured import DeviceSteps
-from .kernels import lce_plan
+from .kernels.triton import tiles as lce_plan
 from .optim import adamw
 from .verb import verb
 
@@ -91,9 +91,9 @@ def as_on_gpu():
     """
     from importlib import import_module
 
-    from .kernels import gpu
+    from .kernels.triton import register as gpu
 
-    attention = import_module("tdlm_fast.kernels.attention")
+    attention = import_module("tdlm_fast.kernels.ops.attention")
     with (
         mock.patch.object(FakeTensor, "is_cuda", True, create=True),
         mock.patch.object(FakeTensor, "is_cpu", False, create=True),

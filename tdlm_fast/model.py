@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import add_rms_norm, attention, embedding, swiglu
-from .kernels.attention import rotate
-from .kernels.cast import cast
+from .kernels.ops.attention import rotate
+from .kernels.ops.foreach_cast import cast
 
 
 def _narrowed(x: Tensor, *layers: nn.Linear) -> list:

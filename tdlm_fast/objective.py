@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .kernels import Corruption, corrupt, linear_cross_entropy, take_rows
-from .kernels.next_token import next_token, next_token_inputs
+from .kernels.ops.next_token import next_token, next_token_inputs
 from .kernels.philox import STREAM_TOKEN, random_words
 from .kernels.schedules import mask_probability
 

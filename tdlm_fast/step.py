@@ -9,7 +9,7 @@ import torch
 
 from . import data
 from .config import Config
-from .kernels.finish import clip_scale
+from .kernels.ops.step_scalars import clip_scale
 from .likelihood import autocast
 from .model import Model
 from .objective import OBJECTIVES, masked_tokens
@@ -108,7 +108,7 @@ class EagerSteps:
 
 def where(config: Config, split: data.Split, step: int) -> str:
     """Step, epoch, place and noise levels of a batch, for the error that stops on it."""
-    from .kernels.corrupt import LEVELS, levels
+    from .kernels.ops.corrupt import LEVELS, levels
 
     epoch, place = divmod(step, data.steps_per_epoch(split, config.train.batch_size))
     text = f"the loss is not finite at step {step + 1} (epoch {epoch + 1}, batch {place + 1})"

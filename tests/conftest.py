@@ -75,7 +75,7 @@ def enumerated_bound(model, row):
 @pytest.fixture
 def references():
     """The torch references and PyTorch's own attention instead of the native CPU kernels."""
-    from tdlm_fast.kernels import native
+    from tdlm_fast.kernels.cpu import library as native
 
     native.use("none")
     yield

@@ -15,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tdlm_fast import captured, data, memory, step, train
 from tdlm_fast import config as settings
 from tdlm_fast.captured import DeviceData, DeviceSteps
-from tdlm_fast.kernels import lce_plan, linear_cross_entropy, native_cuda
-from tdlm_fast.kernels.corrupt import SAMPLINGS
+from tdlm_fast.kernels import linear_cross_entropy
+from tdlm_fast.kernels.cuda import library as native_cuda
+from tdlm_fast.kernels.ops.corrupt import SAMPLINGS
 from tdlm_fast.kernels.schedules import SCHEDULES
+from tdlm_fast.kernels.triton import tiles as lce_plan
 from tdlm_fast.objective import LOSS_WEIGHTS
 from tdlm_fast.optim import adamw
 from tdlm_fast.step import EagerSteps
@@ -205,7 +207,7 @@ def test_gradients_that_a_gpu_scales_in_place_are_right_and_can_be_taken_again(f
     h, w = torch.randn(40, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
     y, weights = torch.randint(300, (40,)), torch.rand(40)
     truth = torch.autograd.grad(factor * linear_cross_entropy(h, w, y, weights), (h, w))
-    monkeypatch.setattr(sys.modules["tdlm_fast.kernels.linear_cross_entropy"], "_unread", lambda grad: True)
+    monkeypatch.setattr(sys.modules["tdlm_fast.kernels.ops.linear_cross_entropy"], "_unread", lambda grad: True)
     loss = factor * linear_cross_entropy(h, w, y, weights)
     for keep in (True, True, False):
         found = torch.autograd.grad(loss, (h, w), retain_graph=keep)

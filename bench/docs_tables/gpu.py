@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.docs_tables import claims, cpu
 from bench.docs_tables.bars import Bar, bars
 from bench.docs_tables.results import OBJECTIVES, RESULTS, read, table
-from tdlm_fast.kernels import lce_plan
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 GPU = RESULTS / "gpu"  # where bench/gpu.sh writes
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from bench.race.cases import Attention, Corrupt, Embed, Gate, Lce, Norm, Update
 from tdlm_fast import config as settings
 from tdlm_fast import optim, step
 from tdlm_fast.kernels import add_rms_norm, attention, corrupt, embedding, linear_cross_entropy, swiglu
-from tdlm_fast.kernels.attention import attention_ref
-from tdlm_fast.kernels.cases import Attention, Corrupt, Embed, Gate, Lce, Norm, Update
-from tdlm_fast.kernels.corrupt import corrupt_ref
-from tdlm_fast.kernels.rms_norm import rms_norm_ref
+from tdlm_fast.kernels.ops.attention import attention_ref
+from tdlm_fast.kernels.ops.corrupt import corrupt_ref
+from tdlm_fast.kernels.ops.rms_norm import rms_norm_ref
 
 
 class Absent(Exception):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tdlm_fast import data
-from tdlm_fast.kernels.attention import rotate
+from tdlm_fast.kernels.ops.attention import rotate
 from tdlm_fast.likelihood import autocast
 from tdlm_fast.model import Block, Model
 

@@ -77,7 +77,7 @@ class Side:
         self.per_step = 0
         tokenizer, kwargs = corpus.tokenizer, dict(steps=1_000_000)
         if name in PLAIN:
-            model = _plain_model(config, tokenizer).to(device).train()
+            model = plain_model(config, tokenizer).to(device).train()
             options = PLAIN[name]
             optimizer = adamw(model, config.optim)
             self.steps = PlainSteps(model, optimizer, self.split, config, tokenizer.start_token_id, **options)
@@ -108,7 +108,7 @@ class Side:
         return found[-1]["loss"], statistics.mean(o["loss_tokens"] for o in found)
 
 
-def _plain_model(config, tokenizer):
+def plain_model(config, tokenizer):
     """step.build_model, with the model of bench/race/plain.py."""
     real, step.Model = step.Model, PlainModel
     try:

@@ -18,7 +18,8 @@ import torch
 
 from tdlm_fast import captured, config, memory
 from tdlm_fast.captured import DeviceSteps
-from tdlm_fast.kernels import lce_plan, order
+from tdlm_fast.kernels.ops import stable_sort
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 RESULTS = Path(__file__).parent.parent / "results" / "launches.json"
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -77,7 +78,7 @@ OURS = {
     "add_rms_norm_backward": lambda *_: 2,
     "swiglu": lambda *_: 1,
     "swiglu_backward": lambda *_: 1,
-    "stable_order": lambda keys, bound: 1 if order.serves(len(keys), bound) else 1 + _sort(keys.int()),
+    "stable_order": lambda keys, bound: 1 if stable_sort.serves(len(keys), bound) else 1 + _sort(keys.int()),
     "embedding_backward": lambda dx, tokens, rows: 3 + OURS["stable_order"](tokens.flatten(), rows),
     "put_rows": lambda *_: 2,
     "next_token": lambda *_: 1,

@@ -24,7 +24,7 @@ import triton
 from bench.without_gpu import launches
 from bench.without_gpu.resources import compiled, kernels, tool
 from bench.without_gpu.work import Work, on_card
-from tdlm_fast.kernels import lce_plan
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 RESULTS = Path(__file__).parent.parent / "results" / "projection.json"
 FLOOR_US = 2.5

@@ -1,6 +1,6 @@
 """Compile every Triton kernel for each card and read its resources: `python -m bench.without_gpu.resources`.
 
-No GPU is needed (`make resources` runs it). Every kernel that lce_plan.configurations can launch is compiled for sm_80
+No GPU is needed (`make resources` runs it). Every kernel that tiles.configurations can launch is compiled for sm_80
 to sm_120 with all its arguments, for widths that are multiples of 16 and for others. Besides: corruption for some
 padded lengths; attention for some tiles, with no mask and with every mask, with and without rotary positions; the norm,
 the gate and the embedding's gradient for some widths; and the small kernels around them. Registers, shared memory and
@@ -21,24 +21,24 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tdlm_fast.kernels import (
-    attention_triton,
-    corrupt_triton,
-    draw_triton,
-    embedding_triton,
-    finish_triton,
-    gpu,
-    lce_plan,
-    lce_stored,
-    lce_triton,
-    next_token_triton,
-    order_triton,
-    product_triton,
-    rms_norm_triton,
-    swiglu_triton,
+from tdlm_fast.kernels.ops.attention import _tile_fits, _turns_fit
+from tdlm_fast.kernels.ops.next_token import MAX_T
+from tdlm_fast.kernels.triton import (
+    attention,
+    batch,
+    corrupt,
+    embedding,
+    linear_cross_entropy,
+    linear_cross_entropy_chunked,
+    matmul,
+    next_token,
+    register,
+    rms_norm,
+    stable_sort,
+    step_scalars,
+    swiglu,
+    tiles,
 )
-from tdlm_fast.kernels.attention import _tile_fits, _turns_fit
-from tdlm_fast.kernels.next_token import MAX_T
 
 RESULTS = Path(__file__).parent.parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -87,12 +87,12 @@ def resources(kernel, card: int, warps: int) -> dict:
 
 def kernels(card: int):
     """Yield (name, kernel, types, constants, options) of everything that is launched on a card."""
-    yield from head(card)
-    yield from corruption()
-    yield from attention(card)
-    yield from embedding()
-    yield from rows()
-    yield from small()
+    yield from head_kernels(card)
+    yield from corruption_kernels()
+    yield from attention_kernels(card)
+    yield from embedding_kernels()
+    yield from row_kernels()
+    yield from small_kernels()
 
 
 def gradients(title: str, x: str) -> list[tuple[str, str]]:
@@ -100,38 +100,39 @@ def gradients(title: str, x: str) -> list[tuple[str, str]]:
     return [(title, "*fp32")] + ([] if x == "*fp32" else [(f"{title}, of 16 bits", x)])
 
 
-def head(card: int):
-    for name, of, tiles in lce_plan.configurations(card):
+def head_kernels(card: int):
+    for name, of, tile in tiles.configurations(card):
         x, half = POINTER[of["dtype"]], of["half_sums"]
         types = {"H": x, "W": x, "N_ROWS": "*i64", "N": "i32", "V": "i32", "D": "i32"}
-        constants = {"BLOCK_N": tiles.rows, "BLOCK_V": tiles.vocab, "BLOCK_D": of["block_d"], "HALF_SUMS": half}
+        constants = {"BLOCK_N": tile.rows, "BLOCK_V": tile.vocab, "BLOCK_D": of["block_d"], "HALF_SUMS": half}
         scaled = {"GMAX": "*fp32"} if of["dtype"] == torch.float16 else {}
         title = f"{str(of['dtype'])[6:]}{', fp16 sums' if half else ''}, D {of['block_d']}"
         title += ", odd width" * of["odd_width"]
         if name == "forward":
             types |= {"M": "*fp32", "L": "*fp32"} | ({"ACC": "*fp32"} if of["need_dh"] else {})
-            constants |= {"NEED_DH": of["need_dh"], "MAX_SPLITS": lce_plan.MAX_SPLITS, "PEELED": tiles.peeled}
+            constants |= {"NEED_DH": of["need_dh"], "MAX_SPLITS": tiles.MAX_SPLITS, "PEELED": tile.peeled}
             title = f"forward{'' if of['need_dh'] else ' without dh'}, {title}"
-            yield title, lce_triton.forward_kernel, types, constants, tiles.options
+            yield title, linear_cross_entropy.forward_kernel, types, constants, tile.options
             out = {"Y": "*i64", "NLL": "*fp32", "LSE": "*fp32", "programs": "i32"}
-            constants = {k: v for k, v in constants.items() if k in lce_triton.combine_kernel.arg_names}
+            constants = {k: v for k, v in constants.items() if k in linear_cross_entropy.combine_kernel.arg_names}
             constants |= {"ROWS": of["combine_rows"]}
             for name, dh in gradients(f"combine of {title}", x)[: 2 if of["need_dh"] else 1]:
                 more = out | ({"DH": dh} if of["need_dh"] else {})
-                yield name, lce_triton.combine_kernel, types | more, constants, lce_plan.SMALL
+                yield name, linear_cross_entropy.combine_kernel, types | more, constants, tiles.SMALL
         else:
             types |= {"SHIFT": "*fp32", "GS": "*fp32", "CODE": "*i32", "rows_of_w": "i32"} | scaled
             constants |= {"HEADROOM": of["headroom"]}
             for name, dw in gradients(f"weight, {title}", x):
-                yield name, lce_triton.weight_kernel, types | {"DW": dw}, constants, tiles.options
+                yield name, linear_cross_entropy.weight_kernel, types | {"DW": dw}, constants, tile.options
     f32, i64 = "*fp32", "*i64"
     per_row = {"Y": i64, "LSE": f32, "G": f32, "N_ROWS": i64, "N": "i32"}
     types = per_row | {"GMAX": f32, "SHIFT": f32, "GS": f32, "CODE": "*i32", "padded": "i32"}
-    constants = {"HEADROOM": 12, "ROWS": lce_plan.FOLD_ROWS}
-    yield "fold", lce_triton.fold_kernel, types, constants, lce_plan.SMALL
+    constants = {"HEADROOM": 12, "ROWS": tiles.FOLD_ROWS}
+    yield "fold", linear_cross_entropy.fold_kernel, types, constants, tiles.SMALL
     for (dtype, x), D in itertools.product(POINTER.items(), (16, 64, 1024)):
         types = {"DH": x, "OUT": x, "G": f32, "N_ROWS": i64, "N": "i32", "D": "i32"}
-        yield f"rows, {str(dtype)[6:]}, D {D}", lce_triton.rows_kernel, types, lce_triton.rows_launch(D), lce_plan.SMALL
+        kernel, constants = linear_cross_entropy.rows_kernel, linear_cross_entropy.rows_launch(D)
+        yield f"rows, {str(dtype)[6:]}, D {D}", kernel, types, constants, tiles.SMALL
     yield from stored(card)
 
 
@@ -140,13 +141,14 @@ def stored(card: int):
     for dtype, x in POINTER.items():
         name, scaled = str(dtype)[6:], {"GMAX": f32} if dtype == torch.float16 else {}
         types = {"Z": x, "Y": i64, "N_ROWS": i64, "LSE": f32, "first": "i32", "N": "i32", "V": "i32", "apart": "i32"}
-        constants = {"HEADROOM": lce_stored.HEADROOM, "BLOCK": lce_stored.BLOCK}
+        constants = {"HEADROOM": linear_cross_entropy_chunked.HEADROOM, "BLOCK": linear_cross_entropy_chunked.BLOCK}
         for of, more in (("softmax", {"NLL": f32}), ("softmax of a sum", {"NLL": f32, "G": f32} | scaled)):
-            kernel = lce_stored.softmax_kernel
-            yield f"{of}, {name}", kernel, types | more, constants | {"WRITE": True}, lce_plan.SMALL
-        yield f"weigh, {name}", lce_stored.weigh_kernel, types | {"G": f32} | scaled, constants, lce_plan.SMALL
-        for of, one in zip(lce_plan.PRODUCTS, (("a_k", "b_k"), ("a_k", "b_n"), ("a_m", "b_n")), strict=True):
-            plan = lce_plan.product(card, dtype, of)
+            kernel = linear_cross_entropy_chunked.softmax_kernel
+            yield f"{of}, {name}", kernel, types | more, constants | {"WRITE": True}, tiles.SMALL
+        kernel = linear_cross_entropy_chunked.weigh_kernel
+        yield f"weigh, {name}", kernel, types | {"G": f32} | scaled, constants, tiles.SMALL
+        for of, one in zip(tiles.PRODUCTS, (("a_k", "b_k"), ("a_k", "b_n"), ("a_m", "b_n")), strict=True):
+            plan = tiles.product(card, dtype, of)
             types = {"A": x, "B": x, "C": x if of == "logits" else f32, "N_ROWS": i64}
             types |= dict.fromkeys(("first", "rows", "M", "N", "K", "c_m", "c_part"), "i32")
             types |= {"K" if of == "logits" else "N": "i32:16"}  # D
@@ -154,32 +156,32 @@ def stored(card: int):
             constants = {"OF": of, "BLOCK_M": plan.m, "BLOCK_N": plan.n, "BLOCK_K": plan.k} | dict.fromkeys(one, 1)
             for add in (False, True)[: 1 + (of == "towards_w")]:
                 title = f"{of.replace('_', ' ')}{', added' * add}, {name}"
-                yield title, product_triton.product_kernel, types, constants | {"ADD": add}, plan.options
+                yield title, matmul.product_kernel, types, constants | {"ADD": add}, plan.options
 
 
-def corruption():
+def corruption_kernels():
     f32, i64 = "*fp32", "*i64"
     buffers = {"X0": i64, "MASKED": "*i1", "WEIGHTS": f32, "HOW_MANY": "*i32", "T": "i32"}
     drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "STEP_AT": i64}
     drawn |= dict.fromkeys(("seed", "step", "mask_token_id", "row_offset", "batch_rows"), "i32")
     listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "chunks": "i32"}
-    for T in (16, 128, corrupt_triton.CHUNK, gpu.MAX_T):
-        for i, sampling in enumerate(corrupt_triton.SAMPLINGS):
-            block, options = corrupt_triton.launch(T, sampling == "counts")
+    for T in (16, 128, corrupt.CHUNK, register.MAX_T):
+        for i, sampling in enumerate(corrupt.SAMPLINGS):
+            block, options = corrupt.launch(T, sampling == "counts")
             if block < T:
                 continue
             constants = {"SAMPLING": i, "BLOCK_T": block}
-            yield f"mask, {sampling}, T {T}", corrupt_triton.mask_kernel, buffers | drawn, constants, options
-        constants = {"BLOCK_T": block, "BLOCK_C": corrupt_triton.BLOCK_C}  # of the last, counts
-        yield f"compact, T {T}", corrupt_triton.compact_kernel, buffers | listed, constants, options
+            yield f"mask, {sampling}, T {T}", corrupt.mask_kernel, buffers | drawn, constants, options
+        constants = {"BLOCK_T": block, "BLOCK_C": corrupt.BLOCK_C}  # of the last, counts
+        yield f"compact, T {T}", corrupt.compact_kernel, buffers | listed, constants, options
 
 
-def attention(card: int):
+def attention_kernels(card: int):
     masks = {"VALID": "*u8", "SEGMENTS": "*i64", "KEY": "*i64"}
     for T, K in ((16, 64), (32, 32), (64, 32), (64, 64), (128, 16), (128, 32)):
         if not _tile_fits(T, K, divmod(card, 10)):
             continue
-        launch = attention_triton.launch(T, K)
+        launch = attention.launch(T, K)
         options = {k: v for k, v in launch.items() if "BLOCK" not in k}
         kinds = itertools.product((torch.bfloat16, torch.float16), (False, True), (False, True)[: 1 + _turns_fit(T, K)])
         for dtype, masked, turned in kinds:
@@ -190,21 +192,21 @@ def attention(card: int):
             types |= dict.fromkeys(STRIDES, "i32") | {"H": "i32", "T": "i32", "scale": "fp32", "rescale": "fp32"}
             types |= (masks if masked else {}) | ({"TURNS": "*fp32"} if turned else {})
             for name, kernel in (("attention", "forward_kernel"), ("attention's gradient", "backward_kernel")):
-                kernel = getattr(attention_triton, kernel)
+                kernel = getattr(attention, kernel)
                 yield f"{name}, {of}", kernel, {n: types[n] for n in kernel.arg_names if n in types}, constants, options
 
 
-def embedding():
+def embedding_kernels():
     for (dtype, x), (D, odd) in itertools.product(POINTER.items(), ((16, False), (64, False), (64, True))):
-        constants = {"CHUNK": embedding_triton.CHUNK, "LOOK": embedding_triton.LOOK, "BLOCK_D": D}
+        constants = {"CHUNK": embedding.CHUNK, "LOOK": embedding.LOOK, "BLOCK_D": D}
         types = {"SORTED": "*i32", "ORDER": "*i64", "DX": x, "DW": x, "PART": "*fp32", "N": "i32", "D": "i32"}
-        for name, kernel in (("chunk", embedding_triton.chunk_kernel), ("run", embedding_triton.run_kernel)):
+        for name, kernel in (("chunk", embedding.chunk_kernel), ("run", embedding.run_kernel)):
             of = f"embedding's {name}s, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
-            yield of, kernel, *_pick(kernel, types, constants), embedding_triton.OPTIONS
+            yield of, kernel, *_pick(kernel, types, constants), embedding.OPTIONS
         types = {"DX": x, "ROWS": "*i64", "N_ROWS": "*i64", "DH": x, "M": "i32", "D": "i32"}
         of = f"rows put, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
         constants = {"EACH": 1024 // D, "BLOCK_D": D}
-        yield of, embedding_triton.put_kernel, types, constants, embedding_triton.OPTIONS
+        yield of, embedding.put_kernel, types, constants, embedding.OPTIONS
 
 
 def _pick(kernel, *given: dict) -> list[dict]:
@@ -212,49 +214,49 @@ def _pick(kernel, *given: dict) -> list[dict]:
     return [{k: v for k, v in d.items() if k in kernel.arg_names} for d in given]
 
 
-def rows():
+def row_kernels():
     f32 = torch.float32
-    for D, odd in ((16, False), (64, False), (64, True), (rms_norm_triton.MAX_D, False)):
-        launch = rms_norm_triton.launch(D)
+    for D, odd in ((16, False), (64, False), (64, True), (rms_norm.MAX_D, False)):
+        launch = rms_norm.launch(D)
         options = {k: v for k, v in launch.items() if k not in ("ROWS", "BLOCK_D")}
         for x, y in ((f32, torch.bfloat16), (f32, f32), (torch.bfloat16,) * 2, (torch.float16,) * 2):
             types = dict.fromkeys(("X", "S", "DS", "DX"), POINTER[x]) | dict.fromkeys(("A", "Y", "DY"), POINTER[y])
             types |= {"DA": POINTER[y]} if x != y else {}
             types |= {"W": "*fp32", "PART": "*fp32", "N": "i32", "D": "i32", "eps": "fp32", "tiles": "i32"}
             of = f"{str(x)[6:]} to {str(y)[6:]}, D {D}{', odd width' * odd}"
-            for name, kernel in (("norm", rms_norm_triton.forward_kernel),
-                                 ("norm's gradient", rms_norm_triton.backward_kernel)):  # fmt: skip
+            for name, kernel in (("norm", rms_norm.forward_kernel),
+                                 ("norm's gradient", rms_norm.backward_kernel)):  # fmt: skip
                 yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
     for (dtype, x), (D, odd) in itertools.product(POINTER.items(), ((16, False), (192, False), (192, True))):
-        launch = swiglu_triton.launch(D)
+        launch = swiglu.launch(D)
         options = {k: v for k, v in launch.items() if k not in ("ROWS", "BLOCK")}
         types = dict.fromkeys(("X", "Y", "DY", "DX"), x) | {"M": "i32", "D": "i32"}
         of = f"{str(dtype)[6:]}, D {D}{', odd width' * odd}"
-        for name, kernel in ("gate", swiglu_triton.forward_kernel), ("gate's gradient", swiglu_triton.backward_kernel):
+        for name, kernel in ("gate", swiglu.forward_kernel), ("gate's gradient", swiglu.backward_kernel):
             yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
 
 
-def small():
-    f32, i64, constants = "*fp32", "*i64", {"BLOCK": order_triton.BLOCK, "LOOK": order_triton.LOOK}
+def small_kernels():
+    f32, i64, constants = "*fp32", "*i64", {"BLOCK": stable_sort.BLOCK, "LOOK": stable_sort.LOOK}
     types = {"KEYS": i64, "SORTED": "*i32", "ORDER": i64, "N": "i32"}
-    yield "order of tokens", order_triton.rank_kernel, types, constants, order_triton.OPTIONS
+    yield "order of tokens", stable_sort.rank_kernel, types, constants, stable_sort.OPTIONS
     for T in (16, 128, MAX_T):
-        launch = next_token_triton.launch(T)
+        launch = next_token.launch(T)
         types = dict.fromkeys(("READ", "X0", "SHIFTED", "ORDER", "TARGETS", "COUNT"), i64)
         types |= {"VALID": "*i1", "SEEN": "*i1", "N": "i32", "T": "i32", "start": "i32"}
         options = {k: v for k, v in launch.items() if "BLOCK" not in k}
-        kernel = next_token_triton.next_token_kernel
+        kernel = next_token.next_token_kernel
         yield f"next token, T {T}", kernel, types, _pick(kernel, launch)[0], options
     for of, tokens in (("int16", "*i16"), ("int32, padded", "*i32")):
         types = {"TOKENS": tokens} | dict.fromkeys(("STARTS", "LENGTHS", "ORDER", "STEP", "X0"), i64)
         types |= {"VALID": "*i1"} if "padded" in of else {}
         types |= dict.fromkeys(("T", "steps_per_epoch", "n_tokens", "token_mask"), "i32")
-        yield f"draw, {of}", draw_triton.draw_kernel, types, {"BLOCK": 128}, draw_triton.OPTIONS
+        yield f"draw, {of}", batch.draw_kernel, types, {"BLOCK": 128}, batch.OPTIONS
     types = dict.fromkeys(("NORMS", "LOSS", "NORM", "SCALE", "SKIP"), f32) | {"P": "i32", "clip": "fp32"}
-    constants = {"BLOCK": finish_triton.BLOCK}
-    yield "clip", finish_triton.clip_kernel, types, constants, finish_triton.OPTIONS
+    constants = {"BLOCK": step_scalars.BLOCK}
+    yield "clip", step_scalars.clip_kernel, types, constants, step_scalars.OPTIONS
     types = {"LOG": "*fp64", "STEP": i64, "LOSS": f32, "NORM": f32, "LOSS_TOKENS": i64, "TOKENS": i64, "window": "i32"}
-    yield "record", finish_triton.record_kernel, types, {}, finish_triton.OPTIONS
+    yield "record", step_scalars.record_kernel, types, {}, step_scalars.OPTIONS
 
 
 def measure(card: int, only=lambda name: True) -> dict:
@@ -269,7 +271,7 @@ def measure(card: int, only=lambda name: True) -> dict:
 
 def faults(card: int, found: dict) -> list[str]:
     """The kernels that spill, or take more shared memory than the card gives a program, in words."""
-    limit = lce_plan.SHARED_KB[card] << 10
+    limit = tiles.SHARED_KB[card] << 10
     spills = [f"sm_{card} {n} spills: stack {r['stack']}, local {r['local']}" for n, r in found.items()
               if r["stack"] or r["local"]]  # fmt: skip
     return spills + [f"sm_{card} {n} takes {r['shared']} bytes" for n, r in found.items() if r["shared"] > limit]
@@ -277,7 +279,7 @@ def faults(card: int, found: dict) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cards", type=int, nargs="*", default=list(lce_plan.SHARED_KB))
+    parser.add_argument("--cards", type=int, nargs="*", default=list(tiles.SHARED_KB))
     parser.add_argument(
         "--only", default="", help="regular expression: compile only the kernels whose name it matches, keep the others"
     )

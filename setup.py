@@ -85,7 +85,7 @@ setup(
         *(f"tdlm_fast.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"tdlm_fast.kernels": "kernels"},
-    package_data={"tdlm_fast": ["claims.json"]},
+    package_data={"tdlm_fast.comparison": ["claims.json"]},
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench.docs_tables import claims, cpu, gpu, harness, samplers
 from bench.docs_tables.results import OBJECTIVES, RESULTS, read, table
-from tdlm_fast import compare
 from tdlm_fast import config as settings
-from tdlm_fast import report as compared
+from tdlm_fast.comparison import figures, report
+from tdlm_fast.comparison.arms import label
 
 ROOT = Path(__file__).parent.parent
 KEPT = RESULTS / "wikitext-2-compare" / "report.md"
@@ -46,7 +46,7 @@ def experiment() -> str:
     one = runs["diffusion"][0]
     words = (
         f"{one['steps']:,} steps of {one['parameters']:,} parameters on {one['device']}; means of "
-        f"{compared.seeds_of(found)}, in brackets the lowest and the highest. On the same tokens "
+        f"{report.seeds_of(found)}, in brackets the lowest and the highest. On the same tokens "
         f"{'autoregressive' if sign < 0 else 'diffusion'} is {abs(right['mean']):.3f} nats per token ahead "
         f"(95 % interval over seeds and the bound's own error: {low:.3f} to {high:.3f}). A bound may lie above the "
         f"likelihood it bounds. {claims.departures()}"
@@ -56,9 +56,9 @@ def experiment() -> str:
             test = next(c for c in arm["claims"] if c["id"] == "test")
             other, theirs = test["right"], test["as_published"]
             words += (
-                f" Trained with the published weight ({compared.seeds_of(arm)}) diffusion is {abs(other['mean']):.3f} "
+                f" Trained with the published weight ({report.seeds_of(arm)}) diffusion is {abs(other['mean']):.3f} "
                 f"nats {'behind' if other['mean'] < 0 else 'ahead'} [{other['low']:+.3f}, {other['high']:+.3f}], where "
-                f"the published computation shows it {compared.ratio(theirs)} ahead, against the published "
+                f"the published computation shows it {report.ratio(theirs)} ahead, against the published "
                 f"{math.exp(test['claimed']):.2f}×."
             )
     return f"{table(*rows)}\n\n{words}"
@@ -71,11 +71,11 @@ def config_note(file: Path) -> str:
 
     def ends(**changed) -> str:
         config = settings.flatten(settings.load(file)) | {k: v for k, v in base.items() if k[:5] in ("eval.", "data.")}
-        label = compare.label(config | changed, base)
-        runs = [r["summary"] for arm in arms if arm["label"] == label for r in arm["runs"]]
-        minutes = f", {compared.mean(s['seconds'] for s in runs) / 60:.1f} minutes" if changed else ""
+        name = label(config | changed, base)
+        runs = [r["summary"] for arm in arms if arm["label"] == name for r in arm["runs"]]
+        minutes = f", {figures.mean(s['seconds'] for s in runs) / 60:.1f} minutes" if changed else ""
         bound = "<= " if runs[0]["test"]["samples"] else ""
-        return f"test {bound}{compared.mean(s['test']['nats_per_token'] for s in runs):.3f} nats per token{minutes}"
+        return f"test {bound}{figures.mean(s['test']['nats_per_token'] for s in runs):.3f} nats per token{minutes}"
 
     if file.parent.name == "controls":  # no minutes: these runs shared their machine
         return f"#   measured: {ends()} (bench/results/wikitext-2-compare)"
@@ -96,7 +96,7 @@ def make_train() -> str:
 
 def kept_report() -> str:
     """The report of the published experiment; its charts are not kept, so a line says how to draw them."""
-    text = compared.markdown(claims.comparison(), "Diffusion against autoregressive")
+    text = report.markdown(claims.comparison(), "Diffusion against autoregressive")
     command = "python -m tdlm_fast.compare --from bench/results/wikitext-2-compare/compare.json"
     return re.sub(r"(!\[.*\]\(figures/.*\)\n?)+", f"The charts are drawn by `{command}`.\n", text)
 

@@ -4,7 +4,7 @@
     autoregressive  1/n sum_i -log p(x0_i | <start>, x0_<i)                      exact
 
 n counts all valid tokens, masked or not, so both score the same tokens. The weight that is trained on may be another
-(loss_weight); what is reported is always the bound (likelihood.py).
+(loss_weight); what is reported is always the bound (evaluation/likelihood.py).
 """
 
 import torch

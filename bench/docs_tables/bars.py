@@ -1,9 +1,9 @@
-"""Horizontal bars as SVG text, in the colours of tdlm_fast/charts.py for light and dark pages."""
+"""Horizontal bars as SVG text, in the colours of tdlm_fast/comparison/svg.py for light and dark pages."""
 
 from html import escape
 from typing import NamedTuple
 
-from tdlm_fast.charts import STYLE, WIDTH
+from tdlm_fast.comparison.svg import STYLE, WIDTH
 
 HEIGHT, GAP, LETTER = 15, 4, 6.2  # of a bar, below it, and the width of a letter
 

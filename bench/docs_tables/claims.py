@@ -5,7 +5,7 @@ import functools
 import math
 
 from bench.docs_tables.results import OBJECTIVES, read, table
-from tdlm_fast import charts, curves, report
+from tdlm_fast.comparison import figures, report, svg
 
 
 @functools.cache
@@ -16,7 +16,7 @@ def comparison() -> dict:
 
 def runs(objective: str) -> list[dict]:
     """The comparison's runs of one objective, one per seed."""
-    return report.first_arms(comparison())[objective]["runs"]
+    return figures.first_arms(comparison())[objective]["runs"]
 
 
 def spread_of(values: list[float], form: str, of=lambda v: v) -> str:
@@ -75,8 +75,8 @@ def unigram() -> str:
     other = math.log(read("published.json")["autoregressive"]["test_ppl"])
     entropy, whole = (found[f"entropy_of_raw_test_{x}"]["nats_per_token"] for x in ("paragraphs", "packed"))
     own, tables = found["tokenised_test"]["nats_per_token"], [r["table"] for r in runs("diffusion")]
-    own_descaled = report.mean(t["published"]["reweighted_loss"] / t["uniform_factor"] for t in tables)
-    own_bound = report.mean(t["rows"][0]["nats_per_token"] for t in tables)
+    own_descaled = figures.mean(t["published"]["reweighted_loss"] / t["uniform_factor"] for t in tables)
+    own_bound = figures.mean(t["rows"][0]["nats_per_token"] for t in tables)
     rows = [("", "nats per token", "perplexity", "on the published scale")]
     for name, value in (
         ("published diffusion, its factor taken out", nats),
@@ -121,7 +121,7 @@ def standing() -> str:
     rows += [(o, *test_cells(o)) for o in OBJECTIVES]
     cells = (f"{base['nats_per_token']:.3f}", f"{base['ppl']:.1f}", f"{base['bits_per_byte']:.3f}")
     rows.append(("unigram, add-one", *cells))
-    d, a = (report.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
+    d, a = (figures.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
     side = "ahead of" if a > d else "behind"
     words = (
         f"Means of {report.seeds_of(comparison())}, in brackets the lowest and the highest. These runs are on the "
@@ -152,18 +152,18 @@ def estimator_picture() -> str:
     """Error against samples of the four estimators."""
     found = read("estimator.json")
     series = [
-        charts.Series(name, found["samples"], e["rmse"], colour=i)
+        svg.Series(name, found["samples"], e["rmse"], colour=i)
         for i, (name, e) in enumerate(found["estimators"].items())
     ]
     title = "Error of the bound, nats per token"
-    return charts.standalone(charts.lines(title, series, "samples per sequence", xlog=True, ylog=True))
+    return svg.standalone(svg.lines(title, series, "samples per sequence", xlog=True, ylog=True))
 
 
 def curve(name: str) -> str:
     """A chart of the comparison's report, of its first two arms alone."""
     d, a = comparison()["arms"][:2]
     first = comparison() | {"arms": [d | {"label": "diffusion (upper bound)"}, a | {"label": "autoregressive (exact)"}]}
-    return charts.standalone((curves.curve_charts(first) | curves.diagnostic_charts(first))[name])
+    return svg.standalone((figures.curve_charts(first) | figures.diagnostic_charts(first))[name])
 
 
 def verdicts() -> str:

@@ -2,7 +2,7 @@
 
 from bench.docs_tables import claims
 from bench.docs_tables.results import read, table
-from tdlm_fast import report
+from tdlm_fast.comparison import report
 
 NAMES = {
     "hellaswag": "HellaSwag", "mmlu": "MMLU, letters", "mmlu_text": "MMLU, texts", "arc_easy": "ARC-easy",

@@ -21,7 +21,7 @@ except ImportError as e:
 class RunLM(TemplateLM):
     """An autoregressive model for the harness, the start token before every text: add_bos_token=True of its HF model.
 
-    A text of more than T tokens is cut as models/huggingface.py cuts it, or with keep_start as choices.py does.
+    A text of more than T tokens is cut as models/huggingface.py cuts it, or with keep_start as endings.py does.
     """
 
     def __init__(self, model, tokenizer, T: int, rows: int = 16):

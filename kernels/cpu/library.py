@@ -258,9 +258,7 @@ def serves_rows(x: Tensor, weight: Tensor | None = None) -> bool:
 def _rows(x: Tensor, dy: Tensor | None, y: Tensor, n: int, weight=None, dw=None, eps: float = 0.0) -> None:
     pointers = (None if a is None else a.data_ptr() for a in (x, dy, y, weight, dw))
     bf16, rows = x.dtype == torch.bfloat16, x.numel() // x.shape[-1]
-    if _library.tdlm_rows(
-        ISAS.index(_isa), torch.get_num_threads(), bf16, *pointers, rows, n, ROWS_OF_TASK, eps
-    ):
+    if _library.tdlm_rows(ISAS.index(_isa), torch.get_num_threads(), bf16, *pointers, rows, n, ROWS_OF_TASK, eps):
         raise MemoryError("no memory for the scratch of the CPU kernels")
 
 

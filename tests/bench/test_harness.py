@@ -12,8 +12,9 @@ from conftest import sharp_model
 from bench.docs_tables import harness as tables
 from bench.docs_tables import results
 from bench.lm_harness import harness, run_lm
-from tdlm_fast import tasks, train
-from tdlm_fast.tokenizer import Bytes
+from tdlm_fast import train
+from tdlm_fast.data.tokenizer import Bytes
+from tdlm_fast.evaluation import tasks
 
 NEEDS = "needs lm-evaluation-harness: pip install lm_eval"
 WORDS = "the old river runs by the mill and its miller sleeps; a Müller turns".split(" ")

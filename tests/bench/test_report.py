@@ -7,7 +7,7 @@ import pytest
 
 from bench import report
 from bench.docs_tables import claims
-from tdlm_fast import compare
+from tdlm_fast.comparison import arms, records, runner
 
 AGAIN = "run python -m bench.report and commit what changes"
 HEADINGS = (
@@ -50,7 +50,7 @@ def test_curves_are_drawn_from_every_evaluation():
 def drawn(tmp_path_factory):
     """(the comparison made again from what its runs recorded, the folder that it was written to)."""
     out = tmp_path_factory.mktemp("compare")
-    return compare.compare(compare.arms_of(compare.recorded(report.KEPT.with_name("compare.json"))), out), out
+    return runner.compare(arms.arms_of(records.recorded(report.KEPT.with_name("compare.json"))), out), out
 
 
 def test_the_kept_comparison_is_what_its_runs_make(drawn):

@@ -13,7 +13,7 @@ from conftest import sharp_model
 from bench.docs_tables import results
 from bench.docs_tables import samplers as tables
 from bench.studies import samplers as bench
-from tdlm_fast.samplers import masked_counts
+from tdlm_fast.sampling.diffusion import masked_counts
 
 
 def test_steps_of_a_straight_curve_are_its_triangles():

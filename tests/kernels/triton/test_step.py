@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from tdlm_fast import config as settings
-from tdlm_fast import step
-from tdlm_fast.captured import DeviceSteps
 from tdlm_fast.kernels.ops.batch import draw, draw_ref
 from tdlm_fast.kernels.ops.next_token import next_token
 from tdlm_fast.kernels.ops.stable_sort import stable_order
 from tdlm_fast.kernels.ops.step_scalars import clip_scale, record
+from tdlm_fast.model import build_model
+from tdlm_fast.training import step
+from tdlm_fast.training.cuda_graph import DeviceSteps
 
 order = importlib.import_module("tdlm_fast.kernels.ops.stable_sort")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -144,12 +145,12 @@ def config(*overrides):
 
 def steps(c, device, runs=3):
     """The outcomes of some steps, and the weights after them."""
-    from tdlm_fast import memory
-    from tdlm_fast.optim import adamw
+    from tdlm_fast.training import memory_estimate
+    from tdlm_fast.training.optimizer import adamw
     from tests.test_captured import outcomes, split
 
-    vocabulary = memory.Vocabulary("bytes")
-    model, loss_of = step.build_model(c, vocabulary).to(device).train(), step.objective(c, vocabulary)
+    vocabulary = memory_estimate.Vocabulary("bytes")
+    model, loss_of = build_model(c, vocabulary).to(device).train(), step.objective(c, vocabulary)
     rows = split(c.data.layout == "paragraphs")
     runner = DeviceSteps(model, adamw(model, c.optim), loss_of, rows, c, steps=9, mode="off")
     return outcomes(runner, 0, runs), [p.detach() for p in model.parameters()]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Split
+from ..data.dataset import Split
 from .likelihood import Likelihood, report
 
 

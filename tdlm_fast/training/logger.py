@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .run import plain, write_beside
+from ..runs.files import plain, write_beside
+from ..runs.metrics import entries
 
 WANDB_S = 30  # how long a network may keep a run waiting, at its start and at its end
 
@@ -30,19 +31,6 @@ def peak_memory_mb(device) -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def entries(file: Path) -> tuple[list[dict], int]:
-    """The lines of a metrics.jsonl, and how many are damaged (cut short, or no JSON object with a step)."""
-    found, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            found.append(entry)
-    return found, len(lines) - len(found)
 
 
 def _shows_a_bar(stream) -> bool:

@@ -7,23 +7,12 @@ import functools
 
 import torch
 
-from . import data
-from .config import Config
-from .kernels.ops.step_scalars import clip_scale
-from .likelihood import autocast
-from .model import Model
-from .objective import OBJECTIVES, masked_tokens
-from .optim import learning_rate
-
-
-def build_model(config: Config, tokenizer) -> Model:
-    """The model of a config, initialised by its seed."""
-    m = config.model
-    inner = m.inner or (3 if m.mlp == "swiglu" else 4) * m.width
-    return Model(
-        vocab=tokenizer.vocab, width=m.width, layers=m.layers, heads=m.heads, inner=inner, dropout=m.dropout,
-        seed=config.seed, mlp=m.mlp, positions=m.positions, seq_len=m.seq_len, tied=m.tied,
-    )  # fmt: skip
+from ..config import Config
+from ..data import batches, dataset
+from ..kernels.ops.step_scalars import clip_scale
+from ..model import autocast
+from ..objective import OBJECTIVES, masked_tokens
+from .optimizer import learning_rate
 
 
 def objective(config: Config, tokenizer):
@@ -72,11 +61,11 @@ def update(model, optimizer, loss, config: Config):
     return norm
 
 
-def train_step(model, optimizer, loss_of, split: data.Split, config: Config, *, step: int, steps: int) -> dict:
+def train_step(model, optimizer, loss_of, split: dataset.Split, config: Config, *, step: int, steps: int) -> dict:
     """Train on batch `step` (from 0) of `steps`; {"loss", "grad_norm", "loss_tokens", "tokens"} as device tensors."""
     device = next(model.parameters()).device
     torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
-    x0, valid = data.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)
+    x0, valid = batches.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, steps, config.optim)
     loss, loss_tokens, n = backward(model, loss_of, x0, valid, config, step)
@@ -89,7 +78,7 @@ class EagerSteps:
 
     why = ""
 
-    def __init__(self, model, optimizer, loss_of, split: data.Split, config: Config, *, steps: int):
+    def __init__(self, model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int):
         self.step = functools.partial(train_step, model, optimizer, loss_of, split, config, steps=steps)
         self.done: list[dict] = []
         self.unread: list[tuple] = []
@@ -106,11 +95,11 @@ class EagerSteps:
         return [(first, [{k: v.item() for k, v in o.items()} for o in done]) for first, done in found]
 
 
-def where(config: Config, split: data.Split, step: int) -> str:
+def where(config: Config, split: dataset.Split, step: int) -> str:
     """Step, epoch, place and noise levels of a batch, for the error that stops on it."""
-    from .kernels.ops.corrupt import LEVELS, levels
+    from ..kernels.ops.corrupt import LEVELS, levels
 
-    epoch, place = divmod(step, data.steps_per_epoch(split, config.train.batch_size))
+    epoch, place = divmod(step, batches.steps_per_epoch(split, config.train.batch_size))
     text = f"the loss is not finite at step {step + 1} (epoch {epoch + 1}, batch {place + 1})"
     if config.objective == "diffusion":
         size = config.train.batch_size

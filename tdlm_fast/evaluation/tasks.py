@@ -1,6 +1,6 @@
 """Evaluation sets as questions: a context, its endings, and which ending is right.
 
-    log p(ending_k | context) for every k; an answer is right where the right ending scores highest     (choices.py)
+    log p(ending_k | context) for every k; an answer is right where the right ending scores highest     (endings.py)
 
 Texts are those of lm-evaluation-harness 0.4, without examples in the context ("0-shot"):
 
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import ConfigError
+from ..config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,6 @@ class Task:
     files: str  # what --data FOLDER must hold
     local: Callable[[Path], Iterator[dict]]  # rows of those files, with the Hub's columns
     hub: tuple[str, str | None, str]  # dataset, config ("": its only one; None: every config is a group), split
-
-
-# ---- a row of the Hub to a question ----------------------------------------------------------------------------
 
 
 def _plain(text: str) -> str:
@@ -89,9 +86,6 @@ def lambada(row: dict) -> Question:
 
 def blimp(row: dict) -> Question:
     return Question(row["UID"], "", _spaced((row["sentence_good"], row["sentence_bad"])), 0)
-
-
-# ---- local files, row by row, under the Hub's column names -----------------------------------------------------
 
 
 def _lines(file: Path) -> Iterator[dict]:
@@ -152,12 +146,9 @@ TASKS = {
 }  # fmt: skip
 
 
-# ---- loading ---------------------------------------------------------------------------------------------------
-
-
 def _hub_rows(task: Task) -> Iterator[dict]:
     """Rows from the Hub, its cache, or a folder of the dataset's name. Raises OSError, ValueError or RuntimeError."""
-    from .data import from_hub, go_offline_without_hub
+    from ..data.sources import from_hub, go_offline_without_hub
 
     path, config, split = task.hub
     configs = [config]

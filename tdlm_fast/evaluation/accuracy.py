@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import choices, tasks
-from .claims import wilson
-from .likelihood import scoring, t_975
+from ..statistics import t_975, wilson
+from . import endings, tasks
+from .likelihood import scoring
 from .tasks import Question
 
 PART = 500  # questions
@@ -142,10 +142,10 @@ def _cut_into_parts(questions: list[Question]):
 def _compute(model, tokenizer, objective, T, part, offset, *, greedy, samples, seed, key, tokens, device) -> dict:
     """log_p, noise and tokens of every ending, a list a question, of one part."""
     began = time.perf_counter()
-    rows = choices.rows_of(part, tokenizer, T, offset)
+    rows = endings.rows_of(part, tokenizer, T, offset)
     kw = dict(start_token_id=tokenizer.start_token_id, tokens=tokens, device=device)
-    log_p, noise = choices.log_likelihoods(model, objective, rows, samples=samples, seed=seed, key=key, **kw)
-    right = choices.greedy(model, objective, rows, **kw) if greedy else []
+    log_p, noise = endings.log_likelihoods(model, objective, rows, samples=samples, seed=seed, key=key, **kw)
+    right = endings.greedy(model, objective, rows, **kw) if greedy else []
     ends = np.cumsum([len(q.endings) for q in part])[:-1]
     columns = {"log_p": log_p.numpy(), "noise": noise.numpy(), "tokens": np.array(rows.lengths)}
     lists = {name: [a.tolist() for a in np.split(column, ends)] for name, column in columns.items()}
@@ -170,12 +170,12 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    from .config import ConfigError, config_hash
-    from .run import figures, write_json
-    from .sample import load_run
+    from ..config import ConfigError, config_hash
+    from ..runs.files import figures, write_json
+    from ..runs.load import load_run
 
-    if samples % 2 or not 2 <= samples <= choices.MAX_SAMPLES:
-        raise ConfigError(f"--samples is {samples}; it must be even, from 2 to {choices.MAX_SAMPLES}")
+    if samples % 2 or not 2 <= samples <= endings.MAX_SAMPLES:
+        raise ConfigError(f"--samples is {samples}; it must be even, from 2 to {endings.MAX_SAMPLES}")
     if limit < 0 or batch_size < 0:
         raise ConfigError("--limit and --batch-size must be at least 0")
     sets = {name: tasks.load(name, data) for name in dict.fromkeys(names)}  # a set that is missing stops here

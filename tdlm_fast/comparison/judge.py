@@ -11,19 +11,14 @@ Its 95 % interval is Student's t over seeds (same seed: same weights, same batch
 errors; with one seed it is the estimates' own error and ONE_SEED nats to either side, for the seeds that were not run.
 """
 
-import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
-from .likelihood import t_975
+from ..statistics import ONE_SEED, Interval, over_seeds, t_975, wilson
+from .arms import OBJECTIVES, pairs_of
+from .claims import load
 
-# A stand-in for the spread over seeds where one seed cannot show it, in nats: 1.96 times that of the right metric over
-# the three seeds of the published experiment (bench/results/wikitext-2-compare).
-ONE_SEED = 0.05
 TIME_MARGIN = math.log(1.1)  # training times are alike within 10 %
 WIDEST = 0.1  # of an accuracy's interval: wider says too little
-
 RULES = (
     "holds: under the right metric the whole interval is above 0 and above half the claimed size, and it reaches the "
     "claimed size.",
@@ -47,36 +42,6 @@ RULES = (
 )
 
 
-@dataclass(frozen=True)
-class Interval:
-    mean: float
-    low: float
-    high: float
-
-
-def over_seeds(values: list[float], errors: list[float], *, shared=False) -> Interval:
-    """95 % interval of the mean of one value a seed with their standard errors of estimation.
-
-    shared: the errors are those of one sample that all seeds were measured on (the questions of a set), so more seeds
-    do not average them out.
-    """
-    n, mean = len(values), sum(values) / len(values)
-    own = 1.96 * (sum(errors) if shared else math.sqrt(sum(e * e for e in errors))) / n
-    if n == 1:
-        half = own + ONE_SEED
-    else:
-        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-        half = max(own, t_975(n - 1) * spread / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share seen in n trials (Wilson 1927)."""
-    z = 1.96
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
-
-
 def verdict(claimed: float, published: Interval | None, right: Interval | None, exact: Interval | None = None):
     """(verdict, reason) of a claim of that advantage in nats; exact: the best exact likelihood against next-token."""
     if right is None:
@@ -98,20 +63,6 @@ def verdict(claimed: float, published: Interval | None, right: Interval | None, 
         alone = "" if exact else ", by diffusion's bound alone"
         return "an artefact of the metric", f"{found}, the right metric the opposite{alone}"
     return "does not hold", "diffusion is behind under the right metric"
-
-
-def load() -> dict:
-    return json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
-
-
-def departures(run: dict) -> list[str]:
-    """In what a diffusion run's text and settings are not the published experiment's: "KEY 4 instead of 2", …"""
-    config, summary, published = run["config"], run["summary"], load()
-    text = published["known_texts"].get(summary["corpus_hash"], summary["corpus"])
-    out = [] if text == "wikitext-2" else [f"text {text} instead of {published['text']}"]  # the Hub's is the raw one
-    out += [f"{k} {config[k]} instead of {v}" for k, v in published["settings"].items() if config.get(k, v) != v]
-    ours, theirs = summary["parameters"], published["parameters"]
-    return out if ours == theirs else [*out, f"{ours:,} parameters instead of {theirs:,}"]
 
 
 def _at(run: dict, where) -> dict | None:
@@ -299,3 +250,23 @@ def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
     if too_few:
         return row | {"reason": reason}
     return row | {"verdict": "holds" if meet else "does not hold", "reason": reason}
+
+
+def controls(arms: list[dict]) -> list[dict]:
+    """Every further arm against the first arm of the other objective, on the seeds that both have, its claims about
+    losses judged as the first pair's are: [{"label", "objective", "seeds", "claims", "first"}], first the advantage on
+    the test split of the first arms on those seeds."""
+    first, out = {}, []
+    for arm in arms:
+        first.setdefault(arm["objective"], arm)
+    for arm in arms if len(first) == 2 else ():
+        if arm is first[arm["objective"]]:
+            continue
+        sides = [arm if o == arm["objective"] else first[o] for o in OBJECTIVES]
+        if pairs := pairs_of(sides):
+            judged = [c for c in judge(pairs) if c["kind"] == "loss"]
+            seeds = [d["config"]["seed"] for d, _ in pairs]
+            same = [pair for pair in pairs_of(list(first.values())) if pair[0]["config"]["seed"] in seeds]
+            about = {"label": arm["label"], "objective": arm["objective"], "seeds": seeds, "claims": judged}
+            out.append(about | {"first": advantages(same, "test")["right"] if same else None})
+    return out

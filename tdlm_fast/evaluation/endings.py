@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .kernels import linear_cross_entropy
-from .kernels.ops.corrupt import random_subsets
-from .kernels.philox import STREAM_TIME, random_words
-from .objective import next_token_inputs
+from ..kernels import linear_cross_entropy
+from ..kernels.ops.corrupt import random_subsets
+from ..kernels.philox import STREAM_TIME, random_words
+from ..objective import next_token_inputs
 from .tasks import Question
 
 MAX_SAMPLES, MAX_TOKENS = 1 << 10, 1 << 12  # what the counter of the random words has room for
@@ -163,9 +163,7 @@ def log_likelihoods(
 
 
 @torch.no_grad()
-def greedy(
-    model, objective: str, rows: Rows, *, start_token_id: int, tokens: int = 8192, device="cpu"
-) -> list[bool]:
+def greedy(model, objective: str, rows: Rows, *, start_token_id: int, tokens: int = 8192, device="cpu") -> list[bool]:
     """Whether the most probable tokens, one after the other, are the ending: for each ending.
 
     Diffusion unmasks from left to right with the rest of the ending masked, so it is told how many tokens it has.

@@ -13,11 +13,11 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from . import data
-from .config import Config
-from .kernels.ops.batch import draw
-from .kernels.ops.step_scalars import record
-from .optim import learning_rate
+from ..config import Config
+from ..data import batches, dataset
+from ..kernels.ops.batch import draw
+from ..kernels.ops.step_scalars import record
+from .optimizer import learning_rate
 from .step import EagerSteps, backward, update
 
 WARM_UP = 3  # eager steps before the capture: they create the optimizer's state and compile the kernels
@@ -26,8 +26,8 @@ WARM_UP = 3  # eager steps before the capture: they create the optimizer's state
 class DeviceData:
     """A training split on the device; batch(step) is data.batch(split, seed=seed, step=step), row for row."""
 
-    def __init__(self, split: data.Split, seed: int, batch_size: int, device):
-        n = data.usable(split)
+    def __init__(self, split: dataset.Split, seed: int, batch_size: int, device):
+        n = batches.usable(split)
         # Torch gathers no uint16 everywhere: the bits travel as signed integers of the same size.
         self.mask = 2 ** (8 * split.tokens.itemsize) - 1
         signed = split.tokens.view(f"int{8 * split.tokens.itemsize}")
@@ -35,7 +35,7 @@ class DeviceData:
         self.starts = torch.from_numpy(split.starts[:n].copy()).to(device)
         self.lengths = torch.from_numpy(split.lengths[:n].copy()).to(device)
         self.padded, self.seq_len, self.batch_size, self.seed = split.padded, split.seq_len, batch_size, seed
-        self.steps_per_epoch = data.steps_per_epoch(split, batch_size)
+        self.steps_per_epoch = batches.steps_per_epoch(split, batch_size)
         self.order = torch.zeros(n, dtype=torch.int64, device=device)
         self.epoch = -1
 
@@ -43,7 +43,7 @@ class DeviceData:
         """Lay out the order of rows of the epoch that holds `step`; outside the graph, once an epoch."""
         epoch = step // self.steps_per_epoch
         if epoch != self.epoch:
-            self.order.copy_(data.permutation(len(self.order), self.seed, epoch, self.order.device))
+            self.order.copy_(batches.permutation(len(self.order), self.seed, epoch, self.order.device))
             self.epoch = epoch
 
     def batch(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -62,7 +62,7 @@ class DeviceSteps:
     """
 
     def __init__(
-        self, model, optimizer, loss_of, split: data.Split, config: Config, *, steps: int, first: int = 0,
+        self, model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int, first: int = 0,
         mode: str = "auto", window: int = 64,
     ):  # fmt: skip
         self.model, self.optimizer, self.loss_of, self.config = model, optimizer, loss_of, config
@@ -151,7 +151,7 @@ def _outcome(loss: float, grad_norm: float, loss_tokens: float, tokens: float) -
     return {"loss": loss, "grad_norm": grad_norm, "loss_tokens": int(loss_tokens), "tokens": int(tokens)}
 
 
-def start(model, optimizer, loss_of, split: data.Split, config: Config, *, steps: int, first: int):
+def start(model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int, first: int):
     """What runs a config's steps from `first` on, DeviceSteps on a GPU and EagerSteps elsewhere; .why as there."""
     if next(model.parameters()).is_cuda:
         return DeviceSteps(

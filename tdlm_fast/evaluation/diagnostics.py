@@ -12,14 +12,14 @@ stand on one axis. Nothing is left behind in the model, and no random state move
 import torch
 from torch import Tensor
 
-from .data import Split
-from .kernels import linear_cross_entropy
-from .kernels.ops.attention import rotate
-from .kernels.ops.corrupt import random_subsets
-from .kernels.philox import STREAM_SAMPLE, random_words
+from ..data.dataset import Split
+from ..kernels import linear_cross_entropy
+from ..kernels.ops.attention import rotate
+from ..kernels.ops.corrupt import random_subsets
+from ..kernels.philox import STREAM_SAMPLE, random_words
+from ..objective import next_token_inputs
 from .likelihood import scoring
-from .objective import next_token_inputs
-from .published import LARGEST_WEIGHT
+from .published_metric import LARGEST_WEIGHT
 
 LEVELS = 10
 ROWS_OF_LOGITS = 512

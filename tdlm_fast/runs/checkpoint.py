@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import ConfigError
-from .run import write_beside
+from ..config import ConfigError
+from .files import write_beside
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # what a run needs to go on, beside the step

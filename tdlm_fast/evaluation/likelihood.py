@@ -18,27 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import NonFinite
-from .data import Split
-from .kernels import linear_cross_entropy
-from .kernels.ops.corrupt import random_subsets
-from .kernels.philox import STREAM_SAMPLE, STREAM_TIME, random_words
-from .objective import next_token_nll
+from ..config import NonFinite
+from ..data.dataset import Split
+from ..kernels import linear_cross_entropy
+from ..kernels.ops.corrupt import random_subsets
+from ..kernels.philox import STREAM_SAMPLE, STREAM_TIME, random_words
+from ..model import autocast
+from ..objective import next_token_nll
+from ..statistics import NORMAL, t_975
 
 MIN_DRAWS = 4  # fewer say little of rows whose rare low counts weigh most
-NORMAL = 1.96  # the 97.5 % quantile that t_975 approaches
-# 97.5 % quantiles of Student's t for 1, 2, … 30 degrees of freedom (published tables)
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-def t_975(freedom: int) -> float:
-    """Half-width of a 95 % interval in standard errors, for a spread seen with that many degrees of freedom."""
-    if freedom < 1:
-        raise ValueError("an interval needs two values or more")
-    return T_975[freedom - 1] if freedom <= len(T_975) else NORMAL + 2.5 / freedom
 
 
 @dataclass(frozen=True)
@@ -84,11 +73,6 @@ def report(nats: float, stderr: float, split: Split, samples: int, bound: str, f
         nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2),
         math.exp(min(nats / split.words, 700)) if split.words else None, n, samples, bound, freedom,
     )  # fmt: skip
-
-
-def autocast(device: torch.device, precision: str):
-    """Products in bf16 where the precision says so; weights stay fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def batches(split: Split, batch_size: int, device):

@@ -1,30 +1,27 @@
 """A run folder: who may write to it, what it holds of an earlier start, and files that are whole or not there.
 
-    runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  samples.txt  summary.json
+runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  samples.txt  summary.json
 """
 
 import contextlib
 import itertools
-import json
-import math
 import os
 import re
 import socket
 import sys
 from pathlib import Path
 
-from . import config as settings
-from .verb import command
+from .. import config as settings
+from .files import LAST, write_beside
+from .metrics import finished
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-LAST, BEST = Path("checkpoints") / "last.safetensors", Path("checkpoints") / "best.safetensors"
+
 MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
-REPORTED = ("finished", "test", "corpus", "corpus_hash", "note", "steps", "best_step", "seconds", "parameters",
-            "parameters_by_part", "device", "versions")  # what compare reads of a summary
 # Keys that decide no loss, so a run goes on with others. The text itself is told by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.capture")
 FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus")
@@ -32,64 +29,6 @@ FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus")
 
 def folder_of(config, path: str) -> Path:
     return Path(config.run.dir or f"runs/{Path(path).stem}-{config.objective}-seed{config.seed}")
-
-
-def write_beside(path: Path, write) -> None:
-    """write(temporary path), flush it to the disk, then rename it to path; whatever fails, path stays as it was."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(beside)
-        with open(beside, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def plain(value):
-    """value as JSON can hold it: a number that is none (nan, inf) becomes None."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: Path, value: dict) -> None:
-    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
-    write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def figures(file: Path, keys=(), mend: str = "remove it, and it is made again") -> dict:
-    """What a JSON file of figures holds, {} where there is none. Raises ConfigError where it is damaged or lacks keys;
-    mend: what then helps."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-        if lacks := [k for k in keys if k not in found]:
-            raise ValueError(f"no {', '.join(lacks)}")
-    except FileNotFoundError:
-        return {}
-    except ValueError as e:
-        raise settings.ConfigError(f"{file} is damaged ({e}); {mend}") from None
-    return found
-
-
-def summary_of(folder: Path) -> dict:
-    """The summary of a run, finished or not, {} where there is none. Raises ConfigError where it is damaged."""
-    again, last = command("train", "CONFIG", "--resume"), (folder / LAST).is_file()
-    mend = f"remove it, and {again} makes it again" if last else f"restore it: without {LAST} it cannot be made again"
-    return figures(folder / "summary.json", REPORTED, mend)
-
-
-def finished(folder: Path) -> dict | None:
-    """The summary of a run that came to its end, else None; one that is cut short is as good as none."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get("finished") and "test" in summary else None
 
 
 def checkpoint_of(folder: Path, which: str | None) -> str:

@@ -3,8 +3,8 @@
 import math
 from dataclasses import replace
 
-from . import charts
-from .charts import Series
+from . import svg
+from .svg import Series
 
 NAMES = {"diffusion": "Diffusion", "autoregressive": "Autoregressive"}
 
@@ -47,7 +47,7 @@ def _band(arm: dict, colour: int, x, y, **kw) -> Series:
         ys.append(mean(found))
         low.append(min(found))
         high.append(max(found))
-    return Series(arm["label"], xs, ys, low, high, colour % charts.COLOURS, **kw)
+    return Series(arm["label"], xs, ys, low, high, colour % svg.COLOURS, **kw)
 
 
 def _since(s: Series, share: float) -> Series:
@@ -70,16 +70,16 @@ def curve_charts(result: dict) -> dict[str, str]:
          "tokens that bore loss", False),
     ):  # fmt: skip
         shown = arms[:2] if name == "by-time" else arms
-        out[name] = charts.lines(title, [_band(a, i, x, _valid) for i, a in shown], label, xlog=log)
+        out[name] = svg.lines(title, [_band(a, i, x, _valid) for i, a in shown], label, xlog=log)
     late = [_since(_band(a, i, lambda e: e["step"], _valid), 0.2) for i, a in arms]
-    out["by-step-late"] = charts.lines("The last four fifths of the steps", late, "optimizer step")
+    out["by-step-late"] = svg.lines("The last four fifths of the steps", late, "optimizer step")
     curves = []
     for i, arm in arms[:2]:
         curves.append(_band(arm, i, lambda e: e["step"], lambda e: e["valid"]["ppl"]))
         metric = _band(arm, i, lambda e: e["step"], _published, dashed=True)
         metric.label = f"{arm['objective']}, published metric"
         curves.append(metric)
-    out["perplexity"] = charts.lines("Perplexity progression", curves, "optimizer step", xlog=True, ylog=True)
+    out["perplexity"] = svg.lines("Perplexity progression", curves, "optimizer step", xlog=True, ylog=True)
     for name, title, k, scale, label in (
         ("training-loss", "Training loss, as weighted in training", 0, 1, "optimizer step"),
         ("training-loss-by-time", "Training loss by time", 3, 60, "minutes of training"),
@@ -88,7 +88,7 @@ def curve_charts(result: dict) -> dict[str, str]:
         weight = arms[0][1]["runs"][0]["config"]["loss_weight"]
         same = [(i, a) for i, a in arms if a["runs"][0]["config"]["loss_weight"] == weight]
         series = [_training(arm, i, k, scale) for i, arm in (same[:2] if k == 3 else same)]
-        out[name] = charts.lines(title, [one for one in series if one.x], label)
+        out[name] = svg.lines(title, [one for one in series if one.x], label)
     return out
 
 
@@ -103,7 +103,7 @@ def _training(arm: dict, colour: int, k: int, scale: float) -> Series:
     points = list(zip(*parts, strict=False))
     ys = [[y for _, y in seen] for seen in points]
     xs = [mean(x for x, _ in seen) for seen in points]
-    band, colour = ([*map(min, ys)], [*map(max, ys)]), colour % charts.COLOURS
+    band, colour = ([*map(min, ys)], [*map(max, ys)]), colour % svg.COLOURS
     return Series(arm["label"], xs, [mean(y) for y in ys], *band, colour, points=False)
 
 
@@ -123,19 +123,19 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
                 xs = [100 * (k + 0.5) / n for k in some]
                 ys = [mean(v) for v in values]
                 low, high = [min(v) for v in values], [max(v) for v in values]
-                series.append(Series(arm["label"], xs, ys, low, high, i % charts.COLOURS))
+                series.append(Series(arm["label"], xs, ys, low, high, i % svg.COLOURS))
     titles = {"loss": "Loss by noise level, nats", "accuracy": "Prediction accuracy by noise level",
               "grad_norm": "Gradient norm by noise level"}  # fmt: skip
     for key, series in profiles.items():
         name = f"level-{key.replace('_', '-')}"
-        out[name] = charts.lines(titles[key], series, "% of the tokens hidden", zero=key == "accuracy")
+        out[name] = svg.lines(titles[key], series, "% of the tokens hidden", zero=key == "accuracy")
     for arm in first_arms(result).values():
         out |= _heat_maps(arm)
     effect = []
     for i, arm in enumerate(result["arms"]):
         if arm["objective"] == "diffusion":
             effect.append(_band(arm, i, lambda e: e["step"], _weight_difficulty))
-    out["weight-difficulty"] = charts.lines(
+    out["weight-difficulty"] = svg.lines(
         "Correlation of loss weight and difficulty", effect, "optimizer step", xlog=True
     )
     return out
@@ -151,7 +151,7 @@ def _heat_maps(arm: dict) -> dict[str, str]:
     if not seen:
         return {}
     out, objective = {}, arm["objective"]
-    columns = [charts.number(e["step"]) for e in seen]
+    columns = [svg.number(e["step"]) for e in seen]
     n = len(seen[0]["diagnostics"]["loss"])
     rows = [f"{100 * k // n}–{100 * (k + 1) // n} %" for k in reversed(range(n))]
     for key, what in (("loss", "loss"), ("accuracy", "accuracy"), ("grad_norm", "gradient norm"),
@@ -162,7 +162,7 @@ def _heat_maps(arm: dict) -> dict[str, str]:
                 values = [[None if v is None else math.log10(max(v, 1e-12)) for v in row] for row in values]
                 what += ", log10"
             title = f"{NAMES[objective]}: {what} by noise level"
-            out[f"heat-{objective}-{key.replace('_', '-')}"] = charts.heat(title, rows, columns, values, "hidden")
+            out[f"heat-{objective}-{key.replace('_', '-')}"] = svg.heat(title, rows, columns, values, "hidden")
     first = seen[0]["diagnostics"]["attention"]
     heads = [(layer, head) for layer, row in enumerate(first["entropy"]) for head in range(len(row))]
     for key, unit in (("entropy", "nats"), ("distance", "tokens")):
@@ -170,5 +170,5 @@ def _heat_maps(arm: dict) -> dict[str, str]:
         even = first[f"even_{key}"]
         title = f"{NAMES[objective]}: attention {key}, {unit} (even: {even:.2f})"
         rows = [f"layer {layer + 1} head {head + 1}" for layer, head in heads]
-        out[f"heat-{objective}-attention-{key}"] = charts.heat(title, rows, columns, values)
+        out[f"heat-{objective}-attention-{key}"] = svg.heat(title, rows, columns, values)
     return out

@@ -1,7 +1,7 @@
 """The report of a comparison, from its figures alone: report.html (self-contained), report.md and figures/*.svg.
 
 Both texts come from one list of blocks, so they say the same. Nothing is fetched when the page opens: charts are inline
-SVG (charts.py), there is no script and no font.
+SVG (svg.py), there is no script and no font.
 """
 
 import math
@@ -9,9 +9,9 @@ import re
 from html import escape
 from pathlib import Path
 
-from . import charts
-from .curves import NAMES, by_step, curve_charts, diagnostic_charts, first_arms, levels, mean
-from .table import lines
+from ..evaluation.table import lines
+from . import svg
+from .figures import NAMES, by_step, curve_charts, diagnostic_charts, first_arms, levels, mean
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#656d76;--rule:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#116329;
@@ -38,9 +38,6 @@ padding:.12em 0}table.cards td::before{content:attr(data-label);color:var(--soft
 table.cards td:first-child{display:block;font-weight:600}table.cards td:first-child::before{content:none}
 table.cards td.none{display:none}.v{white-space:normal}}
 """
-
-
-# ---- words -----------------------------------------------------------------------------------------------------
 
 
 def times(nats: float) -> str:
@@ -137,9 +134,6 @@ def paragraph(result: dict) -> str:
             + (f"another with {', '.join(other)}." if other else "the same.")
         )
     return " ".join(text)
-
-
-# ---- tables ----------------------------------------------------------------------------------------------------
 
 
 def claims_table(result: dict) -> list[list[str]]:
@@ -253,7 +247,7 @@ def ledger_table(result: dict) -> list[list[str]]:
     rows = [["both stopped at the same", "budget", "diffusion ≤ nats", "autoregressive nats", "diffusion's advantage"]]
     for row in result["ledgers"]:
         cells = [f"{row[o]:.3f}" for o in NAMES]
-        rows.append([row["ledger"], charts.number(row["budget"]), *cells, nats(row["difference"])])
+        rows.append([row["ledger"], svg.number(row["budget"]), *cells, nats(row["difference"])])
     return rows if len(rows) > 1 else []
 
 
@@ -278,9 +272,6 @@ def level_table(result: dict) -> list[list[str]]:
                 [arm["label"], f"{name}, {100 * part[0] // n}–{100 * (part[-1] + 1) // n} %", *cells, f"{share:.1%}"]
             )
     return rows if len(rows) > 1 else []
-
-
-# ---- the two texts ---------------------------------------------------------------------------------------------
 
 
 def blocks(result: dict) -> list[tuple]:
@@ -385,7 +376,7 @@ def html(result: dict, title: str) -> str:
         else:
             figures = "".join(f"<figure>{svg}</figure>" for svg in what[0].values() if svg)
             parts.append(f'<div class="grid">{figures}</div>')
-    style = STYLE + charts.STYLE + "@media (max-width:500px){svg{font-size:12.5px}}"
+    style = STYLE + svg.STYLE + "@media (max-width:500px){svg{font-size:12.5px}}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -421,8 +412,8 @@ def write(result: dict, out: Path) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for kind, *what in blocks(result):
         if kind == "charts":
-            for name, svg in what[0].items():
-                if svg:
-                    (out / "figures" / f"{name}.svg").write_text(charts.standalone(svg), encoding="utf-8")
+            for name, chart in what[0].items():
+                if chart:
+                    (out / "figures" / f"{name}.svg").write_text(svg.standalone(chart), encoding="utf-8")
     (out / "report.html").write_text(html(result, title), encoding="utf-8")
     (out / "report.md").write_text(markdown(result, title), encoding="utf-8")

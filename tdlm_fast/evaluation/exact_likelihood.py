@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Split
-from .kernels import linear_cross_entropy
-from .kernels.philox import STREAM_SAMPLE, random_words
+from ..data.dataset import Split
+from ..kernels import linear_cross_entropy
+from ..kernels.philox import STREAM_SAMPLE, random_words
 from .likelihood import batches, row_lengths, scoring
 
 ROWS_OF_LOGITS = 512

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import ConfigError
-from .data import Split
-from .kernels.philox import STREAM_TIME, random_words
+from ..config import ConfigError
+from ..data.dataset import Split
+from ..kernels.philox import STREAM_TIME, random_words
+from ..statistics import t_975
 from .likelihood import (
     Likelihood,
     autoregressive_nll,
@@ -29,7 +30,6 @@ from .likelihood import (
     report,
     row_lengths,
     scoring,
-    t_975,
 )
 
 LARGEST_WEIGHT = 5.0

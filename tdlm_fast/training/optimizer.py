@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from .config import Optim
+from ..config import Optim
 
 
 def learning_rate(step: int, steps: int, optim: Optim) -> float:

@@ -412,8 +412,8 @@ def write(result: dict, out: Path) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for kind, *what in blocks(result):
         if kind == "charts":
-            for name, svg in what[0].items():
-                if svg:
-                    (out / "figures" / f"{name}.svg").write_text(svg.standalone(svg), encoding="utf-8")
+            for name, chart in what[0].items():
+                if chart:
+                    (out / "figures" / f"{name}.svg").write_text(svg.standalone(chart), encoding="utf-8")
     (out / "report.html").write_text(html(result, title), encoding="utf-8")
     (out / "report.md").write_text(markdown(result, title), encoding="utf-8")

@@ -31,9 +31,10 @@ test: .venv/ready  ## run the whole test suite
 test-fast: .venv/ready  ## run the tests that take under two minutes together
 	$(PYTEST) -m "not slow and not docs and not interpreter and not gpu"
 
-lint: .venv/ready  ## check format and style with ruff
+lint: .venv/ready  ## check format, style and types: ruff and pyright
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m pyright --pythonpath $(PY)
 
 test-gpu: .venv/ready  ## run the tests that need a GPU, then the Triton kernels under compute-sanitizer
 	$(PY) -m pytest -q -m gpu

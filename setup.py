@@ -82,7 +82,7 @@ cuda_library = Extension(
 setup(
     packages=["tdlm_fast", "tdlm_fast.kernels"],
     package_dir={"tdlm_fast.kernels": "kernels"},
-    package_data={"tdlm_fast": ["claims.json"]},
+    package_data={"tdlm_fast": ["claims.json", "py.typed"], "tdlm_fast.kernels": ["py.typed"]},
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -26,7 +26,7 @@ train: .venv/ready  ## train configs/tiny.yaml, or resume it; ARGS="key=value â€
 # Triton reads TRITON_INTERPRET once, when it is imported, so its interpreter needs a pytest run of its own.
 test: .venv/ready  ## run the whole test suite
 	$(PYTEST) -m "not interpreter"
-	if $(PY) -c 'import triton'; then TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) tests/triton; fi
+	if $(PY) -c 'import triton'; then TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) tests/kernels/triton; fi
 
 test-fast: .venv/ready  ## run the tests that take under two minutes together
 	$(PYTEST) -m "not slow and not docs and not interpreter and not gpu"
@@ -39,7 +39,7 @@ lint: .venv/ready  ## check format, style and types: ruff and pyright
 test-gpu: .venv/ready  ## run the tests that need a GPU, then the Triton kernels under compute-sanitizer
 	$(PY) -m pytest -q -m gpu
 	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
-		--error-exitcode 9 $(PY) -m pytest -q -x -m gpu tests/triton; else echo 'compute-sanitizer is not on the PATH'; fi
+		--error-exitcode 9 $(PY) -m pytest -q -x -m gpu tests/kernels/triton; else echo 'compute-sanitizer is not on the PATH'; fi
 
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
 	$(PY) -m pytest -q bench/bench_kernels.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
@@ -57,10 +57,10 @@ CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: .venv/ready  ## test the CPU kernels under AddressSanitizer and UBSan
 	TDLM_CUDA_ARCHS=none CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(PY) -m pytest -q -o pythonpath=build/sanitize/lib $(wildcard tests/test_native*.py)
+		$(PY) -m pytest -q -o pythonpath=build/sanitize/lib tests/kernels/cpu
 
 fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magnitudes and targets
-	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/test_native.py -k hostile
+	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/kernels/cpu -k hostile
 
 .PHONY: help clean-venv train test test-fast lint test-gpu bench resources resources-cuda report sanitize fuzz
 .DEFAULT_GOAL := help

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -63,26 +63,29 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-names = ("api", "corrupt", "portable", "avx2", "avx512", "avx512_bf16")
 library = Extension(
-    "tdlm_fast.kernels._native",
-    sources=[f"csrc/cpu/{name}.cpp" for name in names],
-    depends=[f"csrc/cpu/{name}.h" for name in ("kernels", "attend", "body", "tile", "exp2", "target", "avx512")],
-    extra_compile_args=FLAGS.split(),
+    "tdlm_fast.kernels.cpu._native",
+    sources=sorted(map(str, Path("csrc/cpu").rglob("*.cpp"))),
+    depends=sorted(map(str, Path("csrc/cpu").rglob("*.h"))),
+    extra_compile_args=[*FLAGS.split(), "-Icsrc/cpu"],
     extra_link_args=["-pthread"],
     language="c++",
     optional=True,
 )
 cuda_library = Extension(
-    "tdlm_fast.kernels._native_cuda",
-    sources=["csrc/cuda/lce.cu"],
-    depends=["csrc/cuda/lce.h", "csrc/cuda/product.h"],
+    "tdlm_fast.kernels.cuda._native",
+    sources=["csrc/cuda/linear_cross_entropy.cu"],
+    depends=["csrc/cuda/linear_cross_entropy.h", "csrc/cuda/warp_matmul.h"],
     optional=True,
 )
 setup(
-    packages=["tdlm_fast", "tdlm_fast.kernels"],
+    packages=[
+        *find_packages(include=["tdlm_fast*"], exclude=["tdlm_fast.kernels*"]),
+        "tdlm_fast.kernels",
+        *(f"tdlm_fast.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"tdlm_fast.kernels": "kernels"},
-    package_data={"tdlm_fast": ["claims.json", "py.typed"], "tdlm_fast.kernels": ["py.typed"]},
+    package_data={"": ["py.typed"], "tdlm_fast.comparison": ["claims.json"]},
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -13,23 +13,24 @@ import numpy as np
 import torch
 
 from tdlm_fast import config as settings
-from tdlm_fast import data, step
-from tdlm_fast.likelihood import autoregressive_nll, likelihood, scoring
-from tdlm_fast.orders import subset
-from tdlm_fast.published import published_metric, uniform_factor
-from tdlm_fast.tokenizer import GPT2
-from tdlm_fast.unigram import Unigram, scored_tokens, unigram
+from tdlm_fast.data import dataset, token_cache
+from tdlm_fast.data.tokenizer import GPT2
+from tdlm_fast.evaluation.exact_likelihood import subset
+from tdlm_fast.evaluation.likelihood import autoregressive_nll, likelihood, scoring
+from tdlm_fast.evaluation.published_metric import published_metric, uniform_factor
+from tdlm_fast.evaluation.unigram import Unigram, scored_tokens, unigram
+from tdlm_fast.model import build_model
 
 
-def split_of(file: Path, layout: str, tokenizer) -> data.Split:
+def split_of(file: Path, layout: str, tokenizer) -> dataset.Split:
     text = file.read_text(encoding="utf-8")
-    return data._split(data._tokenize(text, layout, tokenizer), text, layout, 128, tokenizer)
+    return dataset._split(token_cache._tokenize(text, layout, tokenizer), text, layout, 128, tokenizer)
 
 
-def untrained(test: data.Split, tokenizer, rows: int) -> dict:
+def untrained(test: dataset.Split, tokenizer, rows: int) -> dict:
     """configs/tiny.yaml's model before its first step, on some test rows."""
     config = settings.load("configs/tiny.yaml")
-    model, few = step.build_model(config, tokenizer), subset(test, rows, tokenizer)
+    model, few = build_model(config, tokenizer), subset(test, rows, tokenizer)
     kw = dict(start_token_id=tokenizer.start_token_id)
     with torch.no_grad(), scoring(model, "fp32") as device:
         nll = autoregressive_nll(model, few, batch_size=64, device=device, **kw)

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlm_fast.data import Split
+from tdlm_fast.data.dataset import Split
+from tdlm_fast.evaluation.likelihood import draw_counts, masked_sums, row_lengths
 from tdlm_fast.kernels import linear_cross_entropy
 from tdlm_fast.kernels.philox import STREAM_SAMPLE, STREAM_TIME, STREAM_TOKEN, random_words
-from tdlm_fast.likelihood import draw_counts, masked_sums, row_lengths
 from tdlm_fast.model import Model
 from tdlm_fast.objective import diffusion_loss
 

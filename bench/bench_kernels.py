@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench import peers, rates
-from tdlm_fast.kernels.cases import (
+from bench.race.cases import (
     ATTENTION_BENCH,
     CORRUPT,
     EMBED_BENCH,

@@ -30,11 +30,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdlm_fast import data, train
+from tdlm_fast import train
+from tdlm_fast.data import dataset
 from tdlm_fast.kernels import linear_cross_entropy
 from tdlm_fast.objective import next_token_nll
-from tdlm_fast.sample import load_run
-from tdlm_fast.samplers import UNMASKING, generate_batch, masked_counts
+from tdlm_fast.runs.load import load_run
+from tdlm_fast.sampling.diffusion import masked_counts
+from tdlm_fast.sampling.generate import generate_batch
+from tdlm_fast.sampling.options import UNMASKING
 
 TOY = (
     "data.tokenizer=bytes data.layout=packed model.width=64 model.heads=4 model.seq_len=64 train.batch_size=64 "
@@ -179,7 +182,7 @@ def measure(diffusion: Path, autoregressive: Path, *, number: int, rows: int, or
     if (config.data.tokenizer, config.model.seq_len) != (judging.data.tokenizer, judging.model.seq_len):
         raise SystemExit("the two runs differ in data.tokenizer or model.seq_len")
     T, start = config.model.seq_len, tokenizer.start_token_id
-    corpus = data.load(replace(config.data, layout="packed"), T, state.get("corpus"))
+    corpus = dataset.load(replace(config.data, layout="packed"), T, state.get("corpus"))
     test = corpus.splits["test"]
     full = np.flatnonzero(test.lengths == T)
     pick = np.random.default_rng(0).permutation(full)[: 2 * rows]

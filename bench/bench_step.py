@@ -28,11 +28,13 @@ import torch
 from bench import peers, rates, work
 from bench.plain import PlainModel, PlainSteps
 from tdlm_fast import config as settings
-from tdlm_fast import data, memory, step
-from tdlm_fast.captured import DeviceSteps, start
-from tdlm_fast.doctor import pick_device, versions
-from tdlm_fast.log import peak_memory_mb
-from tdlm_fast.optim import adamw
+from tdlm_fast import model
+from tdlm_fast.data import dataset
+from tdlm_fast.runs.device import pick_device, versions
+from tdlm_fast.training import memory_estimate, step
+from tdlm_fast.training.cuda_graph import DeviceSteps, start
+from tdlm_fast.training.logger import peak_memory_mb
+from tdlm_fast.training.optimizer import adamw
 
 
 def torch_head(h, head, y, weights, chunk=0):
@@ -76,13 +78,13 @@ class Side:
         self.per_step = 0
         tokenizer, kwargs = corpus.tokenizer, dict(steps=1_000_000)
         if name in PLAIN:
-            model = _plain_model(config, tokenizer).to(device).train()
+            plain = _plain_model(config, tokenizer).to(device).train()
             options = PLAIN[name]
-            optimizer = adamw(model, config.optim)
-            self.steps = PlainSteps(model, optimizer, self.split, config, tokenizer.start_token_id, **options)
+            optimizer = adamw(plain, config.optim)
+            self.steps = PlainSteps(plain, optimizer, self.split, config, tokenizer.start_token_id, **options)
             return
-        model = step.build_model(config, tokenizer).to(device).train()
-        args = model, adamw(model, config.optim), step.objective(config, tokenizer), self.split, config
+        ours = model.build_model(config, tokenizer).to(device).train()
+        args = ours, adamw(ours, config.optim), step.objective(config, tokenizer), self.split, config
         if device.type != "cuda":
             self.steps = start(*args, **kwargs, first=0)
         else:
@@ -108,12 +110,12 @@ class Side:
 
 
 def _plain_model(config, tokenizer):
-    """step.build_model with bench.plain's model."""
-    real, step.Model = step.Model, PlainModel
+    """model.build_model with bench.plain's model."""
+    real, model.Model = model.Model, PlainModel
     try:
-        return step.build_model(config, tokenizer)
+        return model.build_model(config, tokenizer)
     finally:
-        step.Model = real
+        model.Model = real
 
 
 def synchronize(device) -> None:
@@ -227,7 +229,7 @@ def main(argv=None) -> int:
     try:
         config = settings.load(args.config, args.overrides)
         device = pick_device(config.device)
-        corpus = data.load(config.data, config.model.seq_len)
+        corpus = dataset.load(config.data, config.model.seq_len)
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -242,7 +244,7 @@ def main(argv=None) -> int:
                   "V": corpus.tokenizer.vocab, "layers": config.model.layers,
                   "accumulation": config.train.accumulation},
         **versions(device), "peers": installed(), "python": platform.python_version(), "rounds": args.rounds,
-        "estimated_peak_mb": round(memory.estimate(config, tokens=corpus.splits["train"].scored), 1),
+        "estimated_peak_mb": round(memory_estimate.estimate(config, tokens=corpus.splits["train"].scored), 1),
         **bench(config, corpus, device, chosen, args.rounds, args.seconds),
     }  # fmt: skip
     keep(result, args.json)  # whatever ends this before the rest is there

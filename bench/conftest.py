@@ -27,7 +27,7 @@ def figures_are_written_after_each_race(request):
     path = request.config.getoption("--figures")
     if not path:
         return
-    from tdlm_fast.doctor import pick_device, versions
+    from tdlm_fast.runs.device import pick_device, versions
 
     found = versions(pick_device("auto")) | {"torch": torch.__version__, "races": {}}
     for race in _races(request.config):

@@ -9,7 +9,7 @@ Ampere); 8 rounds twice for each instruction of the compiled loop, which adds 16
 import torch
 from torch import Tensor
 
-from tdlm_fast.kernels import lce_plan
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 TOGETHER = 8  # products added before a rounding
 ROWS = 128  # at a time, a multiple of the tiles' rows

@@ -63,8 +63,8 @@ part doctor 15 "$PY" -m tdlm_fast.doctor
 # Most of the tests' time is Triton's compiler, which takes one core a process.
 parallel=$("$PY" -c 'import xdist' 2> /dev/null && echo "-n $(($(nproc) / 2 + 1))")
 # shellcheck disable=SC2086
-part tests 110 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/triton tests/test_captured.py tests/test_attention.py
-part tests-native 25 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/test_cuda_source.py -k "not emulated"
+part tests 110 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/kernels/triton tests/test_captured.py tests/kernels/ops/test_attention.py
+part tests-native 25 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/kernels/cuda/test_source.py -k "not emulated"
 for objective in diffusion autoregressive; do
   # shellcheck disable=SC2086
   part "step-tiny-$objective" 65 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
@@ -75,7 +75,7 @@ done
 part kernels 200 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
 if command -v compute-sanitizer > /dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  part sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$PY" -m pytest -q -x -p no:cacheprovider tests/triton
+  part sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$PY" -m pytest -q -x -p no:cacheprovider tests/kernels/triton
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
   printf 'sanitizer\t0 s\tcompute-sanitizer is not on the PATH\n' | tee -a "$OUT/parts.tsv"

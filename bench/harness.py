@@ -23,11 +23,12 @@ from pathlib import Path
 
 from bench import hub
 from bench.run_lm import ABSENT, RunLM
-from tdlm_fast import accuracy, tasks
 from tdlm_fast import config as settings
-from tdlm_fast.likelihood import scoring
-from tdlm_fast.run import checkpoint_of, write_json
-from tdlm_fast.sample import load_run
+from tdlm_fast.evaluation import accuracy, tasks
+from tdlm_fast.evaluation.likelihood import scoring
+from tdlm_fast.runs.files import write_json
+from tdlm_fast.runs.folder import checkpoint_of
+from tdlm_fast.runs.load import load_run
 
 # our task: the harness's folder of task files, and its task, one a group
 THEIRS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 import datasets
 import yaml
 
-from tdlm_fast import tasks
 from tdlm_fast.config import ConfigError
+from tdlm_fast.evaluation import tasks
 
 # The harness's task files name one split more, for examples in the context, which are not asked for here.
 FEW_SHOT = {"hellaswag": "train", "arc_easy": "train", "piqa": "train", "mmlu": "dev", "mmlu_text": "dev"}

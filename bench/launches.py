@@ -1,10 +1,10 @@
 """Launches of one training step of configs/tiny.yaml on a GPU, counted without one: `python -m bench.launches`.
 
-The step of tdlm_fast/captured.py runs under fake tensors (tdlm_fast/memory.py), and what reaches PyTorch's dispatcher
+The step of training/cuda_graph.py runs under fake tensors (memory_estimate.py), and what reaches PyTorch's dispatcher
 is counted as the nodes of the CUDA graph that it becomes, kernels and cleared buffers: none for views and for memory
 that is only taken, one for most ops, more for those of MANY. Our ops count as what their launchers start (OURS), which
-tests/triton/test_launches.py counts again under Triton's interpreter. A product counts as one, though cuBLAS may cut it
-into two. Nobody has counted on a GPU.
+tests/kernels/triton/test_launches.py counts again under Triton's interpreter. A product counts as one, though cuBLAS
+may cut it into two. Nobody has counted on a GPU.
 """
 
 import argparse
@@ -16,9 +16,11 @@ from unittest import mock
 
 import torch
 
-from tdlm_fast import captured, config, memory
-from tdlm_fast.captured import DeviceSteps
-from tdlm_fast.kernels import lce_plan, order
+from tdlm_fast import config
+from tdlm_fast.kernels.ops import stable_sort as order
+from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.training import cuda_graph, memory_estimate
+from tdlm_fast.training.cuda_graph import DeviceSteps
 
 RESULTS = Path(__file__).parent / "results" / "launches.json"
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -44,8 +46,8 @@ def _forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> int:
 
 def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> int:
     plan = lce_plan.fused(
-        lce_plan.card(memory.CAPABILITY), *h.shape, len(weight), h.dtype, weight.dtype, dtype,
-        processors=memory.PROCESSORS,
+        lce_plan.card(memory_estimate.CAPABILITY), *h.shape, len(weight), h.dtype, weight.dtype, dtype,
+        processors=memory_estimate.PROCESSORS,
     )  # fmt: skip
     half, cast = plan.dtype == torch.float16, weight.dtype != torch.float32
     casts = (h.dtype != dtype) + (weight.dtype != dtype)
@@ -55,8 +57,8 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) 
 def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> int:
     """Of the stored form: each chunk has three products, a softmax, and what makes dh and dw of the products."""
     (N, D), size = h.shape, lce_plan.stored_rows(valid_vocab, dtype)
-    plan = lce_plan.product(lce_plan.card(memory.CAPABILITY), dtype, "towards_h")
-    parts = [lce_plan.product_parts(plan, min(size, N - i), D, memory.PROCESSORS) for i in range(0, N, size)]
+    plan = lce_plan.product(lce_plan.card(memory_estimate.CAPABILITY), dtype, "towards_h")
+    parts = [lce_plan.product_parts(plan, min(size, N - i), D, memory_estimate.PROCESSORS) for i in range(0, N, size)]
     casts = sum((a.dtype != dtype) + (a.dtype != torch.float32) for a in (h, weight))
     rows = 4 if n_rows is not None else 0
     chunks = sum(6 + (n > 1 and n_rows is not None) for n in parts)
@@ -101,7 +103,7 @@ def launches(func, args: tuple, kwargs: dict) -> int:
     return MANY[name](*args, **kwargs) if name in MANY else 1
 
 
-class Launches(memory.Meter):
+class Launches(memory_estimate.Meter):
     """Counts the launches of the last step: found[part][op]."""
 
     def __init__(self):
@@ -133,13 +135,13 @@ def counted(objective: str, *overrides: str, meter: Launches) -> Launches:
     """The meter, after two steps of configs/tiny.yaml have passed through it."""
     settings = config.load("configs/tiny.yaml", [f"objective={objective}", *overrides])
     places = (
-        (DeviceSteps, "body", "draw and log"), (captured, "backward", "forward"), (captured, "update", "clip"),
+        (DeviceSteps, "body", "draw and log"), (cuda_graph, "backward", "forward"), (cuda_graph, "update", "clip"),
         (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimizer"),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         for place in places:
             stack.enter_context(meter.within(*place))
-        memory.trace(settings, meter=meter)
+        memory_estimate.trace(settings, meter=meter)
     return meter
 
 

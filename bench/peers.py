@@ -15,13 +15,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from bench.race.cases import Attention, Corrupt, Embed, Gate, Lce, Norm, Update
 from tdlm_fast import config as settings
-from tdlm_fast import optim, step
 from tdlm_fast.kernels import add_rms_norm, attention, corrupt, embedding, linear_cross_entropy, swiglu
-from tdlm_fast.kernels.attention import attention_ref
-from tdlm_fast.kernels.cases import Attention, Corrupt, Embed, Gate, Lce, Norm, Update
-from tdlm_fast.kernels.corrupt import corrupt_ref
-from tdlm_fast.kernels.rms_norm import rms_norm_ref
+from tdlm_fast.kernels.ops.attention import attention_ref
+from tdlm_fast.kernels.ops.corrupt import corrupt_ref
+from tdlm_fast.kernels.ops.rms_norm import rms_norm_ref
+from tdlm_fast.training import step
+from tdlm_fast.training.optimizer import adamw
 
 
 class Absent(Exception):
@@ -307,7 +308,7 @@ def update_sides(case: Update, device: str) -> list[Side]:
 
     def make(compiled=False, **options):
         weights = _Weights(case, device)
-        optimizer = optim.adamw(weights, config.optim)
+        optimizer = adamw(weights, config.optim)
         if options:
             groups = [{k: g[k] for k in ("params", "weight_decay", "lr", "betas")} for g in optimizer.param_groups]
             optimizer = torch.optim.AdamW(groups, **options)

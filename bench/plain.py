@@ -7,10 +7,9 @@ nothing else is: attention is F.scaled_dot_product_attention, masks come from to
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast import data
-from tdlm_fast.kernels.attention import rotate
-from tdlm_fast.likelihood import autocast
-from tdlm_fast.model import Block, Model
+from tdlm_fast.data import batches
+from tdlm_fast.kernels.ops.attention import rotate
+from tdlm_fast.model import Block, Model, autocast
 
 
 class PlainBlock(Block):
@@ -92,7 +91,7 @@ class PlainSteps:
 
     def run(self, step: int) -> None:
         device, size, parts = self.model.head.device, self.config.train.batch_size, self.config.train.accumulation
-        x0, valid = data.batch(self.split, seed=self.config.seed, step=step, batch_size=size, device=device)
+        x0, valid = batches.batch(self.split, seed=self.config.seed, step=step, batch_size=size, device=device)
         self.loss, self.loss_tokens = 0.0, 0
         for i in range(0, size, size // parts):
             rows = slice(i, i + size // parts)

@@ -19,9 +19,12 @@ import torch
 
 from bench import fp16_sums
 from tdlm_fast import config as settings
-from tdlm_fast import data, objective, step
-from tdlm_fast.doctor import versions
-from tdlm_fast.optim import adamw
+from tdlm_fast import objective
+from tdlm_fast.data import dataset
+from tdlm_fast.model import build_model
+from tdlm_fast.runs.device import versions
+from tdlm_fast.training import step
+from tdlm_fast.training.optimizer import adamw
 
 WINDOW, BATCH = 20, 16
 
@@ -34,8 +37,8 @@ def losses(of: str, precision: str, seed: int, steps: int) -> list[float]:
     keys = [f"objective={of}", f"precision={precision}", f"seed={seed}", "data.corpus=sotu"]
     keys.append(f"train.batch_size={BATCH}")
     config = settings.load(Path(__file__).parent.parent / "configs" / "tiny.yaml", keys)
-    corpus = data.load(config.data, config.model.seq_len)
-    model = step.build_model(config, corpus.tokenizer).train()
+    corpus = dataset.load(config.data, config.model.seq_len)
+    model = build_model(config, corpus.tokenizer).train()
     optimizer, loss_of = adamw(model, config.optim), step.objective(config, corpus.tokenizer)
     out = []
     for i in range(steps):

@@ -22,7 +22,7 @@ import triton
 from bench import launches
 from bench.resources import compiled, kernels, tool
 from bench.work import Work, on_card
-from tdlm_fast.kernels import lce_plan
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 RESULTS = Path(__file__).parent / "results" / "projection.json"
 FLOOR_US = 2.5

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 
 from bench import tables_claims, tables_cpu, tables_gpu, tables_harness, tables_samplers
-from tdlm_fast import compare
 from tdlm_fast import config as settings
-from tdlm_fast import report as compared
+from tdlm_fast.comparison import figures, report
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -23,9 +22,9 @@ CONFIGS = (ROOT / "configs" / "tiny.yaml", *sorted((ROOT / "configs" / "controls
 
 def curve(objective: str) -> list[tuple[int, float, float]]:
     """(step, seconds of training, validation nats per token) of every evaluation, means over the seeds."""
-    points = compared.by_step(compared.first_arms(tables_claims.comparison())[objective])
+    points = figures.by_step(figures.first_arms(tables_claims.comparison())[objective])
     return [
-        (step, compared.mean(e["seconds"] for e in es), compared.mean(e["valid"]["nats_per_token"] for e in es))
+        (step, figures.mean(e["seconds"] for e in es), figures.mean(e["valid"]["nats_per_token"] for e in es))
         for step, es in sorted(points.items())
     ]
 
@@ -55,7 +54,7 @@ def experiment() -> str:
     one = runs["diffusion"][0]
     words = (
         f"{one['steps']:,} steps of {one['parameters']:,} parameters on {one['device']}; means of "
-        f"{compared.seeds_of(found)}, in brackets the lowest and the highest. On the same tokens "
+        f"{report.seeds_of(found)}, in brackets the lowest and the highest. On the same tokens "
         f"{'autoregressive' if sign < 0 else 'diffusion'} is {abs(right['mean']):.3f} nats per token ahead "
         f"(95 % interval over seeds and the bound's own error: {low:.3f} to {high:.3f}). A bound may lie above the "
         f"likelihood it bounds. {tables_claims.departures()}"
@@ -65,9 +64,9 @@ def experiment() -> str:
             test = next(c for c in arm["claims"] if c["id"] == "test")
             other, theirs = test["right"], test["as_published"]
             words += (
-                f" Trained with the published weight ({compared.seeds_of(arm)}) diffusion is {abs(other['mean']):.3f} "
+                f" Trained with the published weight ({report.seeds_of(arm)}) diffusion is {abs(other['mean']):.3f} "
                 f"nats {'behind' if other['mean'] < 0 else 'ahead'} [{other['low']:+.3f}, {other['high']:+.3f}], where "
-                f"the published computation shows it {compared.ratio(theirs)} ahead, against the published "
+                f"the published computation shows it {report.ratio(theirs)} ahead, against the published "
                 f"{math.exp(test['claimed']):.2f}×."
             )
     return tables_claims.table(*rows) + "\n\n" + words
@@ -80,11 +79,11 @@ def config_note(file: Path) -> str:
 
     def ends(**changed) -> str:
         config = settings.flatten(settings.load(file)) | {k: v for k, v in base.items() if k[:5] in ("eval.", "data.")}
-        label = compare.label(config | changed, base)
+        label = arms.label(config | changed, base)
         runs = [r["summary"] for arm in arms if arm["label"] == label for r in arm["runs"]]
-        minutes = f", {compared.mean(s['seconds'] for s in runs) / 60:.1f} minutes" if changed else ""
+        minutes = f", {figures.mean(s['seconds'] for s in runs) / 60:.1f} minutes" if changed else ""
         bound = "<= " if runs[0]["test"]["samples"] else ""
-        return f"test {bound}{compared.mean(s['test']['nats_per_token'] for s in runs):.3f} nats per token{minutes}"
+        return f"test {bound}{figures.mean(s['test']['nats_per_token'] for s in runs):.3f} nats per token{minutes}"
 
     if file.parent.name == "controls":  # whose minutes were taken beside other work
         return f"#   measured: {ends()} (bench/results/wikitext-2-compare)"
@@ -105,8 +104,10 @@ def make_train() -> str:
 
 TABLES = {
     "README.md": {"experiment": experiment, "make-train": make_train},
-    "docs/performance.md": tables_cpu.TABLES | {
-        "cpu-ops": tables_gpu.cpu_ops, "gpu-measured": tables_gpu.measured,
+    "docs/performance.md": tables_cpu.TABLES
+    | {
+        "cpu-ops": tables_gpu.cpu_ops,
+        "gpu-measured": tables_gpu.measured,
     },
     "docs/claims.md": tables_claims.TABLES,
     "docs/sampling.md": tables_samplers.TABLES,

@@ -21,24 +21,50 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tdlm_fast.kernels import (
-    attention_triton,
-    corrupt_triton,
-    draw_triton,
-    embedding_triton,
-    finish_triton,
-    gpu,
-    lce_plan,
-    lce_stored,
-    lce_triton,
-    next_token_triton,
-    order_triton,
-    product_triton,
-    rms_norm_triton,
-    swiglu_triton,
+from tdlm_fast.kernels.ops.attention import _tile_fits, _turns_fit
+from tdlm_fast.kernels.ops.next_token import MAX_T
+from tdlm_fast.kernels.triton import (
+    attention as attention_triton,
 )
-from tdlm_fast.kernels.attention import _tile_fits, _turns_fit
-from tdlm_fast.kernels.next_token import MAX_T
+from tdlm_fast.kernels.triton import (
+    batch as draw_triton,
+)
+from tdlm_fast.kernels.triton import (
+    corrupt as corrupt_triton,
+)
+from tdlm_fast.kernels.triton import (
+    embedding as embedding_triton,
+)
+from tdlm_fast.kernels.triton import (
+    linear_cross_entropy as lce_triton,
+)
+from tdlm_fast.kernels.triton import (
+    linear_cross_entropy_chunked as lce_stored,
+)
+from tdlm_fast.kernels.triton import (
+    matmul as product_triton,
+)
+from tdlm_fast.kernels.triton import (
+    next_token as next_token_triton,
+)
+from tdlm_fast.kernels.triton import (
+    register as gpu,
+)
+from tdlm_fast.kernels.triton import (
+    rms_norm as rms_norm_triton,
+)
+from tdlm_fast.kernels.triton import (
+    stable_sort as order_triton,
+)
+from tdlm_fast.kernels.triton import (
+    step_scalars as finish_triton,
+)
+from tdlm_fast.kernels.triton import (
+    swiglu as swiglu_triton,
+)
+from tdlm_fast.kernels.triton import (
+    tiles as lce_plan,
+)
 
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 BIN = Path(triton.backends.nvidia.__file__).parent / "bin"

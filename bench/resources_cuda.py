@@ -44,8 +44,9 @@ def shared_bytes(kernels: list) -> dict[str, int]:
     lines = "".join(f'printf("%zu\\n", sizeof(Tiles<{t}, {w}>));' for _, t, w in kernels if w)
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder, "sizes.cpp"), Path(folder, "sizes")
-        source.write_text(f'#include "lce.h"\nint main() {{ {lines} }}\n')
-        command = ["g++", "-std=c++17", "-w", f"-I{ROOT}/tests/cuda", f"-I{ROOT}/csrc/cuda", source, "-o", program]
+        source.write_text(f'#include "linear_cross_entropy.h"\nint main() {{ {lines} }}\n')
+        folders = f"-I{ROOT}/tests/kernels/cuda", f"-I{ROOT}/csrc/cuda"
+        command = ["g++", "-std=c++17", "-w", *folders, source, "-o", program]
         subprocess.run(command, check=True)
         sizes = iter(subprocess.run([program], capture_output=True, text=True, check=True).stdout.split())
     return {name(k, t, w): int(next(sizes)) if w else 0 for k, t, w in kernels}
@@ -57,7 +58,7 @@ def compiled(arch: int, kernels: list) -> dict[str, dict]:
     mangled = {f"_Z{len(k)}{k}I{TYPES[t]}{f'Li{w}E' if w else ''}Ev3Lce": name(k, t, w) for k, t, w in kernels}
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
-        source.write_text(f'#include "lce.h"\n{whole}')
+        source.write_text(f'#include "linear_cross_entropy.h"\n{whole}')
         command = ["nvcc", "-std=c++17", "-O3", "--ftz=true", f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v", "--keep"]
         command += [f"--keep-dir={folder}", f"-I{ROOT}/csrc/cuda", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)

@@ -4,7 +4,7 @@
 
         <start> context ending          (one encoding; the harness's own code splits it, api/model.py)
 
-Plain PyTorch in fp32, padded rows, all logits of an ending: nothing of choices.py is used, so the two can be compared.
+Plain PyTorch in fp32, padded rows, all logits of an ending: nothing of endings.py is used, so the two can be compared.
 """
 
 import torch
@@ -20,7 +20,7 @@ except ImportError as e:
 class RunLM(TemplateLM):
     """A next-token model for the harness, the start token before every text: add_bos_token=True of its HF model.
 
-    A text of more than T tokens is cut as models/huggingface.py cuts it, or with keep_start as choices.py does.
+    A text of more than T tokens is cut as models/huggingface.py cuts it, or with keep_start as endings.py does.
     """
 
     def __init__(self, model, tokenizer, T: int, rows: int = 16):

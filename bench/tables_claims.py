@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from tdlm_fast import charts, report
+from tdlm_fast.comparison import figures, report, svg
 
 RESULTS = Path(__file__).parent / "results"
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -26,7 +26,7 @@ def comparison() -> dict:
 
 def runs(objective: str) -> list[dict]:
     """Its runs with one objective, a seed each."""
-    return report.first_arms(comparison())[objective]["runs"]
+    return figures.first_arms(comparison())[objective]["runs"]
 
 
 def spread_of(values: list[float], form: str, of=lambda v: v) -> str:
@@ -85,8 +85,8 @@ def unigram() -> str:
     other = math.log(results("published.json")["autoregressive"]["test_ppl"])
     entropy, whole = (found[f"entropy_of_raw_test_{x}"]["nats_per_token"] for x in ("paragraphs", "packed"))
     own, tables = found["tokenised_test"]["nats_per_token"], [r["table"] for r in runs("diffusion")]
-    own_descaled = report.mean(t["published"]["reweighted_loss"] / t["uniform_factor"] for t in tables)
-    own_bound = report.mean(t["rows"][0]["nats_per_token"] for t in tables)
+    own_descaled = figures.mean(t["published"]["reweighted_loss"] / t["uniform_factor"] for t in tables)
+    own_bound = figures.mean(t["rows"][0]["nats_per_token"] for t in tables)
     rows = [("", "nats per token", "perplexity", "on the published scale")]
     for name, value in (
         ("published diffusion, its factor taken out", nats),
@@ -131,7 +131,7 @@ def standing() -> str:
     rows += [(o, *test_cells(o)) for o in OBJECTIVES]
     cells = (f"{base['nats_per_token']:.3f}", f"{base['ppl']:.1f}", f"{base['bits_per_byte']:.3f}")
     rows.append(("unigram, add-one", *cells))
-    d, a = (report.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
+    d, a = (figures.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
     side = "ahead of" if a > d else "behind"
     words = (
         f"Means of {report.seeds_of(comparison())}, in brackets the lowest and the highest. These runs are on the "
@@ -162,11 +162,11 @@ def plot_estimator(path: Path) -> None:
     """Error against samples of the four estimators."""
     found = results("estimator.json")
     series = [
-        charts.Series(name, found["samples"], e["rmse"], colour=i)
+        svg.Series(name, found["samples"], e["rmse"], colour=i)
         for i, (name, e) in enumerate(found["estimators"].items())
     ]
-    svg = charts.lines("Error of the bound, nats per token", series, "samples a sequence", xlog=True, ylog=True)
-    path.write_text(charts.standalone(svg), encoding="utf-8")
+    drawn = svg.lines("Error of the bound, nats per token", series, "samples a sequence", xlog=True, ylog=True)
+    path.write_text(svg.standalone(drawn), encoding="utf-8")
 
 
 def verdicts() -> str:

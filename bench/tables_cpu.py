@@ -78,10 +78,13 @@ def cpu_head() -> str:
         rate, made = race["limits"]["flops"] / 1e12, race["sides"]["tdlm_fast"]["tflop_per_s"]
         four = 4 / 3 * made / rate
         words.append(f"{o}: {made:.3f} of {rate:.3f} TFLOP/s, {made / rate:.0%}, or {four:.0%} counted on four")
-    return "\n".join(rows) + f"""
+    return (
+        "\n".join(rows)
+        + f"""
 
 D 64, V 50,257, bf16 products; medians in turns. Share of the rate of a large bf16 product measured in the same rounds,
 on the three products that are made: {"; ".join(words)}."""
+    )
 
 
 def precision() -> str:

@@ -93,7 +93,7 @@ def launches() -> str:
 
 def crossovers() -> str:
     """The width from which the stored form is projected to be faster, by the fused kernels' share of cuBLAS's rate."""
-    from tdlm_fast.kernels import lce_plan
+    from tdlm_fast.kernels.triton import tiles as lce_plan
 
     shares = (0.5, 0.7, 0.9)
     rows = ["| projected width | " + " | ".join(f"at {s:.0%}" for s in shares) + " |", "|---" * 4 + "|"]

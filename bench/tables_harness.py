@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bench import tables_claims
-from tdlm_fast import report
+from tdlm_fast.comparison import report
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_iter
 
 from bench import launches
-from tdlm_fast import memory
+from tdlm_fast.training import memory_estimate
 
 WRITTEN_ONLY = ("copy_", "zero_", "fill_", "bernoulli_")  # of what they change, nothing is read
 GATHERED = ("embedding", "index_select", "index", "gather", "draw")  # of what they read, only what they write
@@ -42,7 +42,9 @@ def traffic(func, args, kwargs, out) -> int:
         read += [] if only else _tensors(value)
         changed += _tensors(value) if mutated else []
     if name in ("lce_forward", "lce_backward_weight", "lce_sum"):  # its casts and partial sums, written and read again
-        written_and_read = 2 * memory.head_scratch(name, *args[:2], next(a for a in args if isinstance(a, torch.dtype)))
+        written_and_read = 2 * memory_estimate.head_scratch(
+            name, *args[:2], next(a for a in args if isinstance(a, torch.dtype))
+        )
     else:
         written_and_read = 0
     made = [a for a in _tensors(out) if not any(a is c for c in changed)]
@@ -90,8 +92,8 @@ class Work(launches.Launches):
 def on_card(card: int, multiprocessors: int):
     """Fake tensors are those of this card, by compute capability."""
     with (
-        mock.patch.object(memory, "CAPABILITY", divmod(card, 10)),
-        mock.patch.object(memory, "PROCESSORS", multiprocessors),
+        mock.patch.object(memory_estimate, "CAPABILITY", divmod(card, 10)),
+        mock.patch.object(memory_estimate, "PROCESSORS", multiprocessors),
     ):
         yield
 
@@ -111,7 +113,7 @@ def limits(config, device: torch.device, rates: dict, live: float, tokens: int) 
     gpu = torch.cuda.get_device_properties(device)
     with on_card(10 * gpu.major + gpu.minor, gpu.multi_processor_count):
         meter = Work()
-        memory.trace(config, tokens=tokens, steps=1, meter=meter)
+        memory_estimate.trace(config, tokens=tokens, steps=1, meter=meter)
     found = Counter()
     for _, op, _, moved, made in meter.calls:
         share = live if op in HEAD else 1

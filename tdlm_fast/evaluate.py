@@ -1,7 +1,7 @@
 """Likelihood or accuracy of a run: `python -m tdlm_fast.evaluate RUN [--split test | --tasks blimp,hellaswag]`.
 
-Without --tasks: nats per token of a split (likelihood.py). With it: accuracy on evaluation sets (tasks.py, choices.py,
-accuracy.py); finished parts are kept in the run folder, so the same command goes on after an interruption.
+Without --tasks: nats per token of a split (evaluation/likelihood.py). With it: accuracy on evaluation sets
+(evaluation/accuracy.py). Finished parts are kept in the run folder: the same command resumes after an interruption.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .run import checkpoint_of
-from .verb import at_least, verb
+from .cli import at_least, verb
+from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
 OF_TASKS, OF_SPLITS = ("data", *COUNTS), ("split", "layout", "target_stderr", "max_samples")
@@ -48,14 +48,14 @@ def main(argv=None) -> int:
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
     a = p.parse_args(argv)
     try:
-        from .likelihood import likelihood
-        from .sample import load_run
+        from .evaluation.likelihood import likelihood
+        from .runs.load import load_run
 
         at_least(a, LEAST, HINTS)
         fits(a)
         a.checkpoint = checkpoint_of(a.run, a.checkpoint)
         if a.tasks is not None:
-            from . import accuracy
+            from .evaluation import accuracy
 
             found = accuracy.evaluate(
                 a.run, [name.strip() for name in a.tasks.split(",")], checkpoint=a.checkpoint, device=a.device,
@@ -65,11 +65,11 @@ def main(argv=None) -> int:
             return 0
         from dataclasses import replace
 
-        from . import data
+        from .data import dataset
 
         config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
         layout = replace(config.data, layout=a.layout or config.data.layout)
-        corpus, split = data.load(layout, config.model.seq_len, state.get("corpus")), a.split or "test"
+        corpus, split = dataset.load(layout, config.model.seq_len, state.get("corpus")), a.split or "test"
         if corpus.hash != state["corpus_hash"]:  # what one source holds out may be another's training text
             raise settings.ConfigError(f"the text is not what {a.run} was trained on; restore it")
         e = config.eval

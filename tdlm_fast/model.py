@@ -7,15 +7,22 @@ positions and a tied head are options. The model returns hidden states, never lo
 loss multiplies by.
 """
 
+import contextlib
 import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import Config
 from .kernels import add_rms_norm, attention, embedding, swiglu
-from .kernels.attention import rotate
-from .kernels.cast import cast
+from .kernels.ops.attention import rotate
+from .kernels.ops.foreach_cast import cast
+
+
+def autocast(device: torch.device, precision: str):
+    """Products in bf16 where the precision says so; weights stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def _narrowed(x: Tensor, *layers: nn.Linear) -> list:
@@ -136,3 +143,13 @@ class Model(nn.Module):
         for i, block in enumerate(self.blocks):
             x, a = block(x, a, causal, valid, None if cache is None else cache[i])
         return add_rms_norm(x, a, self.norm.weight, self.norm.eps)[1]
+
+
+def build_model(config: Config, tokenizer) -> Model:
+    """The model of a config, initialised by its seed."""
+    m = config.model
+    inner = m.inner or (3 if m.mlp == "swiglu" else 4) * m.width
+    return Model(
+        vocab=tokenizer.vocab, width=m.width, layers=m.layers, heads=m.heads, inner=inner, dropout=m.dropout,
+        seed=config.seed, mlp=m.mlp, positions=m.positions, seq_len=m.seq_len, tied=m.tied,
+    )  # fmt: skip

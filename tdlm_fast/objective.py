@@ -4,14 +4,14 @@
     autoregressive  1/n sum_i -log p(x0_i | <start>, x0_<i)                      exact
 
 n counts all valid tokens, masked or not, so both score the same tokens. The weight that is trained on may be another
-(loss_weight); what is reported is always the bound (likelihood.py).
+(loss_weight); what is reported is always the bound (evaluation/likelihood.py).
 """
 
 import torch
 from torch import Tensor
 
 from .kernels import Corruption, corrupt, linear_cross_entropy, take_rows
-from .kernels.next_token import next_token, next_token_inputs
+from .kernels.ops.next_token import next_token, next_token_inputs
 from .kernels.philox import STREAM_TOKEN, random_words
 from .kernels.schedules import mask_probability
 

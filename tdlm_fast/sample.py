@@ -1,6 +1,6 @@
 """Text from a run: `python -m tdlm_fast.sample RUN --prompt "…" --tokens 64`.
 
-Diffusion runs write between a prompt and a suffix, in any order (samplers.py says which methods there are);
+Diffusion runs write between a prompt and a suffix, in any order (sampling/generate.py lists the methods);
 autoregressive ones write on from the prompt. The token that starts a sequence (GPT-2's <|endoftext|>) is in no text
 that a run learns, so it is never written, as [MASK] is not. Text goes to stdout, tokens/s and the network evaluations
 to stderr.
@@ -12,45 +12,16 @@ import sys
 import time
 from pathlib import Path
 
-from . import checkpoint
-from . import config as settings
-from .run import checkpoint_of
-from .samplers import METHODS, UNMASKING, generate_batch, generate_ids
-from .verb import at_least, verb
-from .watch import Screen
+from .cli import at_least, verb
+from .runs.load import load_run
+from .sampling.generate import generate_batch
+from .sampling.live_view import Screen
+from .sampling.options import METHODS, UNMASKING
 
 DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
 KEYS = ("tokens", "number", "temperature", "top_k", "top_p", "seed", *DIFFUSION_ONLY)  # of generate_batch
 LEAST = {"tokens": 1, "number": 1, "steps": 1, "block": 1, "temperature": 0, "top_k": 0, "seed": 0}
 HINTS = {"steps": "; leave it out for one step a token"}
-
-
-def generate(model, tokenizer, config, prompt: str, suffix: str = "", **kw) -> str:
-    """prompt + new text + suffix; keywords as in generate_batch. The start token, never in a text, is not written."""
-    before, after = tokenizer.encode(prompt), tokenizer.encode(suffix)
-    new = generate_ids(
-        model, config.objective, before, after, seq_len=config.model.seq_len,
-        start_token_id=tokenizer.start_token_id, forbidden=tokenizer.start_token_id, **kw,
-    )  # fmt: skip
-    return prompt + tokenizer.decode(new) + suffix
-
-
-def load_run(folder: Path, which: str | None = None, device: str = "auto"):
-    """(config, tokenizer, model, state of the checkpoint) of a run; which as in checkpoint_of. Raises ConfigError."""
-    from .doctor import pick_device, tell_missing
-    from .step import build_model
-    from .tokenizer import TOKENIZERS
-
-    if not (folder / "config.yaml").is_file():
-        raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")
-    config = settings.load(folder / "config.yaml")
-    tokenizer = TOKENIZERS[config.data.tokenizer]()
-    model = build_model(config, tokenizer)
-    state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
-    state["weights"] = checkpoint.digest(model.state_dict())[:16]  # what was computed with others is not theirs
-    where = pick_device(device)
-    tell_missing(where)
-    return config, tokenizer, model.to(where).eval(), state
 
 
 def parser() -> argparse.ArgumentParser:

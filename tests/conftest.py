@@ -32,7 +32,7 @@ def split_of(rows, T):
     """A padded Split of these rows of token ids; every token counts as a byte."""
     import numpy as np
 
-    from tdlm_fast.data import Split
+    from tdlm_fast.data.dataset import Split
 
     tokens = np.concatenate([np.asarray(r) for r in rows]).astype(np.uint16)
     lengths = np.array([len(r) for r in rows])
@@ -75,7 +75,7 @@ def enumerated_bound(model, row):
 @pytest.fixture
 def references():
     """The torch references and PyTorch's own attention instead of the native CPU kernels."""
-    from tdlm_fast.kernels import native
+    from tdlm_fast.kernels.cpu import library as native
 
     native.use("none")
     yield
@@ -89,7 +89,9 @@ def sharp_run(corpus, tmp_path_factory):
 
     import torch
 
-    from tdlm_fast import checkpoint, likelihood, sample, train
+    from tdlm_fast import train
+    from tdlm_fast.evaluation import likelihood
+    from tdlm_fast.runs import checkpoint, load
 
     folder = tmp_path_factory.mktemp("sharp")
     keys = [
@@ -100,7 +102,7 @@ def sharp_run(corpus, tmp_path_factory):
     ]  # fmt: skip
     assert train.main(["configs/tiny.yaml", *keys]) == 0
     folder = folder / "run"
-    config, tokenizer, model, state = sample.load_run(folder, "best", "cpu")
+    config, tokenizer, model, state = load.load_run(folder, "best", "cpu")
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 2:
@@ -117,6 +119,6 @@ def sharp_run(corpus, tmp_path_factory):
 
 
 def corpus_of(config):
-    from tdlm_fast import data
+    from tdlm_fast.data import dataset
 
-    return data.load(config.data, config.model.seq_len)
+    return dataset.load(config.data, config.model.seq_len)

@@ -12,7 +12,7 @@ from conftest import sharp_model
 
 from bench import bench_samplers as bench
 from bench import tables_samplers
-from tdlm_fast.samplers import masked_counts
+from tdlm_fast.sampling.diffusion import masked_counts
 
 
 def test_steps_of_a_straight_curve_are_its_triangles():

@@ -11,9 +11,10 @@ import torch
 
 from bench import bench_step, plain
 from tdlm_fast import config as settings
-from tdlm_fast import memory, step
 from tdlm_fast.kernels import corrupt
+from tdlm_fast.model import build_model
 from tdlm_fast.objective import OBJECTIVES
+from tdlm_fast.training import memory_estimate, step
 
 SMALL = ["data.tokenizer=bytes", "model.width=32", "model.heads=2", "model.inner=32"]
 SMALL += ["model.dropout=0", "precision=fp32"]
@@ -23,8 +24,8 @@ SMALL += ["model.dropout=0", "precision=fp32"]
 @pytest.mark.parametrize("padded", [False, True])
 def test_plain_pytorch_has_the_same_loss_and_gradients(objective, padded, monkeypatch):
     c = settings.load("configs/tiny.yaml", [*SMALL, f"objective={objective}", "model.seq_len=16"])
-    vocabulary = memory.Vocabulary("bytes")
-    ours, theirs = step.build_model(c, vocabulary), bench_step._plain_model(c, vocabulary)
+    vocabulary = memory_estimate.Vocabulary("bytes")
+    ours, theirs = build_model(c, vocabulary), bench_step._plain_model(c, vocabulary)
     x0 = torch.randint(0, 256, (4, 16))
     valid = torch.arange(16) < torch.tensor([[16], [9], [3], [12]]) if padded else None
     draw = corrupt(x0, seed=c.seed, step=3, mask_token_id=257, valid=valid)

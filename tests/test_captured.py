@@ -12,15 +12,20 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdlm_fast import captured, data, memory, step, train
 from tdlm_fast import config as settings
-from tdlm_fast.captured import DeviceData, DeviceSteps
-from tdlm_fast.kernels import lce_plan, linear_cross_entropy, native_cuda
-from tdlm_fast.kernels.corrupt import SAMPLINGS
+from tdlm_fast import memory, train
+from tdlm_fast.data import batches, dataset
+from tdlm_fast.kernels import linear_cross_entropy
+from tdlm_fast.kernels.cuda import library as native_cuda
+from tdlm_fast.kernels.ops.corrupt import SAMPLINGS
 from tdlm_fast.kernels.schedules import SCHEDULES
+from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.model import build_model
 from tdlm_fast.objective import LOSS_WEIGHTS
-from tdlm_fast.optim import adamw
-from tdlm_fast.step import EagerSteps
+from tdlm_fast.training import cuda_graph, memory_estimate, step
+from tdlm_fast.training.cuda_graph import DeviceData, DeviceSteps
+from tdlm_fast.training.optimizer import adamw
+from tdlm_fast.training.step import EagerSteps
 
 SMALL = [
     "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
@@ -37,7 +42,7 @@ def split(padded: bool, rows=20, T=16, vocab=257):
     lengths = g.integers(1, T + 1, rows) if padded else np.full(rows, T)
     starts = np.cumsum(lengths) - lengths
     dtype = np.uint16 if vocab <= 1 << 16 else np.uint32
-    return data.Split(g.integers(0, vocab - 1, lengths.sum()).astype(dtype), lengths, T, padded, starts, 1, None)
+    return dataset.Split(g.integers(0, vocab - 1, lengths.sum()).astype(dtype), lengths, T, padded, starts, 1, None)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -48,16 +53,16 @@ def test_the_device_draws_the_same_batches(padded, vocab):
     for i in range(7):  # 2 steps an epoch
         on_device.begin(i)
         x0, valid = on_device.batch(torch.tensor(i))
-        truth, seen = data.batch(s, seed=5, step=i, batch_size=8)
+        truth, seen = batches.batch(s, seed=5, step=i, batch_size=8)
         assert torch.equal(x0, truth) and (valid is None) == (seen is None) == (not padded)
         assert valid is None or torch.equal(valid, seen)
 
 
 def runs(cls, c, first=0, end=7, model=None, device="cpu", **kw):
     """((model, optimizer), outcomes, runner) of steps first .. end of 9."""
-    vocabulary = memory.Vocabulary(c.data.tokenizer)
+    vocabulary = memory_estimate.Vocabulary(c.data.tokenizer)
     if model is None:
-        model = step.build_model(c, vocabulary).to(device).train()
+        model = build_model(c, vocabulary).to(device).train()
         model = model, adamw(model, c.optim)
     runner = cls(*model, step.objective(c, vocabulary), split(c.data.layout == "paragraphs"), c, steps=9, **kw)
     return model, outcomes(runner, first, end), runner
@@ -96,7 +101,7 @@ def test_a_later_start_goes_on_with_the_same_bits():
     c = config()
     _, whole, _ = runs(EagerSteps, c)
     model, before, _ = runs(EagerSteps, c, end=4)
-    vocabulary = memory.Vocabulary("bytes")
+    vocabulary = memory_estimate.Vocabulary("bytes")
     runner = DeviceSteps(*model, step.objective(c, vocabulary), split(True), c, steps=9, first=4)
     assert before + outcomes(runner, 4, 7) == whole
 
@@ -104,8 +109,8 @@ def test_a_later_start_goes_on_with_the_same_bits():
 def test_a_capture_that_fails_says_why_and_the_steps_go_on():
     c = config()
     _, eager, _ = runs(EagerSteps, c)
-    vocabulary = memory.Vocabulary("bytes")
-    model = step.build_model(c, vocabulary).train()
+    vocabulary = memory_estimate.Vocabulary("bytes")
+    model = build_model(c, vocabulary).train()
     runner = DeviceSteps(model, adamw(model, c.optim), step.objective(c, vocabulary), split(True), c, steps=9)
     assert runner.why == "CUDA graphs need a GPU"
     if not torch.cuda.is_available():
@@ -123,15 +128,15 @@ LAYOUTS = [("data.layout=paragraphs", "train.accumulation=2"), ("data.layout=pac
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_diffusion_step_never_waits_for_the_device(schedule, sampling, layout):
-    memory.trace(config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
+    memory_estimate.trace(config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda o: " ".join(o))
 @pytest.mark.parametrize("override", ["objective=autoregressive", *(f"loss_weight={w}" for w in LOSS_WEIGHTS)])
 def test_nor_does_any_other(override, layout):
     options = "precision=fp32", "model.tied=true", "model.positions=learned", "model.mlp=gelu", "optim.clip=0"
-    memory.trace(config(override, *layout), tokens=400)
-    memory.trace(config(override, *layout, *options), tokens=400)
+    memory_estimate.trace(config(override, *layout), tokens=400)
+    memory_estimate.trace(config(override, *layout, *options), tokens=400)
 
 
 @pytest.mark.parametrize(
@@ -151,10 +156,10 @@ def test_the_trace_finds_what_would_wait(monkeypatch, sync):
         return real(*args, **kw)
 
     real = step.OBJECTIVES["diffusion"]
-    memory.trace(config(), tokens=400)
+    memory_estimate.trace(config(), tokens=400)
     monkeypatch.setitem(step.OBJECTIVES, "diffusion", waits)
     with pytest.raises(Exception) as error:  # ours, or that of fake tensors
-        memory.trace(config(), tokens=400)
+        memory_estimate.trace(config(), tokens=400)
     assert type(error.value).__name__ in ("HostTransfer", "DynamicOutputShapeException", "DataDependentOutputException")
 
 
@@ -162,7 +167,7 @@ def test_the_trace_finds_what_would_wait(monkeypatch, sync):
 
 
 def test_the_meter_counts_what_is_alive():
-    with memory.FakeTensorMode(), memory.Meter() as meter:
+    with memory_estimate.FakeTensorMode(), memory_estimate.Meter() as meter:
         a = torch.empty(1000, 1000)
         b = a.view(-1)[5:]  # no new storage
         c = a + 1
@@ -182,7 +187,7 @@ def test_the_step_fits(name, limit_mb, objective):
     c = settings.load(f"configs/{name}.yaml", [f"objective={objective}", *fewer])
     tokens = {"tiny": 2_500_000, "base": 120_000_000}[name]  # WikiText-2, WikiText-103
     weights = 16 * {"tiny": 6_539_776, "base": 90_000_000}[name] / 1e6  # weights, gradients, moments in fp32
-    assert weights < memory.estimate(c, tokens=tokens) < limit_mb
+    assert weights < memory_estimate.estimate(c, tokens=tokens) < limit_mb
 
 
 def test_the_head_is_counted_with_its_scratch():
@@ -190,14 +195,16 @@ def test_the_head_is_counted_with_its_scratch():
     h, w = torch.empty(8192, 768, dtype=torch.bfloat16), torch.empty(50257, 768)
     chunk = lce_plan.CHUNK_BYTES * 0.9
     for op in ("lce_backward_weight", "lce_sum"):
-        assert memory.head_scratch(op, h, w, torch.bfloat16) > chunk + 4 * w.numel()
-    forward = memory.head_scratch("lce_forward", h, w, torch.bfloat16)
-    assert memory.head_scratch("lce_sum", h, w, torch.bfloat16) == forward + 4 * w.numel() > chunk
+        assert memory_estimate.head_scratch(op, h, w, torch.bfloat16) > chunk + 4 * w.numel()
+    forward = memory_estimate.head_scratch("lce_forward", h, w, torch.bfloat16)
+    assert memory_estimate.head_scratch("lce_sum", h, w, torch.bfloat16) == forward + 4 * w.numel() > chunk
     rows = lce_plan.stored_rows(50257, torch.bfloat16)
-    parts = lce_plan.product_parts(lce_plan.product(86, torch.bfloat16, "towards_h"), rows, 768, memory.PROCESSORS)
+    parts = lce_plan.product_parts(
+        lce_plan.product(86, torch.bfloat16, "towards_h"), rows, 768, memory_estimate.PROCESSORS
+    )
     logits, casts = 2 * rows * lce_plan.padded(50257), 2 * (8192 + 50257) * 768
     assert forward == logits + casts + 4 * 768 * (8192 + (parts + 1) * rows)
-    assert memory.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
+    assert memory_estimate.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
@@ -205,7 +212,7 @@ def test_gradients_that_a_gpu_scales_in_place_are_right_and_can_be_taken_again(f
     h, w = torch.randn(40, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
     y, weights = torch.randint(300, (40,)), torch.rand(40)
     truth = torch.autograd.grad(factor * linear_cross_entropy(h, w, y, weights), (h, w))
-    monkeypatch.setattr(sys.modules["tdlm_fast.kernels.linear_cross_entropy"], "_unread", lambda grad: True)
+    monkeypatch.setattr(sys.modules["tdlm_fast.kernels.ops.linear_cross_entropy"], "_unread", lambda grad: True)
     loss = factor * linear_cross_entropy(h, w, y, weights)
     for keep in (True, True, False):
         found = torch.autograd.grad(loss, (h, w), retain_graph=keep)
@@ -231,7 +238,7 @@ class Ops(TorchDispatchMode):
 def test_a_gpu_makes_both_gradients_of_a_wide_head_at_once(D, reduction, backend, sums, monkeypatch):
     """Where the weights are known in the forward pass; the backward pass then scales in place."""
     monkeypatch.setattr(native_cuda, "backend", backend)
-    with FakeTensorMode(), memory.as_on_gpu(), Ops() as ops:
+    with FakeTensorMode(), memory_estimate.as_on_gpu(), Ops() as ops:
         h, w = torch.empty(40, D, requires_grad=True), torch.empty(300, D, requires_grad=True)
         y, weights = torch.empty(40, dtype=torch.int64), torch.empty(40)
         linear_cross_entropy(h, w, y, weights, reduction=reduction).sum().backward()
@@ -256,7 +263,7 @@ def on_device(monkeypatch):
     def start(*args, steps, first):
         return DeviceSteps(*args, steps=steps, first=first, window=args[-1].train.log_every)
 
-    return lambda: monkeypatch.setattr(captured, "start", start)
+    return lambda: monkeypatch.setattr(cuda_graph, "start", start)
 
 
 def metrics(folder):
@@ -306,13 +313,13 @@ def test_a_loss_that_is_no_number_stops_it_too(tiny, on_device, capsys):
 def test_captured_steps_give_the_eager_bits_and_never_wait(overrides):
     c = config(*overrides)
     (a, _), eager, _ = runs(DeviceSteps, c, device="cuda", mode="off")
-    (b, _), ours, runner = runs(DeviceSteps, c, device="cuda", end=captured.WARM_UP)  # fills tables and compiles
+    (b, _), ours, runner = runs(DeviceSteps, c, device="cuda", end=cuda_graph.WARM_UP)  # fills tables and compiles
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.cuda.set_sync_debug_mode("error")
         try:
-            ours += outcomes(runner, captured.WARM_UP, 7)
+            ours += outcomes(runner, cuda_graph.WARM_UP, 7)
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     assert runner.graph is not None, runner.why

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from tdlm_fast import check, kernels, likelihood, published, unigram
+from tdlm_fast import check, kernels
 from tdlm_fast import config as settings
+from tdlm_fast.evaluation import likelihood, published_metric, self_check, unigram
 
 
 def lines_of(capsys, folder, *args):
@@ -57,8 +58,8 @@ BREAKS = {
     }),
     "causality": (likelihood, "next_token_nll", sees_itself, {"next token against plain log-softmax"}),
     "unigram": (unigram, "scored_tokens", other_tokens, {COUNTED.format(o) for o in ("diffusion", "autoregressive")}),
-    "masks": (published, "masked_sums", times(1.03), {"published metric of both objectives, the same draws"}),
-    "factor": (published, "uniform_factor", times(1.3), {PUBLISHED}),
+    "masks": (published_metric, "masked_sums", times(1.03), {"published metric of both objectives, the same draws"}),
+    "factor": (published_metric, "uniform_factor", times(1.3), {PUBLISHED}),
     "head": (kernels, "linear_cross_entropy", times(1.03), {"fused head against plain cross-entropy"}),
     "parts": (kernels, "corrupt", without_offset, {"the masks of a step, whole and in two parts, differ in"}),
 }  # fmt: skip
@@ -116,12 +117,12 @@ def test_our_kernels_run_in_the_precision_of_the_run_and_plain_pytorch_in_fp32(s
 
     monkeypatch.setattr(kernels, "linear_cross_entropy", spy)
     plain = []
-    enumerated = check._enumerated
+    enumerated = self_check._enumerated
     monkeypatch.setattr(
-        check, "_enumerated", lambda *a: plain.append(torch.is_autocast_enabled("cpu")) or enumerated(*a)
+        self_check, "_enumerated", lambda *a: plain.append(torch.is_autocast_enabled("cpu")) or enumerated(*a)
     )
-    results = {r.name: r for r in check.checks(sharp_run, rows=12, device="cpu")}
+    results = {r.name: r for r in self_check.checks(sharp_run, rows=12, device="cpu")}
     assert seen == [True] and plain == [False]
     for name in ("next token against plain log-softmax", "fused head against plain cross-entropy"):
         assert results[name].passed and results[name].value != results[name].expected
-        assert results[name].tolerance == check.ROUNDING["bf16"] > check.ROUNDING["fp32"]
+        assert results[name].tolerance == self_check.ROUNDING["bf16"] > self_check.ROUNDING["fp32"]

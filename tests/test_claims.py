@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 
 from tdlm_fast import config as settings
-from tdlm_fast.claims import (
-    ONE_SEED,
-    Interval,
-    advantages,
-    departures,
-    exact_advantage,
-    judge,
-    load,
-    over_seeds,
-    verdict,
-    wilson,
-)
+from tdlm_fast.comparison.claims import departures, load
+from tdlm_fast.comparison.judge import advantages, exact_advantage, judge, verdict
+from tdlm_fast.statistics import ONE_SEED, Interval, over_seeds, wilson
 
 BEHIND, AHEAD, UNSURE = Interval(-0.9, -1.0, -0.8), Interval(0.5, 0.4, 0.6), Interval(0.0, -0.1, 0.1)
 
@@ -114,8 +105,14 @@ def test_what_was_not_measured_is_undecided():
 
 @pytest.mark.parametrize(
     "d, a, expected",
-    [(-1.2, -1.0, "holds"), (-0.8, -1.0, "does not hold"), (-1.02, -1.0, "undecided"), (-1.2, -0.01, "undecided"),
-     (1.2, 1.0, "undecided"), (-1.2, 1.0, "undecided")],
+    [
+        (-1.2, -1.0, "holds"),
+        (-0.8, -1.0, "does not hold"),
+        (-1.02, -1.0, "undecided"),
+        (-1.2, -0.01, "undecided"),
+        (1.2, 1.0, "undecided"),
+        (-1.2, 1.0, "undecided"),
+    ],
 )
 def test_the_likelihood_gap_is_judged_as_a_ratio_that_can_be_told(d, a, expected):
     """accuracy.py's figures: a gap below 0 where the right ending is the likelier one."""
@@ -240,7 +237,7 @@ def many_published(monkeypatch):
     kept = load()
     for c in kept["claims"]:
         c.update({"questions": 1000} if "questions" in c else {})
-    monkeypatch.setattr("tdlm_fast.claims.load", lambda: kept)
+    monkeypatch.setattr("tdlm_fast.comparison.judge.load", lambda: kept)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +267,8 @@ def test_few_or_other_questions_decide_nothing(many_published):
         ({"acc": 0.0, "n": 2}, {"acc": 0.0, "n": 2}, "too few questions"),
         (whole, {"acc": 0.0, "n": 10_041}, "the same questions"),
         (whole | {"limit": 500}, whole | {"limit": 500}, "not scored whole"),
-        (whole, whole | {"limit": 500}, "not scored whole"), (whole | {"limit": 500}, whole, "not scored whole"),
+        (whole, whole | {"limit": 500}, "not scored whole"),
+        (whole | {"limit": 500}, whole, "not scored whole"),
     ):
         pair = (run(1, 7.0, 5.0, tasks={"hellaswag": d}), run(1, 6.0, 4.0, tasks={"hellaswag": a}))
         row = {r["id"]: r for r in judge([pair])}["hellaswag"]

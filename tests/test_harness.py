@@ -10,8 +10,9 @@ import torch
 from conftest import sharp_model
 
 from bench import harness, run_lm, tables_harness
-from tdlm_fast import tasks, train
-from tdlm_fast.tokenizer import Bytes
+from tdlm_fast import train
+from tdlm_fast.data.tokenizer import Bytes
+from tdlm_fast.evaluation import tasks
 
 NEEDS = "needs lm-evaluation-harness: pip install lm_eval"
 WORDS = "the old river runs by the mill and its miller sleeps; a Müller turns".split(" ")
@@ -43,13 +44,13 @@ def sets(corpus, tmp_path_factory):
         {"query": f"Question: {text(g, 3, 40)}?", "choices": [text(g, 1, 5) for _ in range(3 + i % 3)], "gold": i % 3}
         for i in range(12)
     ])  # fmt: skip
-    pairs = [[f"{text(g, 1, 9)}.", f"{text(g, 1, 9)} \"so\"."] for _ in range(9)]
+    pairs = [[f"{text(g, 1, 9)}.", f'{text(g, 1, 9)} "so".'] for _ in range(9)]
     pairs[4][1] = "mill " * (T // 5 + 2)
     lines("eval_extra/piqa.jsonl", [
         {"query": f"Question: {text(g, 2, 40)}\n", "choices": pair, "gold": i % 2} for i, pair in enumerate(pairs)
     ])  # fmt: skip
     read = corpus.read_text().splitlines()  # what the run has learnt, so that greedy decoding is right at times
-    passages = [*read[:30], "\n\n".join(read[30:35]), f"{text(g, 2, 4)}\n\n\"It is a mill."]
+    passages = [*read[:30], "\n\n".join(read[30:35]), f'{text(g, 2, 4)}\n\n"It is a mill.']
     rows = [dict(zip(("context", "continuation"), p.removesuffix(".").rsplit(" ", 1), strict=True)) for p in passages]
     lines("eval_extra/lambada_openai.jsonl", rows)
     for subject in ("high_school_mathematics", "anatomy"):

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.data import Split
-from tdlm_fast.likelihood import draw_counts, likelihood
+from tdlm_fast.data.dataset import Split
+from tdlm_fast.evaluation.likelihood import draw_counts, likelihood
+from tdlm_fast.evaluation.unigram import Unigram
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
-from tdlm_fast.unigram import Unigram
 
 
 def split_of(rows, T):

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from tdlm_fast import config as settings
-from tdlm_fast import step
+from tdlm_fast.data.tokenizer import Bytes
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.kernels.schedules import SCHEDULES
-from tdlm_fast.model import Model
+from tdlm_fast.model import Model, build_model
 from tdlm_fast.objective import LOSS_WEIGHTS, OBJECTIVES, autoregressive_loss, diffusion_loss
-from tdlm_fast.tokenizer import Bytes
+from tdlm_fast.training import step
 
 SMALL = dict(vocab=40, width=16, layers=2, heads=2, inner=24, dropout=0.0)
 
@@ -103,7 +103,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sam
     valid = torch.arange(16) < torch.randint(1, 17, (8, 1)) if layout == "paragraphs" else None
     for parts in (1, 4):
         config = settings.load("configs/tiny.yaml", [*keys, f"train.accumulation={parts}"])
-        model = step.build_model(config, Bytes())
+        model = build_model(config, Bytes())
         loss, tokens, n = step.backward(model, step.objective(config, Bytes()), x0, valid, config, 3)
         found.append((loss, tokens, n, [p.grad for p in model.parameters()]))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import enumerated_bound, sharp_model, split_of
 
-from tdlm_fast.likelihood import likelihood
-from tdlm_fast.orders import ORDERS, TIE, confidence, left_to_right, mean_and_stderr, subset
-from tdlm_fast.unigram import Unigram, log_probabilities, scored_tokens, unigram
+from tdlm_fast.evaluation.exact_likelihood import ORDERS, TIE, confidence, left_to_right, mean_and_stderr, subset
+from tdlm_fast.evaluation.likelihood import likelihood
+from tdlm_fast.evaluation.unigram import Unigram, log_probabilities, scored_tokens, unigram
 
 
 def log_p(model, row, revealed):

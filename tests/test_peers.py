@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import peers
-from tdlm_fast.kernels.cases import Attention, Embed, Gate, Lce, Norm, Update
+from bench.race.cases import Attention, Embed, Gate, Lce, Norm, Update
 
 
 def gradients(sides) -> dict:

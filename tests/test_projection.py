@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 from bench import launches, projection
-from tdlm_fast.kernels import lce_plan
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 FILE = json.loads(projection.RESULTS.read_text())
 COUNTED = json.loads(launches.RESULTS.read_text())

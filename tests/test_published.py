@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from conftest import sharp_model, split_of
 from torch import Tensor
 
-from tdlm_fast import data
 from tdlm_fast.config import ConfigError, Data
-from tdlm_fast.likelihood import autoregressive_nll, likelihood
+from tdlm_fast.data import dataset, sources
+from tdlm_fast.evaluation.likelihood import autoregressive_nll, likelihood
+from tdlm_fast.evaluation.published_metric import both, draw_shares, published_metric, uniform_factor
+from tdlm_fast.evaluation.unigram import Unigram
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
-from tdlm_fast.published import both, draw_shares, published_metric, uniform_factor
-from tdlm_fast.unigram import Unigram
 
 SHARED = Path(os.environ.get("TDLM_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -151,13 +151,13 @@ def test_real_paragraphs_have_the_factor_that_was_found(tmp_path):
     if not (SHARED / "wikitext-2-raw" / "valid.txt").is_file():
         pytest.skip(f"no WikiText-2 raw under {SHARED} (set TDLM_FAST_DATA)")
     text = (SHARED / "wikitext-2-raw" / "valid.txt").read_text()
-    for name in data.SPLITS:
+    for name in sources.SPLITS:
         (tmp_path / f"{name}.txt").write_text(text)
-    corpus = data.load(Data(path=str(tmp_path), layout="paragraphs", cache=str(tmp_path / "cache")), 128)
+    corpus = dataset.load(Data(path=str(tmp_path), layout="paragraphs", cache=str(tmp_path / "cache")), 128)
     split = corpus.splits["test"]
     assert uniform_factor(split.lengths) == pytest.approx(0.824, abs=0.001)
     model = Model(vocab=50257, width=8, layers=1, heads=1, inner=8)
-    few = data.Split(**{**vars(split), "lengths": split.lengths[:300], "starts": split.starts[:300]})
+    few = dataset.Split(**{**vars(split), "lengths": split.lengths[:300], "starts": split.starts[:300]})
     nll = autoregressive_nll(model.eval(), few, start_token_id=50256, batch_size=64, device="cpu")
     metric = published_metric(model, few, "autoregressive", start_token_id=50256, draws=40, nll=nll)
     assert metric.reweighted_loss == pytest.approx(uniform_factor(few.lengths) * math.log(50257), abs=0.15)

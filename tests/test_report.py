@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import report
-from tdlm_fast import compare
+from tdlm_fast.comparison import arms, records, runner
 
 
 @pytest.mark.parametrize("name", report.TABLES)
@@ -37,7 +37,7 @@ def test_curves_are_drawn_from_every_evaluation(tmp_path):
 def test_the_kept_comparison_is_what_its_runs_make(tmp_path):
     """Verdicts, tables and every mark of every chart, from what the runs recorded."""
     kept = report.RESULTS / "wikitext-2-compare"
-    found = compare.compare(compare.arms_of(compare.recorded(kept / "compare.json")), tmp_path)
+    found = runner.compare(arms.arms_of(records.recorded(kept / "compare.json")), tmp_path)
     assert json.loads(json.dumps(found)) == json.loads((kept / "compare.json").read_text())
     figures = sorted(f.name for f in (tmp_path / "figures").iterdir())
     assert figures == sorted(f.name for f in (kept / "figures").iterdir()) and len(figures) > 20

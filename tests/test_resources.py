@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 from bench import resources
-from tdlm_fast.kernels import lce_plan
+from tdlm_fast.kernels.triton import tiles as lce_plan
 
 if not resources.RESULTS.exists():
     pytest.skip("bench/results/resources.json is yet to be written (make resources)", allow_module_level=True)

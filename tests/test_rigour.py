@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from conftest import enumerated_bound, sharp_model, split_of
 
 from bench.bench_estimator import ESTIMATORS, estimate
+from tdlm_fast.evaluation.likelihood import draw_counts, likelihood, masked_sums, row_lengths, total_variance
+from tdlm_fast.evaluation.published_metric import draw_shares
 from tdlm_fast.kernels import corrupt
-from tdlm_fast.likelihood import draw_counts, likelihood, masked_sums, row_lengths, t_975, total_variance
 from tdlm_fast.objective import diffusion_loss
-from tdlm_fast.published import draw_shares
+from tdlm_fast.statistics import t_975
 
 T = 4
 ROWS = [[0, 2, 1, 2], [1, 0], [2, 2, 0], [0, 1, 2, 0], [2, 0, 1, 1], [1, 1, 0]] * 8

@@ -17,8 +17,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tdlm_fast import checkpoint, compare, doctor, evaluate, log, published, run, sample, train
 from tdlm_fast import config as settings
+from tdlm_fast import doctor, evaluate, sample, train
+from tdlm_fast.comparison import records
+from tdlm_fast.evaluation import published_metric
+from tdlm_fast.runs import checkpoint, files, load
+from tdlm_fast.runs import metrics as run_metrics
+from tdlm_fast.training import logger
 
 TINY = "configs/tiny.yaml"
 ENDLESS = 10**7  # draws: an evaluation that does not end
@@ -67,7 +72,7 @@ def trained(tiny, tmp_path):
 
 
 def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny, tmp_path, monkeypatch, capfd):
-    folder, real, scores = tmp_path / "run", log.Log.progress, published.both
+    folder, real, scores = tmp_path / "run", logger.Log.progress, published_metric.both
 
     def progress(self, step, entry):  # when the loop has decided already that it does not save at this step
         if step == 7:
@@ -77,22 +82,22 @@ def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny
     evaluated = []
 
     def both(*args, **kw):
-        evaluated.append(state_of(folder / run.LAST)["step"] if (folder / run.LAST).exists() else None)
+        evaluated.append(state_of(folder / files.LAST)["step"] if (folder / files.LAST).exists() else None)
         return scores(*args, **kw)
 
-    monkeypatch.setattr(log.Log, "progress", progress)
-    monkeypatch.setattr(published, "both", both)
+    monkeypatch.setattr(logger.Log, "progress", progress)
+    monkeypatch.setattr(published_metric, "both", both)
     args = [*tiny, "eval.every=100", "eval.text=0"]
     assert train.main([TINY, *args]) == 130
     said = capfd.readouterr()
     assert "stopping after this step" in said.err and "stopped at step 7 of 30; saved" in said.err
     assert "weights of step 7" in said.out and "stopped early; to go on" in said.out
-    last, best = (state_of(folder / name) for name in (run.LAST, run.BEST))
+    last, best = (state_of(folder / name) for name in (files.LAST, files.BEST))
     # The score of a stop is no evaluation of the run: which weights are the best must not hang on when it came.
     assert evaluated == [None] and last["step"] == 7 and best["step"] == 0 and last["best"] == best["best"]
     assert json.loads((folder / "summary.json").read_text())["best_step"] == 7
     monkeypatch.undo()
-    assert sample.load_run(folder, device="cpu")[3]["step"] == 7
+    assert load.load_run(folder, device="cpu")[3]["step"] == 7
     assert train.main([TINY, *args, "--resume"]) == 0
     assert train.main([TINY, *args, f"run.dir={tmp_path / 'whole'}"]) == 0
     a, b = ({e["step"]: e["loss"] for e in metrics(f) if "loss" in e} for f in (folder, tmp_path / "whole"))
@@ -167,7 +172,7 @@ def test_a_comparison_killed_outright_takes_its_run_with_it(tiny, tmp_path):
 
 def test_a_flipped_bit_is_seen(trained, capsys):
     folder, args = trained
-    for name in (run.BEST, run.LAST):
+    for name in (files.BEST, files.LAST):
         file = folder / name
         whole = file.read_bytes()
         changed = bytearray(whole)
@@ -197,10 +202,10 @@ def test_a_flipped_bit_is_seen(trained, capsys):
 def test_a_checkpoint_that_cannot_be_resumed_is_named(trained, capsys, change, says):
     folder, args = trained
     (folder / "summary.json").unlink()
-    rewrite(folder / run.LAST, **change)
+    rewrite(folder / files.LAST, **change)
     assert train.main([TINY, *args, "--resume"]) == 2
     error = capsys.readouterr().err
-    assert f"{folder / run.LAST}" in error and says in error and "other checkpoint" not in error
+    assert f"{folder / files.LAST}" in error and says in error and "other checkpoint" not in error
 
 
 @pytest.mark.parametrize("where", ["/proc/nope", "/dev/null/x", "file"])
@@ -220,13 +225,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     command = [sys.executable, "-m", "tdlm_fast.train", TINY, *tiny, "train.max_steps=5", "--resume"]
-    state = state_of(folder / run.LAST) | {"best": None, "evaluated": 0}
-    rewrite(folder / run.LAST, state)
-    last = (folder / run.LAST).read_bytes()
+    state = state_of(folder / files.LAST) | {"best": None, "evaluated": 0}
+    rewrite(folder / files.LAST, state)
+    last = (folder / files.LAST).read_bytes()
     ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert "best.safetensors cannot be written (" in ended.stderr and "the one before it is intact" in ended.stderr
-    assert (folder / run.LAST).read_bytes() == last and not list(folder.rglob("*.tmp"))
+    assert (folder / files.LAST).read_bytes() == last and not list(folder.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("text", ["", '{"finished": tr', '{"finished": true}', "[]"])
@@ -235,7 +240,7 @@ def test_a_summary_cut_short_is_made_again(trained, text):
     whole = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(text)
     with pytest.raises(settings.ConfigError, match="summary.json is damaged .*; remove it, and .* makes it again"):
-        compare.read(folder)
+        records.read(folder)
     assert train.main([TINY, *args, "--resume"]) == 0
     assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
 
@@ -243,20 +248,20 @@ def test_a_summary_cut_short_is_made_again(trained, text):
 def test_a_summary_that_lacks_a_key_is_made_again_as_its_error_says(trained):
     folder, args = trained
     whole = json.loads((folder / "summary.json").read_text())
-    for key in run.REPORTED:
+    for key in run_metrics.REPORTED:
         (folder / "summary.json").write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
         says = rf"summary.json is damaged \(no {key}\); remove it, and .*train CONFIG --resume makes it again"
         with pytest.raises(settings.ConfigError, match=says):
-            compare.read(folder)
-    (folder / run.LAST).rename(folder / "kept")
+            records.read(folder)
+    (folder / files.LAST).rename(folder / "kept")
     with pytest.raises(settings.ConfigError, match="damaged .*; restore it: without .*last.safetensors"):
-        compare.read(folder)
-    (folder / "kept").rename(folder / run.LAST)
+        records.read(folder)
+    (folder / "kept").rename(folder / files.LAST)
     (folder / "summary.json").unlink()
     with pytest.raises(settings.ConfigError, match="is not finished: .*train CONFIG --resume ends it"):
-        compare.read(folder)
+        records.read(folder)
     assert train.main([TINY, *args, "--resume"]) == 0
-    assert compare.read(folder)["summary"]["test"] == whole["test"]
+    assert records.read(folder)["summary"]["test"] == whole["test"]
 
 
 def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
@@ -264,7 +269,7 @@ def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
     whole = metrics(folder)
     with open(folder / "metrics.jsonl", "a") as f:
         f.write('{"step": 2, "valid": {"nats_per_token": 5.1}\n\x00\x01 garbage }\n{"step": 2, "val')
-    assert len(compare.read(folder)["evaluations"]) == 2
+    assert len(records.read(folder)["evaluations"]) == 2
     (folder / "summary.json").unlink()
     assert train.main([TINY, *args, "--resume"]) == 0
     assert "metrics.jsonl: 3 damaged lines dropped" in capsys.readouterr().err
@@ -273,10 +278,10 @@ def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
 
 def test_a_finished_run_stays_whatever_it_lacks(trained, capsys):
     folder, args = trained
-    (folder / run.BEST).rename(folder / "kept")
+    (folder / files.BEST).rename(folder / "kept")
     assert train.main([TINY, *args, "--resume"]) == 0 and "sought anew" in capsys.readouterr().err
-    assert state_of(folder / run.BEST)["step"] == state_of(folder / "kept")["step"]
-    (folder / run.LAST).unlink()
+    assert state_of(folder / files.BEST)["step"] == state_of(folder / "kept")["step"]
+    (folder / files.LAST).unlink()
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
     assert train.main([TINY, *args, "--resume"]) == 0 and "finished already" in capsys.readouterr().err
     assert train.main([TINY, *args, "train.max_steps=3", "--resume"]) == 2
@@ -289,7 +294,7 @@ def test_a_best_that_is_gone_is_made_again(trained, capsys, damage):
     folder, args = trained
     whole = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").unlink()
-    (folder / run.BEST).unlink() if damage is None else (folder / run.BEST).write_bytes(damage)
+    (folder / files.BEST).unlink() if damage is None else (folder / files.BEST).write_bytes(damage)
     assert train.main([TINY, *args, "--resume"]) == 0
     assert "the best is sought anew from here on" in capsys.readouterr().err
     assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
@@ -297,10 +302,10 @@ def test_a_best_that_is_gone_is_made_again(trained, capsys, damage):
 
 def test_a_run_stays_on_the_text_it_began_with(trained, tiny, tmp_path, monkeypatch, capsys):
     """Whether the Hub can be reached may change between the commands on a run."""
-    from tdlm_fast import data
+    from tdlm_fast.data import sources
 
     words = "".join(f"line {i} of a text that is here\n" for i in range(600))
-    hub, down = {s: words.replace("here", "there") for s in data.SPLITS}, OSError("no network")
+    hub, down = {s: words.replace("here", "there") for s in sources.SPLITS}, OSError("no network")
 
     def reach(found):
         def _hub(name):
@@ -308,9 +313,9 @@ def test_a_run_stays_on_the_text_it_began_with(trained, tiny, tmp_path, monkeypa
                 raise down
             return found
 
-        monkeypatch.setattr(data, "_hub", _hub)
+        monkeypatch.setattr(sources, "_hub", _hub)
 
-    monkeypatch.setattr(data, "_sotu", lambda: {s: words for s in data.SPLITS})
+    monkeypatch.setattr(sources, "_sotu", lambda: {s: words for s in sources.SPLITS})
     args = [a for a in tiny if not a.startswith(("data.path", "run.dir"))]
     args += ["train.max_steps=2", "eval.text=0", "data.corpus=wikitext-2", "data.if_unreachable=sotu"]
     for first, then in ((down, hub), (hub, down)):
@@ -411,9 +416,9 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         path.write_text("half")
         raise OSError("no space")
 
-    run.write_json(tmp_path / "a.json", {"a": 1})
+    files.write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(OSError):
-        run.write_beside(tmp_path / "a.json", fails)
+        files.write_beside(tmp_path / "a.json", fails)
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
 
 
@@ -424,11 +429,11 @@ def test_what_is_no_number_is_written_as_null(tmp_path):
     def strict(constant):
         raise AssertionError(constant)
 
-    with log.Log(tmp_path, 2, 0, "off", {}) as written:
+    with logger.Log(tmp_path, 2, 0, "off", {}) as written:
         written.record({"step": 1, "loss": math.nan, "rest": [1.5, {"a": math.inf}]})
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=strict)
     assert line == {"step": 1, "loss": None, "rest": [1.5, {"a": None}]}
-    run.write_json(tmp_path / "s.json", {"a": (math.nan, 2)})
+    files.write_json(tmp_path / "s.json", {"a": (math.nan, 2)})
     assert json.loads((tmp_path / "s.json").read_text(), parse_constant=strict) == {"a": [None, 2]}
 
 
@@ -441,7 +446,7 @@ def test_a_terminal_of_no_size_gets_lines(lines, columns, shows):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     with open(ours, "rb"), open(theirs, "w") as terminal:
-        assert log._shows_a_bar(terminal) == shows
+        assert logger._shows_a_bar(terminal) == shows
 
 
 def test_an_early_loss_that_is_no_number_claims_no_checkpoint(tiny, capsys):
@@ -453,7 +458,7 @@ def test_an_early_loss_that_is_no_number_claims_no_checkpoint(tiny, capsys):
 
 def test_checkpoints_save_and_load_to_the_same_digest(tmp_path, trained):
     folder, _ = trained
-    with safe_open(folder / run.LAST, "pt") as f:
+    with safe_open(folder / files.LAST, "pt") as f:
         tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
     assert about["sha256"] == checkpoint.digest(tensors, about["state"])
     swapped = dict(zip(tensors, reversed(tensors.values()), strict=True))

@@ -8,16 +8,19 @@ import time
 import pytest
 import torch
 
-from tdlm_fast import checkpoint, sample, watch
 from tdlm_fast import config as settings
-from tdlm_fast.samplers import METHODS, window_start
-from tdlm_fast.tokenizer import Bytes
+from tdlm_fast import sample
+from tdlm_fast.data.tokenizer import Bytes
+from tdlm_fast.runs import checkpoint, load
+from tdlm_fast.sampling import generate, live_view
+from tdlm_fast.sampling.autoregressive import window_start
+from tdlm_fast.sampling.options import METHODS
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A run folder of each objective with random, far from uniform weights."""
-    from tdlm_fast.step import build_model
+    from tdlm_fast.model import build_model
 
     folders = {}
     for objective in ("diffusion", "autoregressive"):
@@ -100,7 +103,7 @@ def test_bad_input_is_one_error(runs, objective, args, message, capsys):
 @pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
 def test_the_start_token_is_never_written(runs, objective, tmp_path, capsys, monkeypatch):
     """Of a model that prefers it at about every second place."""
-    config, _, model, state = sample.load_run(runs[objective], device="cpu")
+    config, _, model, state = load.load_run(runs[objective], device="cpu")
     with torch.no_grad():
         model.head[:256] = 0
     settings.save(config, tmp_path / "config.yaml")
@@ -108,7 +111,7 @@ def test_the_start_token_is_never_written(runs, objective, tmp_path, capsys, mon
     seen = []
     monkeypatch.setattr(Bytes, "decode", lambda self, ids: seen.extend(ids) or "")
     assert call(capsys, tmp_path, "--tokens", "24", "--temperature", "0.1")[0] == 0
-    sample.generate(model, Bytes(), config, "", tokens=24)
+    generate.generate(model, Bytes(), config, "", tokens=24)
     assert len(seen) == 48 and max(seen) < 256
 
 
@@ -124,7 +127,7 @@ def test_watch_without_a_terminal_is_one_line_a_step(runs, capsys):
     args = [runs["diffusion"], "--prompt", "ab", "--tokens", "6", "--steps", "3", "--method", "random", "--watch"]
     code, out, err = call(capsys, *args)
     lines = out.split("\n")
-    assert code == 0 and [line.count(watch.MASK) for line in lines[:3]] == [4, 2, 0]
+    assert code == 0 and [line.count(live_view.MASK) for line in lines[:3]] == [4, 2, 0]
     assert [line[:10] for line in lines[:3]] == [f"step {s}: ab" for s in (1, 2, 3)]
     assert "\n".join(lines[3:]) == call(capsys, *args[:-1])[1]  # then what the command writes without it
     assert "\x1b" not in "".join(lines[:3])
@@ -133,7 +136,7 @@ def test_watch_without_a_terminal_is_one_line_a_step(runs, capsys):
 
 
 def test_the_time_that_a_text_is_shown_is_not_writing(runs, capsys, monkeypatch):
-    class Slow(watch.Screen):
+    class Slow(live_view.Screen):
         def __call__(self, x):
             super().__call__(x)
             time.sleep(0.5)
@@ -155,28 +158,28 @@ def test_watch_draws_in_place(monkeypatch):
     monkeypatch.setenv("LINES", "5")
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
-    screen = watch.Screen(Bytes(), 257, terminal, 0.0)
+    screen = live_view.Screen(Bytes(), 257, terminal, 0.0)
     screen(torch.tensor([[*b"abc", 257, 257]]))
-    assert terminal.getvalue() == f"step 1\nabc{watch.DIM}{watch.MASK * 2}{watch.OFF}\n"
+    assert terminal.getvalue() == f"step 1\nabc{live_view.DIM}{live_view.MASK * 2}{live_view.OFF}\n"
     terminal.truncate(0), terminal.seek(0)
     screen(torch.tensor([[*b"abc", 27, 257]]))  # an escape character must not reach the terminal
     assert terminal.getvalue() == (
-        f"\x1b[2F\x1b[Jstep 2\nabc{watch.NEW}·{watch.OFF}{watch.DIM}{watch.MASK}{watch.OFF}\n"
+        f"\x1b[2F\x1b[Jstep 2\nabc{live_view.NEW}·{live_view.OFF}{live_view.DIM}{live_view.MASK}{live_view.OFF}\n"
     )  # fmt: skip
     terminal.truncate(0), terminal.seek(0)
     screen(torch.tensor([[*b"0123456789" * 20]]))  # more than fits: the first lines, so that it can be removed again
     assert terminal.getvalue().count("\n") == 4 == screen.height
     screen.close()
     assert terminal.getvalue().endswith("\x1b[4F\x1b[J")
-    shown = watch.Screen(Bytes(), 257, Terminal(), 0.05)
+    shown = live_view.Screen(Bytes(), 257, Terminal(), 0.05)
     shown(torch.tensor([[65]]))
     assert shown.spent >= 0.05
     monkeypatch.setenv("NO_COLOR", "1")
     plain = Terminal()
-    watch.Screen(Bytes(), 257, plain, 0.0)(torch.tensor([[257, 65]]))
-    assert plain.getvalue() == f"step 1\n{watch.MASK}A\n"
+    live_view.Screen(Bytes(), 257, plain, 0.0)(torch.tensor([[257, 65]]))
+    assert plain.getvalue() == f"step 1\n{live_view.MASK}A\n"
     monkeypatch.setenv("TERM", "dumb")
-    assert not watch.Screen(Bytes(), 257, Terminal()).live
+    assert not live_view.Screen(Bytes(), 257, Terminal()).live
 
 
 def test_watch_marks_what_the_last_step_wrote_in_lines_shorter_than_the_terminal(monkeypatch):
@@ -184,12 +187,12 @@ def test_watch_marks_what_the_last_step_wrote_in_lines_shorter_than_the_terminal
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
-    screen = watch.Screen(Bytes(), 257, terminal, 0.0)
+    screen = live_view.Screen(Bytes(), 257, terminal, 0.0)
     for ids in ([b"abc", b"de", b"f"], [b"abc", b"de", b"g"]), ([b"abc", b"xy", b"f"], [b"abc", b"de", b"g"]):
         screen(torch.tensor([[*b"".join(row)] for row in ids]))
     screen(torch.tensor([[*b"abcxyz"], [*b"abcdeg"]]))
     shown = terminal.getvalue().rpartition("\x1b[J")[2]  # the last of three steps; a full line would wrap
-    assert shown == f"step 3\ntext 1\nabcx\ny{watch.NEW}z{watch.OFF}\ntext 2\nabcd\neg\n"
+    assert shown == f"step 3\ntext 1\nabcx\ny{live_view.NEW}z{live_view.OFF}\ntext 2\nabcd\neg\n"
     screen.close()
     ended = terminal.getvalue()
     screen.close()  # there is nothing left to remove
@@ -197,10 +200,10 @@ def test_watch_marks_what_the_last_step_wrote_in_lines_shorter_than_the_terminal
 
 
 def test_lines_are_as_wide_as_the_terminal():
-    assert watch.wrapped([("", "abcdef")], 4, True) == ["abcd", "ef"]
-    assert watch.wrapped([("", "日本語")], 4, True) == ["日本", "語"]  # two columns each
-    assert watch.wrapped([("", "ＡＢＣ")], 4, True) == ["ＡＢ", "Ｃ"]
-    assert watch.wrapped([("", "e\u0301" * 5)], 4, True) == ["e\u0301" * 4, "e\u0301"]  # accents take none
-    assert watch.wrapped([("", "ab\ncd")], 4, True) == ["ab", "cd"]
-    styled = watch.wrapped([(watch.NEW, "abcde")], 4, True)
-    assert styled == [f"{watch.NEW}abcd{watch.OFF}", f"{watch.NEW}e{watch.OFF}"]
+    assert live_view.wrapped([("", "abcdef")], 4, True) == ["abcd", "ef"]
+    assert live_view.wrapped([("", "日本語")], 4, True) == ["日本", "語"]  # two columns each
+    assert live_view.wrapped([("", "ＡＢＣ")], 4, True) == ["ＡＢ", "Ｃ"]
+    assert live_view.wrapped([("", "e\u0301" * 5)], 4, True) == ["e\u0301" * 4, "e\u0301"]  # accents take none
+    assert live_view.wrapped([("", "ab\ncd")], 4, True) == ["ab", "cd"]
+    styled = live_view.wrapped([(live_view.NEW, "abcde")], 4, True)
+    assert styled == [f"{live_view.NEW}abcd{live_view.OFF}", f"{live_view.NEW}e{live_view.OFF}"]

@@ -11,8 +11,12 @@ import pytest
 import torch
 from conftest import sharp_model, split_of
 
-from tdlm_fast import orders, samplers
-from tdlm_fast.samplers import METHODS, UNMASKING, draw, filtered, generate_batch, generate_ids, masked_counts
+from tdlm_fast.evaluation import exact_likelihood
+from tdlm_fast.sampling import draws
+from tdlm_fast.sampling.diffusion import masked_counts
+from tdlm_fast.sampling.draws import draw, filtered
+from tdlm_fast.sampling.generate import generate_batch, generate_ids
+from tdlm_fast.sampling.options import METHODS, UNMASKING
 
 V, T, MASK = 3, 4, 3
 STATES = list(itertools.product(range(V + 1), repeat=T))
@@ -217,7 +221,7 @@ def test_remasking_keeps_the_share_of_masks_and_with_many_steps_the_joint():
 def test_top_is_the_policy_whose_likelihood_orders_scores():
     model = sharp_model(3)
     rows = [list(x) for x in itertools.product(range(3), repeat=4)]
-    p = torch.exp(-orders.confidence(model, split_of(rows, 4)))
+    p = torch.exp(-exact_likelihood.confidence(model, split_of(rows, 4)))
     assert fits(written(model, method="top").ids, p)
 
 
@@ -358,7 +362,7 @@ def test_a_text_of_a_batch_is_the_text_of_its_own_seed(objective, kw, monkeypatc
     kw = dict(tokens=10, seq_len=16, start_token_id=0, seed=5) | kw
     alone = [generate_ids(model, objective, [1, 2], suffix, **(kw | {"seed": 5 + i})) for i in range(6)]
     for logits in (1 << 24, 19 * 13):  # in one piece, and one or two texts at a time
-        monkeypatch.setattr(samplers, "LOGITS", logits)
+        monkeypatch.setattr(draws, "LOGITS", logits)
         assert generate_batch(model, objective, [1, 2], suffix, number=6, **kw).ids.tolist() == alone
     assert max(map(max, alone)) < 19
     assert len(set(map(tuple, alone))) > 1 or kw.get("temperature") == 0

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from conftest import corpus_of
 
-from tdlm_fast import likelihood, orders, published, sample, table
+from tdlm_fast import statistics
+from tdlm_fast import table as verb
+from tdlm_fast.evaluation import exact_likelihood, likelihood, published_metric, table
+from tdlm_fast.runs import load
 
 SEQUENCES, DRAWS, T_4 = 5, 3, 2.776  # Student's t, 97.5 %, 4 degrees of freedom
 
@@ -15,7 +18,7 @@ SEQUENCES, DRAWS, T_4 = 5, 3, 2.776  # Student's t, 97.5 %, 4 degrees of freedom
 @pytest.fixture(scope="module", params=["test", "valid"])
 def made(sharp_run, request):
     """(table of a split, model of the best weights, config, tokenizer, the split, the training split)."""
-    config, tokenizer, model, _ = sample.load_run(sharp_run, "best", "cpu")
+    config, tokenizer, model, _ = load.load_run(sharp_run, "best", "cpu")
     splits = corpus_of(config).splits
     found = table.likelihoods(sharp_run, sequences=SEQUENCES, draws=DRAWS, device="cpu", split=request.param)
     return found, model, config, tokenizer, splits[request.param], splits["train"]
@@ -32,24 +35,26 @@ def test_the_first_row_is_the_bound_of_the_best_weights_on_that_split(made):
         "bound", "upper bound", len(split), split.lengths.sum(),
     )  # fmt: skip
     assert row["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-6)
-    half = likelihood.t_975(bound.freedom) * bound.stderr
+    half = statistics.t_975(bound.freedom) * bound.stderr
     assert row["low"] == pytest.approx(bound.nats_per_token - half) and half > 0
     assert row["high"] == pytest.approx(bound.nats_per_token + half)
     assert row["bits_per_byte"] == pytest.approx(row["nats_per_token"] * row["tokens"] / split.bytes / math.log(2))
     assert row["ppl"] == pytest.approx(math.exp(row["nats_per_token"]))
-    metric = published.published_metric(model, split, "diffusion", draws=DRAWS, **kw)
+    metric = published_metric.published_metric(model, split, "diffusion", draws=DRAWS, **kw)
     assert found["published"]["reweighted_loss"] == pytest.approx(metric.reweighted_loss, rel=1e-6)
 
 
 def test_rows_of_few_sequences_are_those_of_their_sequences(made):
     found, model, config, tokenizer, split, _ = made
-    few = orders.subset(split, SEQUENCES, tokenizer, seed=config.seed)
+    few = exact_likelihood.subset(split, SEQUENCES, tokenizer, seed=config.seed)
     tokens = np.array(few.lengths, dtype=float)
     kw = dict(batch_size=3, device="cpu")
     with likelihood.scoring(model, config.precision):
         draws = [likelihood.diffusion_draw(model, few, seed=config.seed, draw=d, **kw) for d in range(DRAWS)]
     each = {"bound": np.mean([d.numpy() for d in draws], 0)}
-    each |= {name: order(model, few, precision=config.precision).numpy() for name, order in orders.ORDERS.items()}
+    each |= {
+        name: order(model, few, precision=config.precision).numpy() for name, order in exact_likelihood.ORDERS.items()
+    }
     assert found["tokens_per_sequence"] == tokens.tolist() and list(found["per_sequence"]) == list(each)
     for row, (name, nats) in zip(found["rows"][1:4], each.items(), strict=True):
         np.testing.assert_allclose(found["per_sequence"][name], nats, rtol=1e-4)
@@ -95,6 +100,6 @@ def test_one_sequence_has_no_interval_and_is_read_back(sharp_run, capsys):
     row = again["rows"][1]
     assert row["sequences"] == 1 and row["low"] is row["high"] is None
     assert table.lines(first) == table.lines(again) and table.cell(row) == f"≤ {row['nats_per_token']:.3f}"
-    assert table.main([str(sharp_run), "--sequences", "1"]) == 2
+    assert verb.main([str(sharp_run), "--sequences", "1"]) == 2
     assert "--sequences is 1; it must be at least 2, as one shows no interval" in capsys.readouterr().err
-    assert table.main([str(sharp_run), "--draws", "0"]) == 2 and "--draws is 0" in capsys.readouterr().err
+    assert verb.main([str(sharp_run), "--draws", "0"]) == 2 and "--draws is 0" in capsys.readouterr().err

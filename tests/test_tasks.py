@@ -12,11 +12,12 @@ import torch
 from conftest import sharp_model
 
 from bench.hub import inside, lay_out
-from tdlm_fast import accuracy, choices, evaluate, tasks, train
+from tdlm_fast import evaluate, train
 from tdlm_fast.config import ConfigError
-from tdlm_fast.tasks import Question
-from tdlm_fast.tokenizer import GPT2, Bytes
-from tdlm_fast.unigram import Unigram
+from tdlm_fast.data.tokenizer import GPT2, Bytes
+from tdlm_fast.evaluation import accuracy, endings, tasks
+from tdlm_fast.evaluation.tasks import Question
+from tdlm_fast.evaluation.unigram import Unigram
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 OBJECTIVES = ("autoregressive", "diffusion")
@@ -152,9 +153,9 @@ def test_the_real_sets_are_complete():
 
 
 def score(model, questions, objective, tokenizer=None, T=64, **kw):
-    rows = choices.rows_of(questions, tokenizer or Bytes(), T)
+    rows = endings.rows_of(questions, tokenizer or Bytes(), T)
     kw = {"samples": 16, "start_token_id": (tokenizer or Bytes()).start_token_id} | kw
-    return choices.log_likelihoods(model, objective, rows, **kw)
+    return endings.log_likelihoods(model, objective, rows, **kw)
 
 
 def log_softmax(model, ids, causal):
@@ -195,13 +196,13 @@ def test_next_token_scores_are_those_of_the_harness():
     """acc and acc_norm by the harness's definitions, computed apart: sums, and sums over a choice's characters."""
     model, tokenizer, T = sharp_model(257), Bytes(), 40
     questions = questions_of(40, words=5)
-    rows = choices.rows_of(questions, tokenizer, T)
+    rows = endings.rows_of(questions, tokenizer, T)
     assert rows.cut > 5 and rows.pieced == 0 and max(map(len, rows.tokens)) == T
-    log_p, noise = choices.log_likelihoods(model, "autoregressive", rows, start_token_id=256, samples=2)
+    log_p, noise = endings.log_likelihoods(model, "autoregressive", rows, start_token_id=256, samples=2)
     expected = [[harness_log_p(model, tokenizer, q.context, e, T) for e in q.endings] for q in questions]
     np.testing.assert_allclose(log_p, [s for row in expected for s, _ in row], rtol=1e-5)
     assert not noise.any()
-    greedy = choices.greedy(model, "autoregressive", rows, start_token_id=256)
+    greedy = endings.greedy(model, "autoregressive", rows, start_token_id=256)
     assert greedy == [g for row in expected for _, g in row]
     ends = np.cumsum([len(q.endings) for q in questions])[:-1]
     found = {"log_p": [a.tolist() for a in np.split(log_p.numpy(), ends)], "greedy": []}
@@ -264,14 +265,14 @@ def test_counts_are_spread_evenly_and_shared_by_the_endings_of_a_question():
     n, k = torch.full((24,), 12), torch.arange(24)
     for draw in range(20):
         kw = dict(samples=24, seed=3, key=5)
-        S, weight, half = choices.masks(n, k, torch.full_like(n, draw), **kw)
+        S, weight, half = endings.masks(n, k, torch.full_like(n, draw), **kw)
         assert torch.equal(S.sum(1).bincount(minlength=13)[1:], torch.full((12,), 2))  # exact over the counts
         assert half.sum() == 0 and torch.equal(weight, 12 / 24 / S.sum(1).double())
-        assert torch.equal(S, choices.masks(n, k, torch.full_like(n, draw), **kw)[0])
-        S = choices.masks(n[:12], k[:12], torch.full((12,), draw), samples=12, seed=3, key=5)[0]
+        assert torch.equal(S, endings.masks(n, k, torch.full_like(n, draw), **kw)[0])
+        S = endings.masks(n[:12], k[:12], torch.full((12,), draw), samples=12, seed=3, key=5)[0]
         assert S.sum(1).sort().values.tolist() == list(range(1, 13))  # both halves are one grid
     share = torch.stack([
-        choices.masks(n, k, torch.full_like(n, d), samples=24, seed=0, key=0)[0] for d in range(200)
+        endings.masks(n, k, torch.full_like(n, d), samples=24, seed=0, key=0)[0] for d in range(200)
     ])  # fmt: skip
     assert (share.double().mean((0, 1)) - 6.5 / 12).abs().max() < 0.03  # every place alike
 
@@ -281,7 +282,7 @@ def test_questions_and_groups_draw_apart():
     k = torch.arange(24)
 
     def drawn(n, draw, key):
-        return choices.masks(torch.full_like(k, n), k, torch.full_like(k, draw), samples=24, seed=3, key=key)[0]
+        return endings.masks(torch.full_like(k, n), k, torch.full_like(k, draw), samples=24, seed=3, key=key)[0]
 
     first = drawn(12, 0, 0)
     for draw, key in ((1, 0), (0, 1)):
@@ -309,8 +310,8 @@ def test_scores_depend_on_no_batch_order_or_limit(objective):
     whole, noise = score(model, questions, objective)
     small, _ = score(model, questions, objective, tokens=1)
     np.testing.assert_allclose(small, whole, rtol=1e-5)
-    rest = choices.rows_of(questions[4:], Bytes(), 64, offset=4)
-    part, _ = choices.log_likelihoods(model, objective, rest, start_token_id=256, samples=16)
+    rest = endings.rows_of(questions[4:], Bytes(), 64, offset=4)
+    part, _ = endings.log_likelihoods(model, objective, rest, start_token_id=256, samples=16)
     np.testing.assert_allclose(part, whole[-len(part) :], rtol=1e-5)
     other, _ = score(model, questions, objective, seed=1)
     assert torch.equal(other, whole) == (objective == "autoregressive")
@@ -318,13 +319,13 @@ def test_scores_depend_on_no_batch_order_or_limit(objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_nothing_is_padded_and_the_head_sees_what_bears_loss(objective, monkeypatch):
-    model, rows = sharp_model(257), choices.rows_of(questions_of(12), Bytes(), 64)
+    model, rows = sharp_model(257), endings.rows_of(questions_of(12), Bytes(), 64)
     seen, heads = [], []
-    real = choices.linear_cross_entropy
-    monkeypatch.setattr(choices, "linear_cross_entropy", lambda h, *a, **k: heads.append(len(h)) or real(h, *a, **k))
+    real = endings.linear_cross_entropy
+    monkeypatch.setattr(endings, "linear_cross_entropy", lambda h, *a, **k: heads.append(len(h)) or real(h, *a, **k))
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda x, **k: seen.append(x.numel()) or forward(x, **k))
-    choices.log_likelihoods(model, objective, rows, start_token_id=256, samples=8, tokens=512)
+    endings.log_likelihoods(model, objective, rows, start_token_id=256, samples=8, tokens=512)
     times = [1 if objective == "autoregressive" else min(8, 2**n - 1) for n in rows.n]
     assert sum(seen) == sum(len(t) * d for t, d in zip(rows.tokens, times, strict=True)) and max(seen) <= 512
     most = sum(n * d for n, d in zip(rows.n, times, strict=True))
@@ -335,9 +336,9 @@ def test_an_ending_longer_than_the_model_is_scored_in_pieces():
     model, tokenizer = sharp_model(257), Bytes()
     ids = tokenizer.encode(" the miller sleeps")
     question = Question("", "mill", (" the miller sleeps", " so"), 0)
-    rows = choices.rows_of([question], tokenizer, 12)
+    rows = endings.rows_of([question], tokenizer, 12)
     assert rows.pieced == 1 and rows.cut == 1 and rows.n == [6, 6, 6, 3] and rows.lengths == [18, 3]
-    keys = choices.rows_of([question] * 2, tokenizer, 12, offset=5).draw
+    keys = endings.rows_of([question] * 2, tokenizer, 12, offset=5).draw
     assert len(set(keys)) == 6 and keys[0] == keys[3] != keys[4] == keys[7]  # pieces and questions apart, not endings
     before = tokenizer.encode("mill")
     expected = 0.0
@@ -363,11 +364,11 @@ def test_greedy_diffusion_unmasks_from_left_to_right():
     for i, (c, a) in enumerate(zip(contexts, answers, strict=True)):
         last = a if i % 3 == 0 else [(a[0] + 1) % 10, a[1]] if i % 3 == 1 else [a[0], (a[1] + 1) % 10]
         questions.append((c, last, i % 3 == 0))
-    rows = choices.Rows()
+    rows = endings.Rows()
     for c, last, _ in questions:
         rows.tokens.append(Digits.encode(c) + last)
         rows.n.append(2), rows.slot.append(len(rows.lengths)), rows.draw.append(0), rows.lengths.append(2)
-    assert choices.greedy(model, "diffusion", rows, start_token_id=10) == [right for *_, right in questions]
+    assert endings.greedy(model, "diffusion", rows, start_token_id=10) == [right for *_, right in questions]
 
 
 # ---- accuracy --------------------------------------------------------------------------------------------------
@@ -375,7 +376,7 @@ def test_greedy_diffusion_unmasks_from_left_to_right():
 
 def summary(model, questions, objective, tokenizer=None, T=64, **kw):
     log_p, noise = score(model, questions, objective, tokenizer, T, **kw)
-    rows = choices.rows_of(questions, tokenizer or Bytes(), T)
+    rows = endings.rows_of(questions, tokenizer or Bytes(), T)
     ends = np.cumsum([len(q.endings) for q in questions])[:-1]
     columns = {"log_p": log_p.numpy(), "noise": noise.numpy(), "tokens": np.array(rows.lengths)}
     found = {k: [a.tolist() for a in np.split(v, ends)] for k, v in columns.items()}
@@ -508,8 +509,9 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
 
 def test_figures_of_other_weights_are_not_taken_for_these(run, local):
     """The same step of the same config, trained elsewhere or by other code, need not have the same weights."""
-    from tdlm_fast import checkpoint, table
-    from tdlm_fast.sample import load_run
+    from tdlm_fast.evaluation import table
+    from tdlm_fast.runs import checkpoint
+    from tdlm_fast.runs.load import load_run
 
     def figures():
         found = accuracy.evaluate(run, ["blimp"], data=local, samples=4)["blimp"]
@@ -528,7 +530,7 @@ def test_figures_of_other_weights_are_not_taken_for_these(run, local):
 
 
 def test_damaged_figures_are_named_and_options_without_effect_refused(run, local, capsys):
-    from tdlm_fast import table
+    from tdlm_fast.evaluation import table
 
     asked = [str(run), "--tasks", "piqa", "--data", str(local)]
     for name, verb, command in (("tasks.json", evaluate, asked), ("likelihoods.json", table, [str(run)])):
@@ -631,7 +633,7 @@ def test_a_question_that_cannot_be_asked_is_a_damaged_file(name, content, tmp_pa
 
 
 def test_a_question_of_the_hub_that_cannot_be_asked_is_one_error(monkeypatch):
-    from tdlm_fast import data
+    from tdlm_fast.data import sources
 
     for name, repo, changed in (
         ("hellaswag", "Rowan/hellaswag", {"label": ""}), ("hellaswag", "Rowan/hellaswag", {"ctx_b": None}),
@@ -640,7 +642,7 @@ def test_a_question_of_the_hub_that_cannot_be_asked_is_one_error(monkeypatch):
         ("lambada", "EleutherAI/lambada_openai", {"text": "ends in a space "}), ("piqa", "baber/piqa", None),
     ):  # fmt: skip
         row = list(HUB[repo].values())[-1][0]
-        monkeypatch.setattr(data, "from_hub", lambda *a, r=row, c=changed, **k: [] if c is None else [r | c])
+        monkeypatch.setattr(sources, "from_hub", lambda *a, r=row, c=changed, **k: [] if c is None else [r | c])
         with pytest.raises(ConfigError, match=f"task {name}: {repo} cannot be read from the Hub .*; give --data"):
             tasks.load(name)
 

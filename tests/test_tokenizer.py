@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tdlm_fast.tokenizer import Bytes, gpt2_ranks, packaged_gpt2
+from tdlm_fast.data.tokenizer import Bytes, gpt2_ranks, packaged_gpt2
 
 TEXT = "Tiny models, naïve 语言 — it's 1,024 tokens!\n\n  indented\t\x00 <|endoftext|> 🙂"
 

@@ -11,8 +11,10 @@ import time
 import pytest
 import torch
 
-from tdlm_fast import check, checkpoint, evaluate, sample, step, table, train
+from tdlm_fast import check, evaluate, sample, table, train
 from tdlm_fast import config as settings
+from tdlm_fast.runs import checkpoint, load
+from tdlm_fast.training import trainer
 
 
 def losses(folder):
@@ -80,7 +82,7 @@ def test_evaluate_says_what_text_it_read_and_stops_on_weights_that_are_no_number
     assert evaluate.main(command) == 2  # what one text holds out may be another's training text
     assert f"error: the text is not what {folder} was trained on" in capsys.readouterr().err
     config.write_text(config.read_text().replace(str(other), str(corpus)))
-    _, _, model, state = sample.load_run(folder, device="cpu")
+    _, _, model, state = load.load_run(folder, device="cpu")
     with torch.no_grad():
         model.head[3, 3] = float("nan")
     checkpoint.save(folder / "checkpoints" / "best.safetensors", model, None, state)
@@ -100,8 +102,8 @@ def test_a_likelihood_that_is_no_number_stops_a_run_with_one_error(tiny, objecti
         torch.nn.init.constant_(model.head, float("inf"))
         return model
 
-    real = step.build_model
-    monkeypatch.setattr(step, "build_model", broken)
+    real = trainer.build_model
+    monkeypatch.setattr(trainer, "build_model", broken)
     assert train.main(["configs/tiny.yaml", *tiny, f"objective={objective}"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: the likelihood is not finite (")
 
@@ -150,7 +152,7 @@ def test_a_loss_that_is_no_number_stops_with_its_place(tiny, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "not finite at step" in error and "noise levels t from" in error
     last = tmp_path / "run" / "checkpoints" / "best.safetensors"
-    config, _, model, _ = sample.load_run(tmp_path / "run", "best", "cpu")
+    config, _, model, _ = load.load_run(tmp_path / "run", "best", "cpu")
     assert last.exists() and all(p.isfinite().all() for p in model.parameters())
 
 
@@ -207,7 +209,7 @@ def test_weights_and_biases_gets_the_results_and_cannot_hang_a_run(tiny, monkeyp
 
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(wandb, "init", lambda **_: Run())
-    monkeypatch.setattr("tdlm_fast.log.WANDB_S", -9.5)
+    monkeypatch.setattr("tdlm_fast.training.logger.WANDB_S", -9.5)
     assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online"]) == 0
     over.set()
     assert "has not finished" in capsys.readouterr().err
@@ -220,7 +222,7 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
     best = folder / "checkpoints" / "best.safetensors"
     best.write_bytes(best.read_bytes()[:-100])
     with pytest.raises(settings.ConfigError, match="best.safetensors is damaged"):
-        sample.load_run(folder, "best", "cpu")
+        load.load_run(folder, "best", "cpu")
     with pytest.raises(settings.ConfigError, match="no such checkpoint"):
         checkpoint.load(folder / "absent", None)
 

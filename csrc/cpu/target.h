@@ -1,4 +1,4 @@
-// TARGET_BEGIN("avx2,fma") ... TARGET_END: functions between may use these instructions, and only they: api.cpp
+// TARGET_BEGIN("avx2,fma") ... TARGET_END: functions between may use these instructions, and only they: library.cpp
 // calls them after it has asked the CPU.
 #pragma once
 #define TARGET_PRAGMA(x) _Pragma(#x)

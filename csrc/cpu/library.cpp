@@ -1,0 +1,288 @@
+// The C interface that kernels/cpu/library.py loads: which kernels this CPU runs, and tasks over threads.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#ifdef __unix__
+#include <unistd.h>
+#endif
+
+#include "kernels.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+enum { PORTABLE, AVX2, AVX512, AVX512_BF16, ISAS };  // as kernels/cpu/library.py numbers them
+enum { OK, BAD_TARGET, NO_MEMORY, BAD_ARGUMENT };
+constexpr int64_t OUT_FLOATS = 1 << 18;  // fp32 sums a task holds: 1 MB
+
+constexpr int64_t KEPT_BYTES = 48 << 20;  // of p that a block of rows keeps, twice
+
+size_t whole(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
+
+struct Memory {
+    char *at;
+    explicit Memory(size_t bytes) : at((char *)aligned_alloc(64, whole(bytes, 64))) {}
+    ~Memory() { free(at); }
+    Memory(const Memory &) = delete;
+};
+
+// What every training step needs anew would cost a fault a page each time, so one such piece outlives its call. A call
+// that finds it in use gets memory of its own.
+struct Lease {
+    static constexpr size_t PAGE = 2 << 20;
+    static std::atomic_flag used;
+    static char *spare;
+    static size_t spare_bytes;
+    bool owner;
+    char *at;
+    explicit Lease(size_t bytes) : owner(!used.test_and_set()), at(nullptr) {
+        if (owner && spare_bytes >= bytes) {
+            at = spare;
+            return;
+        }
+        if (owner) free(spare), spare = nullptr, spare_bytes = 0;
+        bytes = whole(bytes, PAGE);
+        at = (char *)aligned_alloc(PAGE, bytes);
+#ifdef __linux__
+        if (at) madvise(at, bytes, MADV_HUGEPAGE);
+#endif
+        if (owner && at) spare = at, spare_bytes = bytes;
+    }
+    ~Lease() {
+        if (owner) used.clear();
+        else free(at);
+    }
+    Lease(const Lease &) = delete;
+};
+std::atomic_flag Lease::used = ATOMIC_FLAG_INIT;
+char *Lease::spare = nullptr;
+size_t Lease::spare_bytes = 0;
+
+bool has(int isa) {
+#if defined(__x86_64__)
+    switch (isa) {
+        case AVX512_BF16:
+            if (!__builtin_cpu_supports("avx512bf16")) return false;  // and all that avx512 asks for
+            [[fallthrough]];
+        case AVX512:
+            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    }
+#endif
+    return isa == PORTABLE;
+}
+
+const Kernels &kernels(int isa, bool bf16) {
+    if (isa == AVX512_BF16 && bf16) return avx512_bf16_kernels;
+    if (isa == AVX512_BF16 || isa == AVX512) return avx512_kernels;
+    return isa == AVX2 ? avx2_kernels : portable_kernels;
+}
+
+// Tasks 0..tasks that may start once every phase up to `after` has ended.
+struct Phase {
+    int64_t tasks;
+    int after;
+    std::function<void(int64_t, char *)> task;
+};
+
+// GOMP_parallel of the OpenMP that torch runs on. Its threads spin for milliseconds after every parallel region, so
+// threads of our own would wait for a core. In a forked child, where they are gone, it must not be called.
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+Parallel parallel = nullptr;
+long parallel_process = 0;
+
+#ifdef __unix__
+long process() { return getpid(); }
+#else
+long process() { return 0; }
+#endif
+
+// All tasks of all phases, taken in order by OpenMP's threads, or by threads that live for this call only; each has
+// `bytes` of scratch. Nothing waits for a later phase, so any number of threads gets through.
+int run(const std::vector<Phase> &phases, size_t bytes, int threads) {
+    int64_t total = 0, most = 1;
+    std::vector<int64_t> begin;
+    for (const Phase &p : phases) begin.push_back(total), total += p.tasks, most = p.tasks > most ? p.tasks : most;
+    if (threads > most) threads = (int)most;
+    std::atomic<int64_t> next{0};
+    std::vector<std::atomic<int64_t>> left(phases.size());
+    for (size_t i = 0; i < phases.size(); i++) left[i] = phases[i].tasks;
+    auto work = [&] {
+        char *scratch = (char *)aligned_alloc(64, (bytes + 63) / 64 * 64);
+        size_t phase = 0;
+        int ended = -1;  // phases up to here are known to have ended
+        for (int64_t i; scratch && (i = next++) < total;) {
+            while (i - begin[phase] >= phases[phase].tasks) phase++;
+            while (ended < phases[phase].after)
+                if (left[ended + 1].load(std::memory_order_acquire)) std::this_thread::yield();
+                else ended++;
+            phases[phase].task(i - begin[phase], scratch);
+            left[phase].fetch_sub(1, std::memory_order_release);
+        }
+        free(scratch);
+    };
+    if (threads > 1 && parallel && process() == parallel_process) {
+        parallel([](void *w) { (*(decltype(work) *)w)(); }, &work, (unsigned)threads, 0);
+        return next < total ? NO_MEMORY : OK;
+    }
+    std::vector<std::thread> others;
+    try {
+        for (int i = 1; i < threads; i++) others.emplace_back(work);
+    } catch (const std::exception &) {  // no more threads to be had: those there are do the work
+    }
+    work();
+    for (auto &t : others) t.join();
+    return next < total ? NO_MEMORY : OK;
+}
+
+// Rows or words begin..end of `total`, a step at a time.
+Phase sweep(const Lce &c, void (*of)(const Lce &, int64_t, int64_t, char *), int64_t first, int64_t total, int after) {
+    return {(total + c.step - 1) / c.step, after, [=](int64_t i, char *scratch) {
+        int64_t begin = first + i * c.step, end = begin + c.step < first + total ? begin + c.step : first + total;
+        of(c, begin, end, scratch);
+    }};
+}
+
+Phase over_blocks(const Lce &c, void (*of)(const Lce &, int64_t, char *), int64_t blocks, int after) {
+    return {blocks, after, [=](int64_t i, char *scratch) { of(c, i, scratch); }};
+}
+
+int run_lce(Lce c, const Kernels &k, bool words, int threads) {
+    c.words = words;
+    int64_t total = words ? c.V : c.n, most = OUT_FLOATS / c.D + 1;
+    c.step = total / (4 * threads) + 1;  // four tasks a thread even out what else runs on the machine,
+    if (c.step < 192) c.step = 192;      // unless reading the other side would cost more than it brings
+    if (c.step > most) c.step = most;
+    if (c.step > total) c.step = total;
+    LceSizes size = k.sizes(c);
+    Memory packed(size.packed);
+    if (!(c.packed = packed.at)) return NO_MEMORY;
+    return run({over_blocks(c, k.pack, size.blocks, -1), sweep(c, words ? k.words : k.rows, 0, total, 0)},
+               size.scratch, threads);
+}
+
+// nll, lse, dh and dw at once. Blocks of rows take turns in two places: while the last rows of one are swept, the
+// others sweep the next, and dw of the first is summed after that.
+int run_lce_sum(Lce c, const Kernels &k, int threads) {
+    c.count = c.n;
+    c.step = 1;
+    LceSizes size = k.sizes(c);
+    int64_t most = KEPT_BYTES / (size.kept / c.n + 1) / size.group * size.group;
+    if (most < size.group) most = size.group;
+    int64_t count = (c.n + most - 1) / most, rows = (c.n + count - 1) / count;
+    rows = (rows + size.group - 1) / size.group * size.group;
+    count = (c.n + rows - 1) / rows;
+    c.count = rows < c.n ? rows : c.n;
+    c.step = (rows / size.group + threads - 1) / threads * size.group;
+    if (c.step > 4 * size.group) c.step = 4 * size.group;
+    size = k.sizes(c);
+    int places = count > 1 ? 2 : 1;
+    Lease lease(size.packed + size.sums + places * size.kept);
+    char *at = lease.at;
+    if (!at) return NO_MEMORY;
+    c.packed = at, c.sums = (float *)(at + size.packed), at += size.packed + size.sums;
+    auto block = [&](int64_t i) {
+        Lce b = c;
+        b.first = i * rows, b.count = c.n - b.first < rows ? c.n - b.first : rows;
+        b.kept = at + i % 2 * size.kept, b.begins = i == 0, b.ends = i == count - 1;
+        return b;
+    };
+    // pack, rows 0, rows 1, weight 0, rows 2, weight 1, ..., rows n - 1, weight n - 2, weight n - 1
+    std::vector<Phase> phases = {over_blocks(c, k.pack, size.blocks, -1)};
+    auto add_rows = [&](int64_t i) {
+        Lce b = block(i);
+        phases.push_back(sweep(b, k.rows, b.first, b.count, i < 2 ? 0 : (int)phases.size() - 1));
+    };
+    auto add_weight = [&](int64_t i) {
+        int before = (int)phases.size() - (i < count - 1 ? 2 : 1);
+        phases.push_back(over_blocks(block(i), k.weight, size.blocks, before));
+    };
+    add_rows(0);
+    for (int64_t i = 1; i < count; i++) add_rows(i), add_weight(i - 1);
+    add_weight(count - 1);
+    return run(phases, size.scratch, threads);
+}
+
+int check(const Lce &c, int isa, int threads) {
+    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || c.n < 0 || c.D < 1 || c.V < 1) return BAD_ARGUMENT;
+    for (int64_t i = 0; i < c.n; i++)
+        if (c.y[i] < 0 || c.y[i] >= c.V) return BAD_TARGET;
+    return OK;
+}
+
+}  // namespace
+
+API int tdlm_abi() { return 4; }  // raised with every change of an argument; kernels/cpu/library.py asks for its own
+
+API void tdlm_use_threads_of(Parallel gomp_parallel) { parallel = gomp_parallel, parallel_process = process(); }
+
+API int tdlm_has(int isa) { return has(isa); }
+
+API int tdlm_lce_forward(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16, int round,
+                         const int64_t *y, int64_t n, int64_t D, int64_t V, float *nll, float *lse, void *dh) {
+    Lce c = {};
+    c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;
+    c.y = y, c.n = n, c.D = D, c.V = V, c.nll = nll, c.lse = lse, c.dh = dh;
+    int bad = check(c, isa, threads);
+    return bad || !n ? bad : run_lce(c, kernels(isa, round), false, threads);
+}
+
+API int tdlm_lce_backward_weight(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16,
+                                 int round, const int64_t *y, int64_t n, int64_t D, int64_t V, const float *lse,
+                                 const float *grad, void *dw) {
+    Lce c = {};
+    c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;
+    c.y = y, c.n = n, c.D = D, c.V = V, c.lse = (float *)lse, c.grad = grad, c.dw = dw;
+    int bad = check(c, isa, threads);
+    return bad ? bad : run_lce(c, kernels(isa, round), true, threads);
+}
+
+// The forward pass and the backward pass of sum_i grad_i nll_i: dh and dw are gradients of that sum.
+API int tdlm_lce_sum(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16, int round,
+                     const int64_t *y, int64_t n, int64_t D, int64_t V, const float *grad, float *nll, float *lse,
+                     void *dh, void *dw) {
+    Lce c = {};
+    c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;
+    c.y = y, c.n = n, c.D = D, c.V = V, c.nll = nll, c.lse = lse, c.dh = dh, c.grad = grad, c.dw = dw;
+    int bad = check(c, isa, threads);
+    return bad || !n ? bad : run_lce_sum(c, kernels(isa, round), threads);
+}
+
+// Rows of SwiGLU, or of RMSNorm where there is a weight; dy is null in the forward pass. dw: (tasks, n).
+API int tdlm_rows(int isa, int threads, int bf16, const void *x, const void *dy, void *y, const float *weight, float *dw,
+                  int64_t rows, int64_t n, int64_t step, float eps) {
+    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || rows < 0 || n < 1 || step < 1) return BAD_ARGUMENT;
+    if (weight && (bf16 || n % 16)) return BAD_ARGUMENT;
+    Rows c = {x, dy, y, weight, dw, bf16 != 0, n, step, eps};
+    const Kernels &k = kernels(isa, false);
+    return run({{(rows + step - 1) / step, -1, [&](int64_t i, char *) {
+        int64_t begin = i * step, end = begin + step < rows ? begin + step : rows;
+        (weight ? k.rms_norm : k.swiglu)(c, begin, end);
+    }}}, 64, threads);
+}
+
+// Attention of B sequences of H heads; tensors, strides, valid, segments, rope and key as in kernels.h.
+API int tdlm_attention(int isa, int threads, int backward, int bf16, int causal, const void *const *tensors,
+                       const int64_t *strides, int64_t B, int64_t H, int64_t T, int64_t K, const uint8_t *valid,
+                       const int64_t *segments, const float *rope, const uint32_t *key, int32_t threshold,
+                       float keep_scale) {
+    Attention c = {};
+    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || B < 0 || H < 1 || T < 1 || K < 1 || (rope && K % 2))
+        return BAD_ARGUMENT;
+    memcpy(c.tensors, tensors, sizeof c.tensors), memcpy(c.strides, strides, sizeof c.strides);
+    c.backward = backward, c.bf16 = bf16, c.causal = causal, c.H = H, c.T = T, c.K = K;
+    c.valid = valid, c.segments = segments, c.rope = rope, c.key = key, c.threshold = threshold, c.keep_scale = keep_scale;
+    const Kernels &k = kernels(isa, false);
+    return run({{B * H, -1, [&](int64_t i, char *scratch) { k.head(c, i, scratch); }}}, k.head_scratch(c), threads);
+}

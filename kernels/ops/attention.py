@@ -1,0 +1,276 @@
+"""Attention of both objectives behind one signature: flash-attn, PyTorch's SDPA, or one tile a program.
+
+    P = softmax(q k^T / sqrt(K) + mask),  out = (P * keep / (1 - p)) v
+    dv = (P * keep / (1 - p))^T do,  dP = do v^T * keep / (1 - p),  dS = P * (dP - rowsum(P * dP))
+    dq = dS k / sqrt(K),  dk = dS^T q / sqrt(K)
+
+Causal or not; padded keys and other documents' keys are masked, a token always sees itself, so no row is empty.
+With T up to 128 the whole (T, T) score tile fits one program (Dao et al. 2022 with a single block): nothing but q, k, v
+is kept for the backward pass, which recomputes the tile and writes dq, dk, dv in one launch, without atomics. Scores,
+softmax and sums are fp32; products run in, and results return in, the inputs' dtype.
+
+Dropout keeps an entry where its Philox word, (word >> 1) >= round(p 2^31), so both passes draw the same bits: entry
+(b, h, i, j) is word j % 4 of counter ((b H + h) T + i) ceil(T / 4) + j // 4.
+"""
+
+import functools
+import importlib.util
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..philox import MASK, philox4x32
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+TILE_T, TILE_K = 128, 64
+TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers on sm_86
+
+
+def rotate(x: Tensor, first: int = 0) -> Tensor:  # (B, H, T, K)
+    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K), from `first` on."""
+    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device, first).to(x.dtype).chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _rotate_back(x: Tensor) -> Tensor:
+    """The transpose of rotate, which is its inverse."""
+    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device).to(x.dtype).chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)
+
+
+def rotation(T: int, K: int, device, first: int = 0) -> Tensor:
+    """(T, K) fp32: the K / 2 cosines of each position from `first` on, then its sines."""
+    half = K // 2
+    rate = 10000.0 ** (-torch.arange(half, device=device) / half)
+    angle = torch.arange(first, first + T, device=device)[:, None] * rate
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def _keep(T: int, causal: bool, valid: Tensor | None, segments: Tensor | None, device) -> Tensor | None:
+    """(B, 1, T, T) bool, True where query i sees key j, or None where every query sees all keys (or all before)."""
+    if valid is None and segments is None:
+        return None
+    own = torch.eye(T, dtype=torch.bool, device=device)  # no row is empty
+    keep = True
+    if valid is not None:
+        keep = valid[:, None, None, :]
+    if segments is not None:
+        keep = keep & (segments[:, None, :, None] == segments[:, None, None, :])
+    keep = keep | own
+    return keep & torch.ones_like(own).tril() if causal else keep
+
+
+def dropped_words(B: int, H: int, T: int, key: Tensor) -> Tensor:
+    """The Philox word of every entry of the scores: (B, H, T, T) int64 in [0, 2^32). key: (2,) int64 words."""
+    groups = -(-T // 4)
+    counter = torch.arange(B * H * T * groups, device=key.device).view(B, H, T, groups)
+    zero = torch.zeros_like(counter)
+    words = philox4x32((counter & MASK, zero, zero, zero), (key[0], key[1]))
+    return torch.stack(words, -1).flatten(-2)[..., :T]
+
+
+def _wide(*tensors: Tensor, rope: bool = False) -> list[Tensor]:
+    """fp32 (fp64 for fp64) copies, turned by their positions with rope."""
+    wide = [a if a.dtype == torch.float64 else a.float() for a in tensors]
+    return [rotate(a) for a in wide] if rope else wide
+
+
+def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tensor, Tensor | None]:
+    """P (B, H, T, T) of wide q and k, and keep / (1 - p) of dropout or None."""
+    B, H, T, K = q.shape
+    keep = _keep(T, causal, valid, segments, q.device)
+    if keep is None and causal:
+        keep = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+    s = q @ k.mT / math.sqrt(K)
+    p = torch.softmax(s if keep is None else s.masked_fill(~keep, -torch.inf), -1)
+    if not dropout_p:
+        return p, None
+    return p, ((dropped_words(B, H, T, key) >> 1) >= _threshold(dropout_p)).to(p.dtype) / (1 - dropout_p)
+
+
+def attention_ref(q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False) -> Tensor:
+    """The specification of the forward pass."""
+    p, drop = _probabilities(*_wide(q, k, rope=rope), valid, segments, key, causal, dropout_p)
+    return ((p if drop is None else p * drop) @ v.to(p.dtype)).to(q.dtype)
+
+
+def attention_backward_ref(dout, q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False):
+    """The specification of the backward pass: dq, dk, dv by the formulas above."""
+    (queries, keys), (do, values) = _wide(q, k, rope=rope), _wide(dout, v)
+    p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
+    dp = do @ values.mT
+    if drop is not None:
+        dp = dp * drop
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+    dv = (p if drop is None else p * drop).mT @ do
+    dq, dk = ds @ keys, ds.mT @ queries
+    return tuple(g.to(q.dtype) for g in ((_rotate_back(dq), _rotate_back(dk), dv) if rope else (dq, dk, dv)))
+
+
+def _threshold(p: float) -> int:
+    return round(p * 2**31)
+
+
+def _rows_first(q: Tensor) -> Tensor:
+    """An empty (B, H, T, K) that lies in memory as (B, T, H, K), as the output projection reads it."""
+    B, H, T, K = q.shape
+    return q.new_empty(B, T, H, K).transpose(1, 2)
+
+
+@torch.library.custom_op("tdlm::tile_attention", mutates_args=())
+def tile_attention(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None, key: Tensor | None,
+    causal: bool, dropout_p: float, rope: bool = False,
+) -> Tensor:  # fmt: skip
+    """out (B, H, T, K) of q, k, v (B, H, T, K); valid (B, T) bool, segments (B, T) int, key (2,) int64 for dropout.
+
+    With rope q and k are turned by their positions first, inside.
+    """
+    return _rows_first(q).copy_(attention_ref(q, k, v, valid, segments, key, causal, dropout_p, rope))
+
+
+@torch.library.custom_op("tdlm::tile_attention_backward", mutates_args=())
+def tile_attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None,
+    key: Tensor | None, causal: bool, dropout_p: float, rope: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, dv, each (B, H, T, K), recomputed from q, k, v."""
+    grads = attention_backward_ref(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
+    return tuple(_rows_first(q).copy_(g) for g in grads)
+
+
+@tile_attention.register_fake
+def _(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
+    return _rows_first(q)
+
+
+@tile_attention_backward.register_fake
+def _(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
+    return _rows_first(q), _rows_first(q), _rows_first(q)
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.causal, ctx.dropout_p, ctx.rope = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dout):
+    grads = tile_attention_backward(dout, *ctx.saved_tensors, ctx.causal, ctx.dropout_p, ctx.rope)
+    return *grads, None, None, None, None, None, None
+
+
+tile_attention.register_autograd(_backward, setup_context=_setup)
+
+
+def _triton_forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
+    from ..triton import attention as attention_triton
+
+    return attention_triton.forward(q, k, v, valid, segments, key, causal, dropout_p, rope)
+
+
+def _triton_backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
+    from ..triton import attention as attention_triton
+
+    return attention_triton.backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
+
+
+def register(device: str) -> None:
+    """Let the Triton kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
+    tile_attention.register_kernel(device)(_triton_forward)
+    tile_attention_backward.register_kernel(device)(_triton_backward)
+
+
+if HAS_TRITON:
+    register("cuda")
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _flash_attn():
+    """flash_attn_func, or None where the package is absent or does not load."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return None
+    try:
+        from flash_attn import flash_attn_func
+    except (ImportError, OSError):  # a build for another torch or without its libraries
+        return None
+    return flash_attn_func
+
+
+def _padded(T: int, K: int) -> tuple[int, int]:
+    return tuple(max(16, 1 << (n - 1).bit_length()) for n in (T, K))
+
+
+def _turns_fit(T: int, K: int) -> bool:
+    """Whether a GPU's tile of T tokens turns q and k by itself; the backward pass of others would spill."""
+    rows, width = _padded(T, K)
+    return rows >= 32 and width <= 32 and rows * width <= TILE // 2
+
+
+def _tile_fits(T: int, K: int, capability: tuple[int, int]) -> bool:
+    rows, width = _padded(T, K)
+    most = TILE_T // 2 if capability[0] == 10 else TILE_T  # the backward pass of 128 tokens spills on sm_100
+    return T <= most and K <= TILE_K and rows * width <= TILE
+
+
+def backend(q: Tensor, masked: bool) -> str:
+    """Which of "tile", "flash-attn" and "sdpa" serves q (B, H, T, K); masked: padding or documents."""
+    if not q.is_cuda:
+        from ..cpu.library import serves_attention
+
+        return "tile" if q.device.type == "cpu" and serves_attention(q) else "sdpa"
+    if q.dtype not in (torch.float16, torch.bfloat16) or _capability(q.device) < (8, 0):
+        return "sdpa"
+    if HAS_TRITON and _tile_fits(*q.shape[2:], _capability(q.device)):
+        return "tile"
+    return "flash-attn" if q.shape[3] <= 256 and q.shape[3] % 8 == 0 and not masked and _flash_attn() else "sdpa"
+
+
+def attention(
+    q: Tensor,  # (B, H, T, K)
+    k: Tensor,  # (B, H, T, K)
+    v: Tensor,  # (B, H, T, K)
+    *,
+    causal: bool,
+    valid: Tensor | None = None,  # (B, T) bool, False at padding, which no other token sees
+    segments: Tensor | None = None,  # (B, T) integers: a token sees only its own document
+    dropout_p: float = 0.0,
+    rope: bool = False,  # turn q and k by their positions first, as rotate does
+) -> Tensor:
+    """F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal): (B, H, T, K) in q's dtype.
+
+    Dropout follows PyTorch's generator of the device: under one seed the same bits, eager or in a replayed CUDA graph
+    (whose replay reads the generator's seed). Raises ValueError where shapes do not fit or dropout_p is no probability.
+    """
+    if not (q.shape == k.shape == v.shape and q.dim() == 4):
+        raise ValueError(f"q, k, v have shapes {[tuple(a.shape) for a in (q, k, v)]}; all must be one (B, H, T, K)")
+    for name, a in (("valid", valid), ("segments", segments)):
+        if a is not None and a.shape != (q.shape[0], q.shape[2]):
+            raise ValueError(f"{name} has shape {tuple(a.shape)}; it must be (B, T) = {(q.shape[0], q.shape[2])}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p is {dropout_p}; it must lie in 0 <= dropout_p < 1")
+    if rope and q.shape[3] % 2:
+        raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
+    which = backend(q, valid is not None or segments is not None)
+    # The tile's kernels turn rows as they read them.
+    inside = rope and which == "tile" and (not q.is_cuda or _turns_fit(*q.shape[2:]))
+    if rope and not inside:
+        q, k = rotate(q), rotate(k)
+    if which == "tile":
+        key = torch.randint(2**32, (2,), device=q.device) if dropout_p else None
+        return tile_attention(q, k, v, valid, segments, key, causal, dropout_p, inside)
+    if which == "flash-attn":
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+        return _flash_attn()(q, k, v, dropout_p=dropout_p, causal=causal).transpose(1, 2)
+    keep = _keep(q.shape[2], causal, valid, segments, q.device)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=dropout_p
+    )

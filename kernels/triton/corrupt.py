@@ -1,0 +1,140 @@
+"""Corruption in Triton: the bits of corrupt.corrupt_ref, in two launches, one program a chunk of a sequence.
+
+    mask      t, masked, xt, weights of a chunk, and how many of its tokens are masked
+    compact   rows, targets, row weights of a chunk, behind those of the chunks before it
+
+Two launches, because where a chunk's rows go depends on all counts before it. One launch would need programs that
+wait for each other, and a buffer for it that must be cleared before each call, which is a launch too. With
+sampling="counts" a program holds its whole sequence, of which it takes so many tokens.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..ops.corrupt import SAMPLINGS
+from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN
+from ..schedules import count_weights, table
+from .philox import random_words
+from .tiles import SMALL
+
+CHUNK = 256  # tokens of a program, at most; a program that holds its sequence spills past 4096 (gpu.MAX_T)
+BLOCK_C = 256  # counts that are added up at once
+TIME, TOKEN, SUBSET = tl.constexpr(STREAM_TIME), tl.constexpr(STREAM_TOKEN), tl.constexpr(STREAM_SUBSET)
+ANTITHETIC, INDEPENDENT, COUNTS = (tl.constexpr(SAMPLINGS.index(n)) for n in ("antithetic", "independent", "counts"))
+
+
+@triton.jit(do_not_specialize=["seed", "step", "mask_token_id", "row_offset", "batch_rows"])
+def mask_kernel(X0, VALID, SEED_AT, STEP_AT, THRESHOLD, WEIGHT, XT, MASKED, WEIGHTS, T_OUT, HOW_MANY, seed, step,
+                mask_token_id, row_offset, batch_rows, T, SAMPLING: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+    if SEED_AT is not None:
+        seed = tl.load(SEED_AT)
+    if STEP_AT is not None:
+        step = tl.load(STEP_AT)
+    b, chunk = tl.cast(tl.program_id(0), tl.int64), tl.program_id(1)
+    row = b + row_offset
+    if SAMPLING == ANTITHETIC:
+        u = random_words(row // 2, seed, step, TIME)
+        u = tl.where(row % 2 == 0, u, 4294967295 - u)
+    else:
+        u = random_words(row, seed, step, TIME)
+        if SAMPLING != INDEPENDENT:
+            u = ((row << 32) + u) // batch_rows
+    level = u >> 16
+    threshold = tl.load(THRESHOLD + level)
+    i = chunk * BLOCK_T + tl.arange(0, BLOCK_T)
+    here = i < T
+    at = b * T + i
+    x0 = tl.load(X0 + at, mask=here, other=0)
+    real = here
+    if VALID is not None:
+        real = tl.load(VALID + at, mask=here, other=0) != 0
+    if SAMPLING == COUNTS:
+        n = tl.sum(real.to(tl.int64), 0)
+        count = tl.maximum((threshold * n + 4294967295) >> 32, 1)
+        words = (random_words(row * T + i, seed, step, SUBSET) << 14) | i  # ties go by place
+        last = tl.cast(0, tl.int64)  # the count-th smallest of them, bit by bit
+        for bit in range(0, 46):
+            more = last | (tl.cast(1, tl.int64) << (45 - bit))
+            below = tl.sum((real & (words < more)).to(tl.int64), 0)
+            last = tl.where(below < count, more, last)
+        masked = real & (words <= last)
+        if VALID is not None:
+            count += n * (T + 1)
+        weight = tl.load(WEIGHT + count)
+    else:
+        masked = real & (random_words(row * T + i, seed, step, TOKEN) < threshold)
+        weight = tl.load(WEIGHT + level)
+    tl.store(XT + at, tl.where(masked, mask_token_id, x0), mask=here)
+    tl.store(MASKED + at, masked, mask=here)
+    tl.store(WEIGHTS + at, tl.where(masked, weight, 0.0), mask=here)
+    if chunk == 0:
+        tl.store(T_OUT + b, (level.to(tl.float32) + 0.5) / 65536)
+    tl.store(HOW_MANY + b * tl.num_programs(1) + chunk, tl.sum(masked.to(tl.int32), 0))
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def compact_kernel(X0, MASKED, WEIGHTS, HOW_MANY, ROWS, TARGETS, ROW_WEIGHTS, N_MASKED, chunks, T,
+                   BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    b, mine = tl.program_id(0), tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    before, n = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
+    for start in range(0, chunks, BLOCK_C):
+        other = start + tl.arange(0, BLOCK_C)
+        many = tl.load(HOW_MANY + other, mask=other < chunks, other=0).to(tl.int64)
+        n += tl.sum(many, 0)
+        before += tl.sum(tl.where(other < mine, many, 0), 0)
+    i = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    here = i < T
+    at = tl.cast(b, tl.int64) * T + i
+    masked = tl.load(MASKED + at, mask=here, other=0) != 0
+    place = before + tl.cumsum(masked.to(tl.int32), 0) - 1
+    tl.store(ROWS + place, at, mask=masked)
+    tl.store(TARGETS + place, tl.load(X0 + at, mask=masked, other=0), mask=masked)
+    tl.store(ROW_WEIGHTS + place, tl.load(WEIGHTS + at, mask=masked, other=0.0), mask=masked)
+    past = here & (at >= n)  # every place past the count is 0
+    tl.store(ROWS + at, tl.zeros([BLOCK_T], tl.int64), mask=past)
+    tl.store(TARGETS + at, tl.zeros([BLOCK_T], tl.int64), mask=past)
+    tl.store(ROW_WEIGHTS + at, tl.zeros([BLOCK_T], tl.float32), mask=past)
+    if mine == 0:
+        tl.store(N_MASKED, n)
+
+
+def launch(T: int, counts: bool) -> tuple[int, dict]:
+    """(tokens a program, options) of both kernels: at most 8 tokens a thread, up to 32 warps."""
+    block = triton.next_power_of_2(T) if counts else min(CHUNK, triton.next_power_of_2(T))
+    return block, SMALL | {"num_warps": min(32, max(4, block // 256))}
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(schedule: str, counts: bool, T: int, padding: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(threshold int64, weight fp32) on the device; made once, so that a captured step copies nothing from the host."""
+    threshold, weight = table(schedule)
+    weight = count_weights(schedule, T, padding) if counts else weight.float()
+    return threshold.to(device), weight.to(device).contiguous()
+
+
+def corrupt(
+    x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows
+) -> list[Tensor]:
+    """The fields of a Corruption. seed_at and step_at, () int64 on the device, take the place of the ints."""
+    (B, T), device, counts = x0.shape, x0.device, sampling == "counts"
+    x0, valid = x0.contiguous(), None if valid is None else valid.contiguous()
+    threshold, weight = _tables(schedule, counts, T if counts else 0, counts and valid is not None, device)
+    xt, masked = torch.empty_like(x0), torch.empty_like(x0, dtype=torch.bool)
+    weights, t = x0.new_empty(B, T, dtype=torch.float32), x0.new_empty(B, dtype=torch.float32)
+    rows, targets, row_weights = x0.new_empty(B * T), x0.new_empty(B * T), weights.new_empty(B * T)
+    block, options = launch(T, counts)
+    grid = (B, triton.cdiv(T, block))
+    how_many, n = x0.new_empty(grid, dtype=torch.int32), x0.new_empty(())
+    mask_kernel[grid](
+        x0, valid, seed_at, step_at, threshold, weight, xt, masked, weights, t, how_many, seed, step, mask_token_id,
+        row_offset, batch_rows, T, SAMPLING=SAMPLINGS.index(sampling), BLOCK_T=block, **options,
+    )  # fmt: skip
+    compact_kernel[grid](
+        x0, masked, weights, how_many, rows, targets, row_weights, n, how_many.numel(), T, BLOCK_T=block,
+        BLOCK_C=BLOCK_C, **options,
+    )  # fmt: skip
+    return [xt, masked, weights, t, rows, targets, row_weights, n]

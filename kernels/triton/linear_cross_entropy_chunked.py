@@ -1,0 +1,182 @@
+"""The linear cross-entropy of wide models on a GPU: the logits of some rows at a time, and two Triton kernels.
+
+    softmax   z -> lse, nll, and softmax(z) - onehot(y), times g if g is known, in the place of z
+    weigh     z, lse -> g (e^(z - lse) - onehot(y)) in the place of z
+
+For widths whose tiles no longer fit in the chip. Where the weights g of the tokens are known in the forward pass, one
+softmax serves dh and dW: three products instead of four, and nothing is computed again (loss_sum). At most CHUNK_BYTES
+of logits live at once, and nothing waits for the host, so it can be captured in a CUDA graph. cuBLAS makes the products
+where all rows count; where a count on the device says how many, those of product_triton.py, so that half the rows cost
+half the products here too.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import matmul as product_triton
+from .linear_cross_entropy import LOG2E, _live, _scale
+from .tiles import PRODUCTS, SMALL, padded, product, stored_rows
+
+HEADROOM, BLOCK = 12, 1024
+
+
+@triton.jit(do_not_specialize=["first", "N", "V"])
+def softmax_kernel(Z, Y, N_ROWS, LSE, NLL, G, GMAX, first, N, V, apart, WRITE: tl.constexpr, HEADROOM: tl.constexpr,
+                   BLOCK: tl.constexpr):  # fmt: skip
+    """Program i: row first + i of the batch, row i of Z. A target outside the vocabulary gives NaN."""
+    r = first + tl.program_id(0)
+    z = Z + tl.program_id(0).to(tl.int64) * apart
+    if r >= _live(N_ROWS, N):  # no product reads what lies there
+        tl.store(LSE + r, 0.0)
+        tl.store(NLL + r, 0.0)
+        return
+    v = tl.arange(0, BLOCK)
+    m, total = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.float32)
+    for v0 in range(0, V, BLOCK):  # every lane keeps a maximum and a sum of its own
+        x = tl.load(z + v0 + v, mask=v < V - v0, other=float("-inf")).to(tl.float32)
+        m_new = tl.maximum(tl.maximum(m, x), -1e38)
+        total = total * tl.exp2((m - m_new) * LOG2E) + tl.exp2((x - m_new) * LOG2E)
+        m = m_new
+    top = tl.max(m, 0)
+    lse = top + tl.log(tl.sum(total * tl.exp2((m - top) * LOG2E), 0))
+    y = tl.load(Y + r)
+    known = (y >= 0) & (y < V)
+    tl.store(LSE + r, lse)
+    tl.store(NLL + r, tl.where(known, lse - tl.load(z + y, mask=known, other=0.0).to(tl.float32), float("nan")))
+    if WRITE:
+        g = 1.0 if G is None else tl.load(G + r) * _scale(GMAX, HEADROOM)
+        tl.debug_barrier()  # z[y] is read before another thread writes there
+        for v0 in range(0, V, BLOCK):
+            x = tl.load(z + v0 + v, mask=v < V - v0, other=0.0).to(tl.float32)
+            p = tl.exp2((x - lse) * LOG2E) - tl.where(v0 + v == y, 1.0, 0.0)
+            p = tl.where(g != 0, tl.where(known, p, float("nan")) * g, 0.0)
+            tl.store(z + v0 + v, p.to(Z.dtype.element_ty), mask=v < V - v0)
+
+
+@triton.jit(do_not_specialize=["first", "N", "V"])
+def weigh_kernel(Z, Y, N_ROWS, LSE, G, GMAX, first, N, V, apart, HEADROOM: tl.constexpr, BLOCK: tl.constexpr):
+    r = first + tl.program_id(0)
+    if r >= _live(N_ROWS, N):
+        return
+    v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    z = Z + tl.program_id(0).to(tl.int64) * apart + v
+    g = tl.load(G + r) * _scale(GMAX, HEADROOM)
+    x = tl.load(z, mask=v < V, other=0.0).to(tl.float32)
+    p = tl.exp2((x - tl.load(LSE + r)) * LOG2E) - tl.where(v == tl.load(Y + r), 1.0, 0.0)
+    tl.store(z, tl.where(g != 0, p * g, 0.0).to(Z.dtype.element_ty), mask=v < V)
+
+
+class Products:
+    """The three products of a chunk of rows, of which the first is row i of the batch."""
+
+    def __init__(self, n_rows: Tensor | None, dtype: torch.dtype, hardware: tuple[int, int]):
+        card, self.processors = hardware
+        self.n_rows = n_rows
+        self.plans = [product(card, dtype, of) for of in PRODUCTS]
+
+    def logits(self, x: Tensor, w: Tensor, i: int) -> Tensor:
+        """x w^T (rows, V); rows past the count may hold anything."""
+        if self.n_rows is None:
+            z = x.new_empty(len(x), padded(len(w)))[:, : len(w)]
+            return torch.mm(x, w.T, out=z)
+        return product_triton.logits(x, w, self.n_rows, i, self.plans[0])
+
+    def towards_h(self, z: Tensor, w: Tensor, i: int) -> Tensor:
+        """z w (rows, D) fp32, 0 past the count."""
+        if self.n_rows is None:
+            return _product(z, w)
+        return product_triton.towards_h(z, w, self.n_rows, i, self.plans[1], self.processors)
+
+    def towards_w(self, z: Tensor, x: Tensor, i: int, dw: Tensor) -> None:
+        """dw (V, D) fp32 = z^T x for the first chunk, += for the others."""
+        if self.n_rows is not None:
+            product_triton.towards_w(z, x, self.n_rows, i, self.plans[2], dw, add=i > 0)
+        elif i:
+            dw += _product(z.T, x)
+        else:
+            dw.copy_(_product(z.T, x))
+
+
+def _chunks(N: int, V: int, dtype: torch.dtype) -> list[tuple[int, int]]:
+    size = stored_rows(V, dtype)
+    return [(i, min(i + size, N)) for i in range(0, N, size)]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in fp32: cuBLAS sums 16-bit products in it anyway."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
+def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh, hardware) -> tuple[Tensor, Tensor, Tensor]:
+    """lce_forward. h (N, D), weight (V, D), targets (N,); hardware: (card of lce_plan, multiprocessors)."""
+    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, hardware)
+    x, w, y = _even(h, dtype), _even(weight[:V], dtype), targets.contiguous()
+    nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
+    dh = h.new_empty(N if need_dh else 0, D)
+    for i, j in _chunks(N, V, dtype):
+        z = products.logits(x[i:j], w, i)
+        softmax_kernel[(j - i,)](
+            z, y, n_rows, lse, nll, None, None, i, N, V, z.stride(0), WRITE=need_dh, HEADROOM=HEADROOM, BLOCK=BLOCK,
+            **SMALL,
+        )  # fmt: skip
+        if need_dh:
+            dh[i:j] = products.towards_h(z, w, i)[:, :D]
+    return nll, lse, dh
+
+
+def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype, hardware) -> Tensor:
+    """lce_backward_weight: dw (V, D), summed over the chunks in fp32."""
+    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, hardware)
+    w, y, lse = _even(weight[:V], dtype), targets.contiguous(), lse.contiguous()
+    x, g, top = _live_rows(h, grad, n_rows, dtype)
+    dw = weight.new_zeros(len(weight), x.shape[1], dtype=torch.float32)
+    for i, j in _chunks(N, V, dtype):
+        z = products.logits(x[i:j], w, i)
+        grid = (j - i, triton.cdiv(V, BLOCK))
+        weigh_kernel[grid](z, y, n_rows, lse, g, top, i, N, V, z.stride(0), HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL)
+        products.towards_w(z, x[i:j], i, dw[:V])
+    return _unscaled(dw, top)[:, :D].to(weight.dtype).contiguous()
+
+
+def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype, hardware) -> tuple[Tensor, Tensor, Tensor]:
+    """lce_sum: the weighted loss and both its gradients, of one softmax."""
+    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, hardware)
+    w, y = _even(weight[:V], dtype), targets.contiguous()
+    x, g, top = _live_rows(h, token_weights, n_rows, dtype)
+    nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
+    dh = torch.empty_like(x, dtype=torch.float32)
+    dw = weight.new_zeros(len(weight), x.shape[1], dtype=torch.float32)
+    for i, j in _chunks(N, V, dtype):
+        z = products.logits(x[i:j], w, i)
+        softmax_kernel[(j - i,)](
+            z, y, n_rows, lse, nll, g, top, i, N, V, z.stride(0), WRITE=True, HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL
+        )
+        dh[i:j] = products.towards_h(z, w, i)
+        products.towards_w(z, x[i:j], i, dw[:V])
+    dh, dw = (_unscaled(a, top)[:, :D].to(of.dtype).contiguous() for a, of in ((dh, h), (dw, weight)))
+    return nll.dot(g), dh, dw
+
+
+def _even(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """a (rows, D) in dtype, contiguous, with columns of 0 up to a multiple of 16, so that rows are read in vectors."""
+    a = a.to(dtype)
+    return (F.pad(a, (0, -a.shape[1] % 16)) if a.shape[1] % 16 else a).contiguous()
+
+
+def _live_rows(h: Tensor, grad: Tensor, n_rows: Tensor | None, dtype: torch.dtype) -> tuple:
+    """h in dtype, of which no product reads rows past the count; grad in fp32, 0 there; in fp16 the largest |grad|."""
+    x, g = _even(h, dtype), grad.float()
+    if n_rows is not None:
+        g = torch.where(torch.arange(len(h), device=h.device) < n_rows, g, g.new_zeros(()))  # 0 times NaN is NaN
+    return x, g.contiguous(), g.abs().amax() if dtype == torch.float16 else None
+
+
+def _unscaled(a: Tensor, top: Tensor | None) -> Tensor:
+    """a without the scale that its gradients had inside the products."""
+    return a if top is None else a.div_(torch.where(top > 1e-30, torch.exp2(HEADROOM - top.log2().floor()), 1.0))

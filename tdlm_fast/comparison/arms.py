@@ -1,0 +1,106 @@
+"""Runs grouped into arms, and what must be alike for them to be compared."""
+
+import json
+from pathlib import Path
+
+from .. import config as settings
+
+OBJECTIVES = ("diffusion", "autoregressive")
+SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide which tokens are scored
+
+
+def check_alike(runs: list[dict], folders: list[Path]) -> None:
+    """Raise ConfigError unless all runs were scored on the same tokens, and no run is there twice."""
+    first = runs[0]
+    for run, folder in zip(runs[1:], folders[1:], strict=True):
+        here, there = first["config"], run["config"]
+        other = [f"{k} is {here[k]}, {there[k]}" for k in SCORED if here[k] != there[k]]
+        if first["summary"]["corpus_hash"] != run["summary"]["corpus_hash"]:
+            other.append(f"the text is {first['summary']['corpus']}, {run['summary']['corpus']}, not the same")
+        if other:
+            both = f"{folders[0]} and {folder}"
+            raise settings.ConfigError(f"{both} are not scored on the same tokens: {'; '.join(other)}")
+    seen: dict[str, Path] = {}
+    for run, folder in zip(runs, folders, strict=True):
+        who = identity(run["config"])
+        if who in seen:
+            raise settings.ConfigError(f"{seen[who]} and {folder} are the same run: same settings, same seed")
+        seen[who] = folder
+
+
+IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
+
+
+def identity(config: dict) -> str:
+    """What two runs share that are one run twice: the keys that decide numbers, the seed too."""
+    return json.dumps({k: v for k, v in config.items() if k not in IGNORED}, sort_keys=True)
+
+
+def differences(a: dict, b: dict) -> list[str]:
+    """Keys in which two configs differ, apart from the seed and what decides no number."""
+    ignored = (*IGNORED, "seed", *(("loss_weight",) if a["objective"] != b["objective"] else ()))  # next-token has none
+    return [k for k in a if a[k] != b[k] and k not in ignored]
+
+
+def label(config: dict, base: dict) -> str:
+    """A run's name: its objective and what sets it apart from the run it is compared with."""
+    apart = [f"{k.rpartition('.')[2]}={config[k]}" for k in differences(config, base) if k != "objective"]
+    return " ".join([config["objective"], *apart])
+
+
+def arms_of(runs: list[dict]) -> list[dict]:
+    """Runs grouped to arms: those that differ in the seed alone are one. The first diffusion and the first next-token
+    arm come first. [{"label", "objective", "runs"}]"""
+    order = sorted(range(len(runs)), key=lambda i: OBJECTIVES.index(runs[i]["config"]["objective"]) * len(runs) + i)
+    firsts = {}
+    for i in order:
+        firsts.setdefault(runs[i]["config"]["objective"], i)
+    order = [*firsts.values(), *[i for i in order if i not in firsts.values()]]
+    arms: list[dict] = []
+    for i in order:
+        run = runs[i]
+        name = label(run["config"], runs[order[0]]["config"])
+        same = [a for a in arms if a["label"] == name and not differences(a["runs"][0]["config"], run["config"])]
+        if same:
+            same[0]["runs"].append(run)
+        else:
+            arms.append({"label": name, "objective": run["config"]["objective"], "runs": [run]})
+    for arm in arms:
+        arm["runs"].sort(key=lambda r: r["config"]["seed"])
+    return arms
+
+
+def pairs_of(arms: list[dict]) -> list[tuple[dict, dict]]:
+    """(diffusion run, autoregressive run) of every seed that both first arms have."""
+    first = {}
+    for arm in arms:
+        first.setdefault(arm["objective"], {r["config"]["seed"]: r for r in arm["runs"]})
+    if len(first) < 2:
+        return []
+    d, a = (first[o] for o in OBJECTIVES)
+    return [(d[s], a[s]) for s in d if s in a]
+
+
+def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
+    """What was found alike, or not, in the runs of each seed: settings, weights before step 1, batches."""
+    words = []
+    for d, a in pairs:
+        seed, other = d["config"]["seed"], [k for k in differences(d["config"], a["config"]) if k != "objective"]
+        hashes = [r["evaluations"][0].get("initial_weights") for r in (d, a)]
+        weights = (
+            "not recorded" if None in hashes else f"equal ({hashes[0]})" if hashes[0] == hashes[1] else "DIFFERENT"
+        )
+        shared = {e["step"]: e["batch"] for e in d["evaluations"] if "batch" in e}
+        seen = [(shared[e["step"]], e["batch"]) for e in a["evaluations"] if e["step"] in shared and "batch" in e]
+        what = f"batches before {len(seen)} evaluations" if seen else "batches"
+        if not seen and d["config"]["data.layout"] == "paragraphs":  # runs of before batches were recorded
+            shared = {step: n for step, _, n, *_ in d["losses"]}
+            seen = [(shared[step], n) for step, _, n, *_ in a["losses"] if step in shared]
+            what = f"tokens of the batches at {len(seen)} logged steps"
+        batches = "not recorded" if not seen else "equal" if all(x == y for x, y in seen) else "DIFFERENT"
+        text = "equal" if d["summary"]["corpus_hash"] == a["summary"]["corpus_hash"] else "DIFFERENT"
+        words.append(
+            f"seed {seed}: settings apart from the objective {'DIFFERENT: ' + ', '.join(other) if other else 'equal'}; "
+            f"text {text}; weights before the first step {weights}; {what} {batches}"
+        )
+    return words

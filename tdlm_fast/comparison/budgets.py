@@ -1,0 +1,58 @@
+"""Both objectives at equal budgets: steps, training FLOPs, loss-bearing tokens, seconds."""
+
+import math
+
+from .arms import OBJECTIVES
+
+
+def flops(run: dict, step: int, loss_tokens: int | None) -> float | None:
+    """Floating-point operations of training up to a step: 2 a multiply and add, three times the forward pass.
+
+    blocks 6 P a token and 12 L D T for the attention, over all B T places (padding is computed too); head 6 D V a token
+    that bears loss. Chowdhery et al. 2022, appendix B, with the head counted where it runs.
+    """
+    c, parts = run["config"], run["summary"]["parameters_by_part"]
+    if loss_tokens is None:
+        return None
+    places = step * c["train.batch_size"] * c["model.seq_len"]
+    attention = 12 * c["model.layers"] * c["model.width"] * c["model.seq_len"]
+    head = parts["head"] or parts["embedding"]  # a tied head has the embedding's rows
+    return float(places * (6 * parts["blocks"] + attention) + 6 * head * loss_tokens)
+
+
+def _at(run: dict, value, budget: float) -> tuple[float, float] | None:
+    """(validation nats, their standard error) of a run at a budget of value(run, evaluation), on straight lines."""
+    points = [(value(run, e), e["valid"]) for e in run["evaluations"]]
+    for (x0, e0), (x1, e1) in zip(points, points[1:], strict=False):
+        if x0 <= budget <= x1 and x1 > x0:
+            y0, y1 = e0["nats_per_token"], e1["nats_per_token"]
+            return y0 + (y1 - y0) * (budget - x0) / (x1 - x0), max(e0["stderr"], e1["stderr"])
+    return None
+
+
+LEDGERS = {
+    "optimizer steps": lambda run, e: e["step"],
+    "training FLOPs": lambda run, e: flops(run, e["step"], e["loss_tokens"]),
+    "loss-bearing tokens": lambda run, e: e["loss_tokens"],
+    "seconds of training": lambda run, e: e["seconds"],
+}
+
+
+def ledgers(pairs: list[tuple[dict, dict]]) -> list[dict]:
+    """Both objectives at one budget, the largest that all reached, for each way of counting it: [{"ledger", "budget",
+    "diffusion", "autoregressive", "difference"}], validation nats per token, the difference diffusion's advantage."""
+    from ..statistics import over_seeds
+
+    out = []
+    for name, value in LEDGERS.items() if pairs else ():
+        ends = [value(run, run["evaluations"][-1]) for pair in pairs for run in pair]
+        if any(v is None for pair in pairs for run in pair for v in (value(run, e) for e in run["evaluations"])):
+            continue
+        found = [[_at(run, value, min(ends)) for run in pair] for pair in pairs]
+        if any(at is None for both in found for at in both):
+            continue
+        row = {"ledger": name, "budget": min(ends)}
+        row |= {o: sum(both[i][0] for both in found) / len(found) for i, o in enumerate(OBJECTIVES)}
+        errors = [math.hypot(d[1], a[1]) for d, a in found]
+        out.append(row | {"difference": over_seeds([a[0] - d[0] for d, a in found], errors)})
+    return out

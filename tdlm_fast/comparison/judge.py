@@ -1,0 +1,272 @@
+"""The published claims against a comparison: one row each, every verdict computed from intervals by the rules below.
+
+An advantage is diffusion's, in nats per token: ln(perplexity of autoregressive / perplexity of diffusion). Each claim
+about a loss is computed three ways on the same tokens:
+
+    as published   next-token's exact nats minus diffusion's reweighted loss, which are on two scales
+    one scale      the published metric of both, on the same draws
+    right metric   next-token's exact nats minus diffusion's bound
+
+Its 95 % interval is Student's t over seeds (same seed: same weights, same batches), no narrower than the estimates' own
+errors; with one seed it is the estimates' own error and ONE_SEED nats to either side, for the seeds that were not run.
+"""
+
+import math
+
+from ..statistics import ONE_SEED, Interval, over_seeds, t_975, wilson
+from .arms import OBJECTIVES, pairs_of
+from .claims import load
+
+TIME_MARGIN = math.log(1.1)  # training times are alike within 10 %
+WIDEST = 0.1  # of an accuracy's interval: wider says too little
+RULES = (
+    "holds: under the right metric the whole interval is above 0 and above half the claimed size, and it reaches the "
+    "claimed size.",
+    "an artefact of the metric: computed as published the whole interval is above 0, under the right metric it is "
+    "below 0, and no exact likelihood of the diffusion model, where one was computed, may reach next-token's. The size "
+    "of the advantage, which depends on the text, may be another than the published one; it stands beside it.",
+    "does not hold: the whole interval under the right metric is below 0, no exact likelihood may reach next-token's, "
+    "and the published computation does not show an advantage either, or was not made; or the interval under the right "
+    "metric is above 0 but does not reach the claimed size.",
+    "undecided: anything else, whatever was not measured, and every claim where the runs of both objectives were not "
+    "alike in settings, text, weights before the first step and batches.",
+    "exact likelihoods are computed at the end of training only; earlier, diffusion stands with its bound alone.",
+    "accuracies are judged on whole sets, the same questions for both, by 95 % (Wilson) intervals of the published "
+    "figures, from the number of questions they are of, and of ours: they hold where the intervals overlap for both "
+    f"objectives and do not where they are apart for one; one wider than {WIDEST:.0%} decides nothing.",
+    "the likelihood gap is judged where both objectives prefer the right endings beyond their 95 % intervals, as the "
+    "ratio of the two gaps, by the rules of the losses.",
+    "training time holds where the whole interval of the ratio is within 10 % of the published one, does not hold "
+    "where all of it is outside; it takes two seeds or more, each pair on one kind of machine.",
+    f"with one seed, {ONE_SEED} nats to either side stand in for the spread over seeds.",
+)
+
+
+def verdict(claimed: float, published: Interval | None, right: Interval | None, exact: Interval | None = None):
+    """(verdict, reason) of a claim of that advantage in nats; exact: the best exact likelihood against next-token."""
+    if right is None:
+        return "undecided", "not measured"
+    if right.low > 0:
+        if right.high < claimed:
+            return "does not hold", f"diffusion is ahead, but by {right.mean:.3f} nats, not {claimed:.3f}"
+        if right.low < claimed / 2:
+            return "undecided", f"diffusion is ahead, but the interval does not tell {claimed:.3f} nats from far less"
+        return "holds", "diffusion is ahead under the right metric, and the interval reaches the claimed size"
+    if right.high >= 0:
+        return "undecided", "the interval under the right metric holds 0"
+    if exact is not None and exact.high >= 0:
+        return "undecided", "the bound is behind, but an exact likelihood of the diffusion model may not be"
+    if published is not None and published.low > 0:
+        found = f"the published computation shows {math.exp(published.mean):.2f} times"
+        if not published.low <= claimed <= published.high:
+            found += f" (published: {math.exp(claimed):.2f})"
+        alone = "" if exact else ", by diffusion's bound alone"
+        return "an artefact of the metric", f"{found}, the right metric the opposite{alone}"
+    return "does not hold", "diffusion is behind under the right metric"
+
+
+def _at(run: dict, where) -> dict | None:
+    """{"nats", "error", "metric", "metric_error"} of a run at a step, at its best, or on the test split."""
+    if where == "test":
+        if run.get("table") is None:
+            found = run["summary"].get("test")
+            return found and {"nats": found["nats_per_token"], "error": found["stderr"]} | _metric(None)
+        right, metric = run["table"]["rows"][0], run["table"]["published"]
+        error = (right["high"] - right["low"]) / 2 / 1.96
+        return {"nats": right["nats_per_token"], "error": error} | _metric(metric)
+    entries = run["evaluations"]
+    if where == "best":
+        best = min(entries, key=lambda e: e["valid"]["nats_per_token"])
+        seen = [e["published"] for e in entries if "published" in e]
+        metric = min(seen, key=lambda p: p["reweighted_loss"]) if seen else None  # as published: the smallest draw
+    else:
+        best = next((e for e in entries if e["step"] == where), None)
+        metric = best.get("published") if best else None
+    if best is None:
+        return None
+    return {"nats": best["valid"]["nats_per_token"], "error": best["valid"]["stderr"]} | _metric(metric)
+
+
+def _metric(p: dict | None) -> dict:
+    """The metric and an error of which 1.96 are half its 95 % interval, Student's t where the draws are few."""
+    if p is None:
+        return {"metric": None, "metric_error": 0.0, "draws": []}
+    n = len(p["each"])
+    error = p["stderr"] * (t_975(n - 1) / 1.96 if n > 1 else 1.0)
+    return {"metric": p["reweighted_loss"], "metric_error": error, "draws": p["each"]}
+
+
+def _paired_error(d: dict, a: dict) -> float | None:
+    """Error of a difference of published metrics, as in _metric: draw by draw, since both sides share the draws.
+
+    None where there is one draw, whose error the two share in part: it shows in the spread over seeds alone.
+    """
+    n = len(d["draws"])
+    if not n == len(a["draws"]) > 1:
+        return None
+    each = [y - x for x, y in zip(d["draws"], a["draws"], strict=True)]
+    mean = sum(each) / n
+    return t_975(n - 1) / 1.96 * math.sqrt(sum((e - mean) ** 2 for e in each) / (n - 1) / n)
+
+
+def advantages(pairs: list[tuple[dict, dict]], where) -> dict[str, Interval | None]:
+    """{"as_published", "one_scale", "right"} at a place, over pairs (diffusion run, autoregressive run) of one seed."""
+    found = [(_at(d, where), _at(a, where)) for d, a in pairs]
+    found = [(d, a) for d, a in found if d and a]
+    if not found:
+        return {"as_published": None, "one_scale": None, "right": None}
+    right = over_seeds(
+        [a["nats"] - d["nats"] for d, a in found], [math.hypot(a["error"], d["error"]) for d, a in found]
+    )
+    found = [(d, a) for d, a in found if None not in (d["metric"], a["metric"])]  # the seeds that have it
+    if not found:
+        return {"as_published": None, "one_scale": None, "right": right}
+    own = [math.hypot(d["metric_error"], a["error"]) for d, a in found]
+    published = over_seeds([a["nats"] - d["metric"] for d, a in found], own)
+    paired = [_paired_error(d, a) for d, a in found]
+    if None in paired:  # for one seed as if the two sides were apart, which is too much
+        apart = [math.hypot(d["metric_error"], a["metric_error"]) for d, a in found]
+        paired = apart if len(found) == 1 else [0.0] * len(found)
+    one = over_seeds([a["metric"] - d["metric"] for d, a in found], paired)
+    return {"as_published": published, "one_scale": one, "right": right}
+
+
+def exact_advantage(pairs: list[tuple[dict, dict]]) -> Interval | None:
+    """Next-token's nats minus the best exact likelihood of diffusion, on the same test sequences; None if not there."""
+    values, errors = [], []
+    for d, a in pairs:
+        if not (d.get("table") and a.get("table")):
+            continue
+        tokens, other = d["table"]["tokens_per_sequence"], a["table"]["tokens_per_sequence"]
+        orders = {k: v for k, v in d["table"]["per_sequence"].items() if k != "bound"}
+        if tokens != other or len(tokens) < 2 or not orders:
+            continue
+        total, nats = sum(tokens), a["table"]["per_sequence"]["next token"]
+        best = min(orders.values(), key=sum)
+        mean = (sum(nats) - sum(best)) / total
+        rest = [x - y - mean * n for x, y, n in zip(nats, best, tokens, strict=True)]
+        R = len(rest)
+        values.append(mean)
+        errors.append(math.sqrt(sum(r * r for r in rest) * R / (R - 1)) / total)
+    return over_seeds(values, errors) if values else None
+
+
+def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
+    """A row for each published claim: {"id", "claim", "published", "as_published", "one_scale", "right", …}.
+
+    Intervals are advantages in nats; "verdict" and "reason" follow RULES. pairs as in advantages.
+    """
+    out = []
+    for c in load()["claims"]:
+        row = {k: c[k] for k in ("id", "claim", "published", "kind")} | {"claimed": math.log(c.get("ratio", 1.0))}
+        if c["kind"] == "loss":
+            row |= advantages(pairs, c["at"])
+            exact = row["exact"] = exact_advantage(pairs) if c["at"] == "test" else None
+            row["verdict"], row["reason"] = verdict(row["claimed"], row["as_published"], row["right"], exact)
+        elif c["kind"] == "time":
+            row |= {"right": None, "verdict": "undecided"}
+            machines = {r["summary"]["device"] for pair in pairs for r in pair}
+            if len(pairs) < 2:
+                row["reason"] = "one seed does not show how times spread"
+            elif len(machines) > 1:
+                row["reason"] = "the runs were not trained on one kind of machine"
+            else:
+                ratios = [math.log(d["summary"]["seconds"] / a["summary"]["seconds"]) for d, a in pairs]
+                found = row["right"] = over_seeds(ratios, [0.0] * len(ratios))
+                low, high = row["claimed"] - TIME_MARGIN, row["claimed"] + TIME_MARGIN
+                outside = found.high < low or found.low > high
+                inside = low <= found.low and found.high <= high
+                row["verdict"] = "holds" if inside else "does not hold" if outside else "undecided"
+                mean, *ends = (f"{math.exp(v):.2f}" for v in (found.mean, found.low, found.high))
+                row["reason"] = f"diffusion took {mean} [{', '.join(ends)}] times as long on the same kind of machine"
+        else:
+            row |= _tasks(c, pairs)
+        if unlike:
+            row |= {"verdict": "undecided", "reason": f"the runs were not alike: {unlike}"}
+        out.append(row)
+    return out
+
+
+def _task(c: dict, pairs: list[tuple[dict, dict]]) -> tuple[list, str]:
+    """(both objectives' figures of a task, a pair a seed that has them on the same whole set; why there are none)."""
+    name, found = c["task"], []
+    for pair in pairs:
+        both = [(r.get("tasks") or {}).get(name) for r in pair]
+        if None in both:
+            continue
+        if both[0]["n"] != both[1]["n"] or any(e.get("limit") for e in both):
+            return [], f"{name} was not scored whole, on the same questions"
+        found.append((pair[0]["config"]["seed"], both))
+    return found, "" if found else "not measured: no such result in tasks.json"
+
+
+def _whose(found: list) -> str:
+    seeds = ", ".join(str(seed) for seed, _ in found)
+    return f"{found[0][1][0]['n']:,} questions, seed{'s' if len(found) > 1 else ''} {seeds}"
+
+
+def _gap(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
+    """Verdict on the ratio of a set's likelihood gaps: mean log p of the wrong endings minus the right one's."""
+    found, why = _task(c, pairs)
+    if not found or any(e.get("gap") is None for _, both in found for e in both):
+        return {"reason": why or "not measured: no gap in tasks.json"}
+    logs, errors, means = [], [], []
+    for _, both in found:
+        gaps = [(e["gap"], e.get("gap_interval")) for e in both]
+        means.append([g for g, _ in gaps])
+        if any(interval is None or interval[1] >= 0 for _, interval in gaps):
+            logs = None
+        elif logs is not None:  # the same questions decide both, so the errors as if apart are rather too large
+            logs.append(math.log(gaps[0][0] / gaps[1][0]))
+            errors.append(math.hypot(*((i[1] - i[0]) / 3.92 / g for g, i in gaps)))
+    d, a = (sum(column) / len(found) for column in zip(*means, strict=True))
+    words = f"gaps of {d:+.3f} and {a:+.3f} nats, below 0 where the right ending is preferred; {_whose(found)}"
+    if not logs:
+        return {"reason": f"not both prefer the right endings: {words}"}
+    ratio = over_seeds(logs, errors, shared=True)
+    state, _ = verdict(math.log(c["ratio"]), None, ratio)
+    mean, *ends = (f"{math.exp(v):.3f}" for v in (ratio.mean, ratio.low, ratio.high))
+    return {"verdict": state, "reason": f"diffusion's gap is {mean} [{', '.join(ends)}] times next-token's: {words}"}
+
+
+def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
+    row = {"right": None, "verdict": "undecided"}
+    if c["kind"] == "gap":
+        return row | _gap(c, pairs)
+    found, why = _task(c, pairs)
+    if not found:
+        return row | {"reason": why}
+    words, meet, too_few = [], True, ""
+    for i, objective in enumerate(("diffusion", "autoregressive")):
+        share = sum(both[i]["acc"] for _, both in found) / len(found)
+        theirs, ours = wilson(c[objective], c["questions"]), wilson(share, found[0][1][i]["n"])  # seeds share questions
+        meet &= theirs[0] <= ours[1] and ours[0] <= theirs[1]
+        if theirs[1] - theirs[0] > WIDEST:
+            too_few = f"{c['questions']} published questions decide nothing: "
+        elif ours[1] - ours[0] > WIDEST:
+            too_few = too_few or "too few questions: "
+        words.append(f"{objective} {100 * share:.1f} % [{100 * ours[0]:.1f}, {100 * ours[1]:.1f}]")
+    reason = f"{too_few}{', '.join(words)}; {_whose(found)}"
+    if too_few:
+        return row | {"reason": reason}
+    return row | {"verdict": "holds" if meet else "does not hold", "reason": reason}
+
+
+def controls(arms: list[dict]) -> list[dict]:
+    """Every further arm against the first arm of the other objective, on the seeds that both have, its claims about
+    losses judged as the first pair's are: [{"label", "objective", "seeds", "claims", "first"}], first the advantage on
+    the test split of the first arms on those seeds."""
+    first, out = {}, []
+    for arm in arms:
+        first.setdefault(arm["objective"], arm)
+    for arm in arms if len(first) == 2 else ():
+        if arm is first[arm["objective"]]:
+            continue
+        sides = [arm if o == arm["objective"] else first[o] for o in OBJECTIVES]
+        if pairs := pairs_of(sides):
+            judged = [c for c in judge(pairs) if c["kind"] == "loss"]
+            seeds = [d["config"]["seed"] for d, _ in pairs]
+            same = [pair for pair in pairs_of(list(first.values())) if pair[0]["config"]["seed"] in seeds]
+            about = {"label": arm["label"], "objective": arm["objective"], "seeds": seeds, "claims": judged}
+            out.append(about | {"first": advantages(same, "test")["right"] if same else None})
+    return out

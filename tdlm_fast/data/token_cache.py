@@ -1,0 +1,74 @@
+"""Text to tokens, cached by content: a damaged or foreign cache file is made again.
+
+packed       the stream of tokens
+paragraphs   a paragraph a row, headings dropped (the published layout)
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+HEADING = re.compile(r"^ ?(= )+.+( =)+ ?$")
+
+
+def _encode(text: str, tokenizer) -> np.ndarray:
+    """The text's tokens, encoded in pieces of about a megabyte that end with a line."""
+    out, piece, size = [], [], 0
+    for line in text.splitlines(keepends=True):
+        piece.append(line)
+        size += len(line)
+        if size > 1 << 20:
+            out.append(tokenizer.encode("".join(piece)))
+            piece, size = [], 0
+    out.append(tokenizer.encode("".join(piece)))
+    return np.concatenate([np.asarray(p, dtype=_dtype(tokenizer)) for p in out])
+
+
+def _dtype(tokenizer):
+    return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
+
+
+def _tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
+    if layout == "packed":
+        return {"tokens": _encode(text, tokenizer)}
+    lines = [line.strip() for line in text.splitlines()]
+    rows = [tokenizer.encode(line) for line in lines if line and not HEADING.match(line)]
+    flat = np.fromiter((t for row in rows for t in row), dtype=_dtype(tokenizer))
+    return {"tokens": flat, "lengths": np.array([len(row) for row in rows], dtype=np.int64)}
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(a.tobytes() for _, a in sorted(arrays.items()))).hexdigest()
+
+
+def cached_arrays(text: str, layout: str, tokenizer, folder: Path) -> dict[str, np.ndarray]:
+    """The text's arrays from the cache, or made and cached: written beside and renamed, checked on load."""
+    key = hashlib.sha256(f"1 {layout} {type(tokenizer).__name__} ".encode() + text.encode()).hexdigest()[:32]
+    file = folder / f"{key}.safetensors"
+    if file.exists():
+        try:
+            with safe_open(file, "numpy") as f:
+                arrays = {name: f.get_tensor(name) for name in f.keys()}
+                if (f.metadata() or {}).get("sha256") == _digest(arrays):
+                    return arrays
+            raise SafetensorError("its contents do not match its checksum")
+        except (SafetensorError, OSError, ValueError) as e:
+            print(f"token cache {file} is damaged ({e}); it is rebuilt", file=sys.stderr)
+    arrays = _tokenize(text, layout, tokenizer)
+    beside = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, beside, {"sha256": _digest(arrays)})
+        os.replace(beside, file)
+    except (SafetensorError, OSError) as e:
+        print(f"data.cache: {file} cannot be written ({e}); the next run tokenizes again", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return arrays

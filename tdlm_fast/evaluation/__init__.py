@@ -1,0 +1,1 @@
+"""Likelihoods, the published metric, diagnostics and accuracy on evaluation sets."""

@@ -1,0 +1,153 @@
+"""The published metric of TDLM v1.2, exactly, so that its figures can be set beside a likelihood. It is none.
+
+    exp( sum_rows w(m) sum_{i in S} -log p(x0_i | x0 with S masked)  /  sum_rows |S| )
+    m ~ U(0, 1) a row,  |S| = int(m n),  w(m) = min((1 - m) / m, 5)
+
+The published code takes the mean over the masked tokens of a batch and averages batches by their masked tokens: this
+quotient, whatever the batches are. A predictor whose loss is L at every token scores `uniform_factor` times L, 5/6 L
+for long rows, where the bound (likelihood.py) gives L. The autoregressive twin puts its own exact -log p(x0_i | x0_<i)
+at the same tokens with the same weights, so that both objectives stand on one scale.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import ConfigError
+from ..data.dataset import Split
+from ..kernels.philox import STREAM_TIME, random_words
+from ..statistics import t_975
+from .likelihood import (
+    Likelihood,
+    autoregressive_nll,
+    batches,
+    chosen,
+    likelihood,
+    masked_sums,
+    report,
+    row_lengths,
+    scoring,
+)
+
+LARGEST_WEIGHT = 5.0
+
+
+@dataclass(frozen=True)
+class Published:
+    reweighted_loss: float  # the mean of w(m) times nats over masked tokens: neither nats per token nor a bound
+    stderr: float  # of it: over the draws where there are several, else over the rows
+    single_draw_sd: float  # spread of one draw, which is what the published code reports
+    published_metric: float  # exp(reweighted_loss), what the publication calls perplexity
+    draws: int  # those that mask something, as nearly all do
+    each: list[float]  # the reweighted loss of each of them; both objectives share the draws of a seed
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the reweighted loss."""
+        half = self.stderr * (t_975(self.draws - 1) if self.draws > 1 else 1.96)
+        return self.reweighted_loss - half, self.reweighted_loss + half
+
+    def asdict(self) -> dict:
+        return asdict(self) | {"interval": list(self.interval)}
+
+
+def draw_shares(lengths: Tensor, *, seed: int, draw: int) -> tuple[Tensor, Tensor]:
+    """(int(m n), w(m)) of every row, (R,) int64 and fp64, for one m ~ U(0, 1) a row."""
+    words = random_words(torch.arange(len(lengths)), seed=seed, step=draw, stream=STREAM_TIME)
+    m = (words.double() + 0.5) / 2**32
+    return lengths * words >> 32, ((1 - m) / m).clamp(max=LARGEST_WEIGHT)
+
+
+def uniform_factor(lengths) -> float:
+    """E[w(m) int(m n)] / E[int(m n)] over rows of these lengths: what a loss of 1 at every token scores. 5/6 at most.
+
+    int(m n) = l on [l/n, (l+1)/n), and w has the antiderivative 5 m below 1/6, 5/6 + ln 6m - (m - 1/6) above it.
+    """
+    below = 1 / (LARGEST_WEIGHT + 1)
+
+    def antiderivative(m):
+        return np.where(m < below, LARGEST_WEIGHT * m, LARGEST_WEIGHT * below + np.log(np.maximum(m, below) / below)
+                        - (np.maximum(m, below) - below))  # fmt: skip
+
+    top = bottom = 0.0
+    for n, rows in zip(*np.unique(np.asarray(lengths), return_counts=True), strict=True):
+        l = np.arange(1, n)  # noqa: E741  the papers' letter
+        top += rows * float((l * (antiderivative((l + 1) / n) - antiderivative(l / n))).sum())
+        bottom += rows * float(l.sum() / n)
+    if not bottom:
+        raise ConfigError(
+            "rows of one token are never masked by int(m n), so they have no published metric; a run is evaluated "
+            "without it by eval.published=0, and model.seq_len of 2 or more gives longer rows"
+        )
+    return top / bottom
+
+
+@torch.no_grad()
+def _chosen_sums(nll: Tensor, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int) -> Tensor:
+    """(R,) fp64: in each row the sum of nll (R, T) over the subset that masked_sums masks."""
+    counts, parts = counts.to(nll.device), []
+    for row, x0, valid in batches(split, batch_size, nll.device):
+        here = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
+        parts.append((nll[row].double() * here).sum(1))
+    return torch.cat(parts)
+
+
+def published_metric(
+    model, split: Split, objective: str, *, start_token_id: int, seed: int = 0, draws: int = 1, batch_size: int = 64,
+    precision: str = "fp32", nll: Tensor | None = None,
+) -> Published:  # fmt: skip
+    """The published metric of a split; the published code makes one draw. nll (R, T): autoregressive_nll, if at hand.
+
+    Draws that mask nothing are left out. Raises ConfigError where all are, as where no row has two tokens.
+    """
+    lengths = row_lengths(split)
+    if int(lengths.max()) < 2:
+        uniform_factor(split.lengths)  # raises, with the reason
+    tops, bottoms, squares = [], [], []
+    with scoring(model, precision) as device:
+        if objective == "autoregressive" and nll is None:
+            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
+        for draw in range(draws):
+            counts, weights = draw_shares(lengths, seed=seed, draw=draw)
+            if not counts.any():
+                continue
+            kw = dict(seed=seed, draw=draw, batch_size=batch_size)
+            if objective == "autoregressive":
+                sums = _chosen_sums(nll, split, counts, **kw)
+            else:
+                sums = masked_sums(model, split, counts, device=device, **kw)
+            top = sums.cpu() * weights
+            tops.append(top.sum().item())
+            bottoms.append(counts.sum().item())
+            squares.append(((top - top.sum() / counts.sum() * counts) ** 2).sum().item())
+    if not bottoms:
+        raise ConfigError(
+            f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}, so they have no "
+            "published metric; take more rows or draws, or evaluate a run without it by eval.published=0"
+        )
+    value, draws = sum(tops) / sum(bottoms), len(bottoms)
+    each = [a / b for a, b in zip(tops, bottoms, strict=True)]
+    # One draw shows its spread over the rows, whose noise levels are independent (a quotient's linearisation).
+    spread = float(np.std(each, ddof=1)) if draws > 1 else math.sqrt(squares[0]) / bottoms[0]
+    return Published(value, spread / math.sqrt(draws), spread, math.exp(min(value, 700)), draws, each)
+
+
+def both(
+    model, split: Split, objective: str, *, draws: int, start_token_id: int, seed: int, batch_size: int,
+    precision: str, target_stderr: float = 0.0, min_samples: int = 4, max_samples: int = 64,
+) -> tuple[Likelihood, Published | None]:  # fmt: skip
+    """likelihood and, with draws > 0, published_metric of the same tokens; next-token runs the model once for both."""
+    kw = dict(start_token_id=start_token_id, seed=seed, batch_size=batch_size, precision=precision)
+    if objective == "autoregressive":
+        with scoring(model, precision) as device:
+            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
+        found = report(nll.double().sum().item(), 0.0, split, 0, "exact")
+    else:
+        nll = None
+        found = likelihood(
+            model, split, objective, target_stderr=target_stderr, min_samples=min_samples, max_samples=max_samples, **kw
+        )
+    return found, published_metric(model, split, objective, draws=draws, nll=nll, **kw) if draws else None

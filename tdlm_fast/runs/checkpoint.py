@@ -1,0 +1,92 @@
+"""Checkpoints: one safetensors file with weights, AdamW's moments and counters, written beside and renamed.
+
+    model.NAME, exp_avg.NAME, exp_avg_sq.NAME   tensors
+    "state"   JSON with step, best, tokens, seconds, …;   "sha256"   of the state and all tensors
+
+Nothing is unpickled, and a file that was cut short or altered is named instead of loaded.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..config import ConfigError
+from .files import write_beside
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # what a run needs to go on, beside the step
+
+
+def digest(tensors: dict, text: str = "") -> str:
+    """SHA-256 of a text and of the names and bytes of tensors."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def save(path: Path, model, optimizer, state: dict) -> None:
+    """Weights, optimizer (None: weights alone) and state to path. Raises ConfigError where that cannot be written."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    if optimizer is not None:
+        for name, p in model.named_parameters():
+            tensors |= {f"{m}.{name}": optimizer.state[p][m] for m in MOMENTS if p in optimizer.state}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    text = json.dumps(state)
+    about = {"state": text, "sha256": digest(tensors, text)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(path, lambda p: save_file(tensors, p, about))
+    except (SafetensorError, OSError) as e:
+        kept = "the one before it is intact" if path.is_file() else "there is none before it"
+        raise ConfigError(f"{path} cannot be written ({e}); {kept}; free space, then --resume") from None
+
+
+def peek(path: Path) -> dict:
+    """The state of a checkpoint alone, unchecked; empty where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as f:
+            state = json.loads(f.metadata()["state"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def load(path: Path, model, optimizer=None) -> dict:
+    """Read a checkpoint into model and optimizer; returns its state. Raises ConfigError naming the file."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such checkpoint; train first, or give a run folder that holds checkpoints/")
+    try:
+        with safe_open(path, "pt") as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            about = f.metadata()
+        state = json.loads(about["state"])
+        if about.get("sha256") not in (None, digest(tensors, about["state"])):  # older ones have none
+            raise ValueError("its contents do not match its checksum")
+        if missing := [k for k in ("step", *(COUNTERS if optimizer else ())) if k not in state]:
+            raise ValueError(f"its state has no {', '.join(missing)}")
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as e:
+        fix = "remove it, and --resume makes it anew" if path.stem == "best" else "train again in another folder"
+        raise ConfigError(f"{path} is damaged ({e}); restore a copy of it, or {fix}") from None
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as e:
+        raise ConfigError(f"{path} does not fit the config beside it: {str(e).splitlines()[-1].strip()}") from None
+    if optimizer is not None and state["step"]:  # before the first step there are no moments
+        for name, p in model.named_parameters():
+            moments = {m: tensors.get(f"{m}.{name}") for m in MOMENTS}
+            if any(m is None or m.shape != p.shape for m in moments.values()):
+                raise ConfigError(f"{path} holds no moments of AdamW for {name}, so training cannot go on from it")
+            moments = {m: v.to(p.device) for m, v in moments.items()}
+            optimizer.state[p] = {"step": torch.tensor(float(state["step"]), device=_step_device(p)), **moments}
+    return state
+
+
+def _step_device(p):
+    return p.device if p.is_cuda else "cpu"

@@ -1,0 +1,130 @@
+"""A run folder: who may write to it, what it holds of an earlier start, and files that are whole or not there.
+
+runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  samples.txt  summary.json
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+from .. import config as settings
+from .files import LAST, write_beside
+from .metrics import finished
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
+# Keys that decide no loss, so a run goes on with others. The text itself is told by its hash, wherever it lies.
+FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.capture")
+FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus")
+
+
+def folder_of(config, path: str) -> Path:
+    return Path(config.run.dir or f"runs/{Path(path).stem}-{config.objective}-seed{config.seed}")
+
+
+def checkpoint_of(folder: Path, which: str | None) -> str:
+    """which, or where it is None: "best" of a finished run, "last" of one that was stopped.
+
+    The best of a stopped run may be that of before any training.
+    """
+    return which or ("best" if finished(folder) or not (folder / LAST).is_file() else "last")
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Make the folder and keep every other process out of it while inside. Raises ConfigError where that fails.
+
+    The kernel holds the lock (flock), so it ends with its process however that ends; the file says whose it is.
+    """
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(path, "a+")
+            _take(file, path)
+            with contextlib.suppress(FileNotFoundError):
+                if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            file.close()  # its holder removed it as we took it
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    except OSError as e:
+        raise settings.ConfigError(f"run.dir: {folder} cannot be used ({e.strerror}); give another run.dir") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        file.close()
+        with contextlib.suppress(OSError):  # nothing came to be in it
+            folder.rmdir()
+
+
+def _take(file, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise settings.ConfigError(f"{path.parent} is in use by {holder}; run.dir=OTHER starts another run") from None
+    except OSError as e:  # a file system without locks
+        print(f"{path.parent} cannot be locked ({e.strerror}): start nothing else in it", file=sys.stderr)
+
+
+def goes_on(config, folder: Path, resume: bool) -> bool:
+    """Whether the folder holds a finished run or a checkpoint to go on from. Raises ConfigError where it holds another.
+
+    With nothing to go on from, whatever an earlier start left there moves to a folder earlier-N in it.
+    """
+    has_config, has_last = (folder / "config.yaml").is_file(), (folder / LAST).is_file()
+    if not resume and (has_config or has_last):
+        raise settings.ConfigError(f"{folder} holds a run already: --resume continues it, run.dir=OTHER starts another")
+    if not has_last and not (has_config and finished(folder)):
+        left = [name for name in MADE if has_config and (folder / name).exists()]
+        kept = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
+        if left:
+            kept.mkdir()
+        for name in left:
+            os.replace(folder / name, kept / name)
+        what = f"; what there was is in {kept}" if left else ""
+        if resume:
+            print(f"nothing to resume in {folder}: starting anew{what}", file=sys.stderr)
+        return False
+    if not has_config:
+        raise settings.ConfigError(
+            f"{folder} holds checkpoints but no config.yaml; restore that file, or start anew with run.dir=OTHER"
+        )
+    if changed := changes(config, folder, lambda key: not key.startswith(FREE)):
+        raise settings.ConfigError(
+            f"--resume with other settings than {folder / 'config.yaml'} holds: {changed}; "
+            "resume with those, or start another run with run.dir=OTHER"
+        )
+    return True
+
+
+def trim_samples(folder: Path, step: int) -> None:
+    """Drop the samples of later steps, which come again."""
+    file = folder / "samples.txt"
+    if file.is_file():
+        parts = re.split(r"(?m)^--- step (\d+)\n", file.read_text(encoding="utf-8"))
+        kept = (f"--- step {at}\n{text}" for at, text in zip(parts[1::2], parts[2::2], strict=True) if int(at) <= step)
+        write_beside(file, lambda p: p.write_text("".join(kept), encoding="utf-8"))
+
+
+def changes(config, folder: Path, counts) -> str:
+    """The keys for which counts(key) holds and in which config differs from the folder's: "KEY was X, now Y; …"."""
+    before, now = settings.flatten(settings.load(folder / "config.yaml")), settings.flatten(config)
+    return "; ".join(f"{k} was {before[k]!r}, now {v!r}" for k, v in now.items() if counts(k) and before[k] != v)

@@ -1,0 +1,79 @@
+"""Masked diffusion in S steps: which masked places a step writes, and with what."""
+
+import torch
+from torch import Tensor
+
+from ..evaluation.exact_likelihood import TIE
+from ..kernels.schedules import mask_probability
+from .draws import Draws
+from .options import COUNTED
+
+
+def masked_counts(tokens: int, steps: int, unmasking: str) -> list[int]:
+    """Tokens still masked after each step: round(m(1 - s/S) tokens), but every step writes at least one."""
+    left, counts = tokens, []
+    for s in range(1, steps + 1):
+        left = max(min(round(tokens * masked_share(s, steps, unmasking)), left - 1), steps - s)
+        counts.append(left)
+    return counts
+
+
+def masked_share(s: int, steps: int, unmasking: str) -> float:
+    return float(mask_probability(torch.tensor(1 - s / steps, dtype=torch.float64), unmasking))
+
+
+def best_places(value: Tensor, k: int) -> Tensor:
+    """(B, T) bool, the k largest of value (B, T) a row; of equals (TIE) the leftmost, so that rounding decides less."""
+    value, chosen = value.clone(), torch.zeros_like(value, dtype=torch.bool)
+    row = torch.arange(len(value), device=value.device)
+    for _ in range(k):
+        pick = (value >= value.amax(1, keepdim=True) - TIE).int().argmax(1)
+        chosen[row, pick] = True
+        value[row, pick] = -torch.inf
+    return chosen
+
+
+def fill(model, x: Tensor, draws: Draws, first: int, tokens: int, *, steps, method, unmasking, remask, tell) -> tuple:
+    """Write x[:, first : first + tokens], all masked, in place, in `steps` steps: (evaluations, rows)."""
+    span, mask = slice(first, first + tokens), model.mask_token_id
+    counts = masked_counts(tokens, steps, unmasking) if method in COUNTED else None
+    calls = rows = 0
+    for s in range(1, steps + 1):
+        masked, again = x == mask, None
+        masked[:, :first] = masked[:, first + tokens :] = False
+        chosen = torch.zeros_like(masked)
+        if method == "ancestral":
+            mt, ms = masked_share(s - 1, steps, unmasking), masked_share(s, steps, unmasking)
+            sigma = min(remask, ms / (1 - mt)) if mt < 1 else 0.0
+            u = draws.uniform(tokens)
+            chosen[:, span] = masked[:, span] & (u < (mt - ms + sigma * (1 - mt)) / mt)
+            again = ~masked[:, span] & (u < sigma)
+        elif method == "random":
+            k = int(masked[0].sum()) - counts[s - 1]
+            u = draws.uniform(tokens).masked_fill(~masked[:, span], -1.0)
+            chosen[:, span] = chosen[:, span].scatter(1, u.topk(k).indices, True)
+        else:
+            chosen = masked
+        live = chosen.any(1).nonzero()[:, 0]
+        if len(live):
+            calls, rows = calls + 1, rows + len(live)
+            h, texts = model(x[live], causal=False), live.tolist()
+            if method in ("ancestral", "random"):
+                x[chosen], _ = draws.tokens(h[chosen[live]], model.head, texts, chosen[live].sum(1).tolist())
+            else:
+                k = int(masked[0].sum()) - counts[s - 1]
+                value = torch.full(x.shape, -torch.inf, dtype=torch.float64, device=x.device)
+                if method == "confidence":
+                    drawn, value[masked] = draws.tokens(
+                        h[masked], model.head, texts, masked.sum(1).tolist(), method
+                    )  # fmt: skip
+                    chosen = best_places(value, k)
+                    x[chosen] = drawn[chosen[masked]]
+                else:
+                    value[masked] = draws.certainties(h[masked], model.head, method)
+                    chosen = best_places(value, k)
+                    x[chosen], _ = draws.tokens(h[chosen], model.head, texts, [k] * len(texts))
+        if again is not None:
+            x[:, span][again] = mask
+        tell(x)
+    return calls, rows

@@ -1,0 +1,161 @@
+"""The whole optimizer step on the device, replayed as one CUDA graph.
+
+    draw the batch, corrupt, forward, loss, backward, clip, AdamW, schedule, step += 1
+
+What changes from step to step lies in device memory (the step, the learning rate, the epoch's order of rows, the log),
+so the graph is captured once; a step costs the host one launch. Dropout follows the device's generator, which is seeded
+by (seed, step) before every step and which a replay reads, so eager and captured steps draw the same bits. The same
+body runs eagerly, captured, and under fake tensors, which is how tests show that nothing in it waits for the device.
+"""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..data import batches, dataset
+from ..kernels.ops.batch import draw
+from ..kernels.ops.step_scalars import record
+from .optimizer import learning_rate
+from .step import EagerSteps, backward, update
+
+WARM_UP = 3  # eager steps before the capture: they create the optimizer's state and compile the kernels
+
+
+class DeviceData:
+    """A training split on the device; batch(step) is data.batch(split, seed=seed, step=step), row for row."""
+
+    def __init__(self, split: dataset.Split, seed: int, batch_size: int, device):
+        n = batches.usable(split)
+        # Torch gathers no uint16 everywhere: the bits travel as signed integers of the same size.
+        self.mask = 2 ** (8 * split.tokens.itemsize) - 1
+        signed = split.tokens.view(f"int{8 * split.tokens.itemsize}")
+        self.tokens = torch.from_numpy(signed.copy()).to(device)
+        self.starts = torch.from_numpy(split.starts[:n].copy()).to(device)
+        self.lengths = torch.from_numpy(split.lengths[:n].copy()).to(device)
+        self.padded, self.seq_len, self.batch_size, self.seed = split.padded, split.seq_len, batch_size, seed
+        self.steps_per_epoch = batches.steps_per_epoch(split, batch_size)
+        self.order = torch.zeros(n, dtype=torch.int64, device=device)
+        self.epoch = -1
+
+    def begin(self, step: int) -> None:
+        """Lay out the order of rows of the epoch that holds `step`; outside the graph, once an epoch."""
+        epoch = step // self.steps_per_epoch
+        if epoch != self.epoch:
+            self.order.copy_(batches.permutation(len(self.order), self.seed, epoch, self.order.device))
+            self.epoch = epoch
+
+    def batch(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x0 (B, T) int64 and valid (B, T) bool, None where rows are full, of a step in the epoch begun; step: ()."""
+        x0, valid = draw(
+            self.tokens, self.starts, self.lengths, self.order, step, self.batch_size, self.steps_per_epoch,
+            self.seq_len, self.mask, self.padded,
+        )  # fmt: skip
+        return x0, valid if self.padded else None
+
+
+class DeviceSteps:
+    """run(step) trains on batch `step`, counted from 0 and in order; read() gives what the steps returned.
+
+    mode "auto" captures after WARM_UP steps; `why` says why steps run eagerly, "" where they are or will be captured.
+    """
+
+    def __init__(
+        self, model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int, first: int = 0,
+        mode: str = "auto", window: int = 64,
+    ):  # fmt: skip
+        self.model, self.optimizer, self.loss_of, self.config = model, optimizer, loss_of, config
+        device = self.device = next(model.parameters()).device
+        self.data = DeviceData(split, config.seed, config.train.batch_size, device)
+        # Fused AdamW reads a learning rate of fp32 from the GPU; on the CPU fp64 keeps the eager step's bits.
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        rates = [learning_rate(s, steps, config.optim) for s in range(steps)]
+        self.rates = torch.tensor(rates, dtype=dtype).to(device)
+        self.lr = torch.zeros((), dtype=dtype, device=device)
+        self.step = torch.full((), first, dtype=torch.int64, device=device)
+        self.log = torch.zeros(window, 4, dtype=torch.float64, device=device)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        self.why = "train.capture=off" if mode == "off" else "" if device.type == "cuda" else "CUDA graphs need a GPU"
+        self.graph, self.warm, self.unread = None, 0, deque()
+        self.stream, self.generator = None, torch.default_generator
+        if device.type == "cuda":
+            self.stream, self.generator = torch.cuda.Stream(device), torch.cuda.default_generators[device.index]
+
+    def body(self) -> None:
+        """One step, reading and writing device memory alone."""
+        torch.index_select(self.rates, 0, self.step.view(1), out=self.lr.view(1))
+        x0, valid = self.data.batch(self.step)
+        loss, loss_tokens, n = backward(self.model, self.loss_of, x0, valid, self.config, self.step)
+        norm = update(self.model, self.optimizer, loss, self.config)
+        record(self.log, self.step, loss, norm, loss_tokens, n)
+
+    def run(self, step: int) -> None:
+        """Start step `step`; it may still run on the device when this returns."""
+        self.data.begin(step)
+        self.generator.manual_seed((self.config.seed << 32) + step)
+        if self.graph is None and not self.why and self.warm >= WARM_UP:
+            self._capture()
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.stream is None:
+            self.body()
+        else:  # gradients are accumulated on the stream that the capture will use
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.stream):
+                self.body()
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        self.warm += 1
+
+    def _capture(self) -> None:
+        before = self.generator.clone_state()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.body()
+        except Exception as error:  # whatever an op or a driver cannot do in a capture, it can do outside
+            self.why = f"the step cannot be captured: {str(error).splitlines()[0] if str(error) else type(error)}"
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.stream is not None:  # the generator's own state may think that it is captured still
+                self.generator.graphsafe_set_state(before)
+        else:
+            self.graph = graph
+
+    def mark(self, first: int, end: int) -> None:
+        """Let the outcomes of steps first .. end travel to the host, behind the steps started so far."""
+        if end - first > len(self.log):
+            raise ValueError(f"{end - first} steps are more than the log of {len(self.log)} holds")
+        host = self.log.to("cpu", non_blocking=True, copy=True)  # into pinned memory
+        arrived = None
+        if self.stream is not None:
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(self.device))
+        self.unread.append((first, end, host, arrived))
+
+    def read(self, keep: int = 0) -> list[tuple[int, list[dict]]]:
+        """(first step, outcome of every step from there) of all marks but the last `keep`, oldest first.
+
+        Waits only for what it returns: with keep=1 that is the window before the last, which has long arrived.
+        """
+        found = []
+        while len(self.unread) > keep:
+            first, end, host, arrived = self.unread.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            found.append((first, [_outcome(*host[s % len(host)].tolist()) for s in range(first, end)]))
+        return found
+
+
+def _outcome(loss: float, grad_norm: float, loss_tokens: float, tokens: float) -> dict:
+    return {"loss": loss, "grad_norm": grad_norm, "loss_tokens": int(loss_tokens), "tokens": int(tokens)}
+
+
+def start(model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int, first: int):
+    """What runs a config's steps from `first` on, DeviceSteps on a GPU and EagerSteps elsewhere; .why as there."""
+    if next(model.parameters()).is_cuda:
+        return DeviceSteps(
+            model, optimizer, loss_of, split, config, steps=steps, first=first, mode=config.train.capture,
+            window=config.train.log_every,
+        )  # fmt: skip
+    return EagerSteps(model, optimizer, loss_of, split, config, steps=steps)

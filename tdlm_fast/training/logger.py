@@ -1,0 +1,148 @@
+"""What a run says while it runs: a progress bar or plain lines, metrics.jsonl, and Weights & Biases as a switch."""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..runs.files import plain, write_beside
+from ..runs.metrics import entries
+
+WANDB_S = 30  # how long a network may keep a run waiting, at its start and at its end
+
+
+def peak_memory_mb(device) -> float | None:
+    """Most memory in use so far, in MB: the allocator's on a GPU, else the process's; None where it is not known."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins at what the parent process held
+        peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        return None if peak is None else int(peak) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _shows_a_bar(stream) -> bool:
+    """Whether a bar can be seen there: a terminal, and not one of no columns or lines, as some containers have."""
+    try:
+        return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 1
+    except OSError:
+        return False
+
+
+class Log:
+    """metrics.jsonl, the terminal and Weights & Biases. Resumed at `step`, later lines go: they come again."""
+
+    def __init__(self, folder: Path, steps: int, step: int, wandb: str, config: dict):
+        self.file = folder / "metrics.jsonl"
+        kept, damaged = entries(self.file) if step else ([], 0)
+        text = "".join(json.dumps(entry) + "\n" for entry in kept if entry["step"] <= step)
+        write_beside(self.file, lambda p: p.write_text(text, encoding="utf-8"))
+        self.terminal = _shows_a_bar(sys.stderr)
+        self.steps, self.last, self.started = steps, 0.0, time.monotonic()
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not self.terminal, dynamic_ncols=True)
+        self.first = step
+        if damaged:
+            self.say(f"{self.file}: {damaged} damaged line{'s' * (damaged > 1)} dropped")
+        self.wandb = self._wandb(folder, wandb, config)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def _wandb(self, folder: Path, mode: str, config: dict):
+        if mode == "off":
+            return None
+        try:
+            import wandb
+
+            if mode == "online" and not _has_key(wandb):
+                raise RuntimeError("no account here; `wandb login`, WANDB_API_KEY or run.wandb=offline")
+            times = {"init_timeout": WANDB_S, "finish_timeout": WANDB_S}
+            known = wandb.Settings(**{k: v for k, v in times.items() if k in wandb.Settings.model_fields})
+            return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=config, settings=known)
+        except Exception as e:  # whatever fails there, training goes on
+            return self._off(e)
+
+    def _off(self, e: Exception) -> None:
+        self.say(f"Weights & Biases is off: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
+        self.wandb = None
+
+    def start(self) -> None:
+        """Training begins: the time that is left is reckoned from here."""
+        self.started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """A line that the progress bar does not overwrite."""
+        self.bar.write(line, file=sys.stderr)
+
+    def record(self, entry: dict) -> None:
+        """A line of metrics.jsonl; non-finite numbers are written as null."""
+        with open(self.file, "a", encoding="utf-8") as f:
+            f.write(json.dumps(plain(entry), allow_nan=False) + "\n")
+        if self.wandb is not None:
+            try:
+                self.wandb.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+            except Exception as e:
+                self._off(e)
+
+    def result(self, summary: dict) -> None:
+        """The final results, for Weights & Biases."""
+        if self.wandb is not None:
+            try:
+                self.wandb.summary.update(summary)
+            except Exception as e:
+                self._off(e)
+
+    def progress(self, step: int, entry: dict) -> None:
+        """Show the state after `step` steps: the bar, or a line every ten seconds where there is no terminal."""
+        memory = f"{entry['peak_memory_mb']:.0f} MB" if entry.get("peak_memory_mb") else ""
+        rates = f"{entry['tokens_per_s']:,.0f} tok/s, {entry['loss_tokens_per_s']:,.0f} loss-tok/s"
+        text = f"loss {entry['loss']:.4f}, {rates}, {memory}"
+        if self.terminal:
+            self.bar.set_postfix_str(text)
+            self.bar.update(step - self.bar.n)
+        elif time.monotonic() - self.last > 10 or step == self.steps:
+            self.last = time.monotonic()
+            left = (self.steps - step) * (self.last - self.started) / max(1, step - self.first)
+            print(f"step {step}/{self.steps}  {text}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
+
+    def end_bar(self) -> None:
+        """Training is over: what is said from here on stands below the bar."""
+        self.bar.close()
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.wandb is not None:  # in a thread, because an upload may wait for a network for ever
+            upload, self.wandb = threading.Thread(target=self._finish, args=(self.wandb,), daemon=True), None
+            upload.start()
+            upload.join(WANDB_S + 10)
+            if upload.is_alive():
+                print("Weights & Biases has not finished; `wandb sync` sends what is in the folder", file=sys.stderr)
+
+    def _finish(self, wandb) -> None:
+        try:
+            wandb.finish()
+        except Exception as e:
+            print(f"Weights & Biases did not finish: {e}", file=sys.stderr)
+
+
+def _has_key(wandb) -> bool:
+    """Whether Weights & Biases can log in without asking: its environment and settings, or a netrc file."""
+    from requests.utils import get_netrc_auth
+
+    s, key = wandb.setup().settings, os.environ.get("WANDB_API_KEY")
+    return bool(key or s.api_key or getattr(s, "identity_token_file", None) or get_netrc_auth(s.base_url))

@@ -1,0 +1,139 @@
+"""Peak memory of a config's training step on a GPU, estimated without one.
+
+The whole step of cuda_graph.py runs under fake tensors, which have shapes and lifetimes but no data. An op that would
+wait for the device (.item(), nonzero, a copy from the host) cannot run. Every storage is counted from its first
+appearance to its release, in the 512-byte units of PyTorch's CUDA allocator, and the head's scratch is added while the
+head runs. Not counted: the scratch of other ops, fragments, and the CUDA context (some 300 to 500 MB, no allocator's).
+"""
+
+import contextlib
+import weakref
+from unittest import mock
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .. import config as settings
+from ..data import dataset
+from ..kernels.triton import tiles as lce_plan
+from ..model import build_model
+from . import step
+from .cuda_graph import DeviceSteps
+from .optimizer import adamw
+
+CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 3070 Ti Laptop
+
+
+def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
+    """Bytes that tdlm::lce_forward, lce_backward_weight or lce_sum holds beside its inputs and outputs."""
+    (N, D), V = h.shape, len(weight)
+    card = lce_plan.card(CAPABILITY)
+    plan = lce_plan.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
+    if plan is not None:
+        return plan.forward_scratch if name == "lce_forward" else plan.weight_scratch
+    rows = min(lce_plan.stored_rows(V, dtype), N)
+    chunk = rows * lce_plan.padded(V) * dtype.itemsize
+    parts = lce_plan.product_parts(lce_plan.product(card, dtype, "towards_h"), rows, D, PROCESSORS)
+    dh = 4 * (N + (parts + 1) * rows) * D  # in fp32, and the parts of a chunk that become it
+    sums = {"lce_forward": dh, "lce_backward_weight": 4 * V * D, "lce_sum": dh + 4 * V * D}
+    return chunk + (N + V) * D * dtype.itemsize + sums[name]
+
+
+class HostTransfer(RuntimeError):
+    """An op of the step needs something from the host, or gives it something; a CUDA graph cannot hold it."""
+
+
+class Meter(TorchDispatchMode):
+    """Bytes of all live storages that pass through it, and their peak; raises HostTransfer where data would cross."""
+
+    CROSSING = ("lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.live, self.peak, self.guarded = WeakIdKeyDictionary(), 0, 0, False
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self.sizes:
+            size = -(-storage.nbytes() // 512) * 512
+            self.sizes[storage] = size
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1]
+        if self.guarded and name in self.CROSSING:
+            raise HostTransfer(f"{func} moves data between the host and the device")
+        if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
+            dtype = next(a for a in args if isinstance(a, torch.dtype))
+            self.peak = max(self.peak, self.live + head_scratch(name, *args[:2], dtype))
+        out = func(*args, **kwargs or {})
+        for a in tree_iter(out):
+            if isinstance(a, torch.Tensor):
+                self.add(a)
+        return out
+
+
+@contextlib.contextmanager
+def as_on_gpu():
+    """Python code sees fake tensors as tensors of a GPU, so that the ops choose what they choose there.
+
+    Autograd refuses tensors of device type cuda in a PyTorch without CUDA, so underneath they are of type cpu.
+    """
+    from importlib import import_module
+
+    from ..kernels.triton import register as gpu
+
+    attention = import_module("tdlm_fast.kernels.ops.attention")
+    with (
+        mock.patch.object(FakeTensor, "is_cuda", True, create=True),
+        mock.patch.object(FakeTensor, "is_cpu", False, create=True),
+        mock.patch.object(attention, "_capability", lambda device: CAPABILITY),
+        mock.patch.object(attention, "HAS_TRITON", True),
+        mock.patch.object(gpu, "missing", lambda: ""),
+    ):
+        yield
+
+
+class Vocabulary:
+    """What building a model asks of a tokenizer."""
+
+    def __init__(self, tokenizer: str):
+        self.vocab = {"gpt2": 50257, "bytes": 257}[tokenizer]
+        self.start_token_id = self.vocab - 1
+
+
+def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, meter: Meter | None = None) -> Meter:
+    """Run `steps` captured steps of a config on fake tensors over a split of `tokens` tokens; returns the Meter.
+
+    Raises HostTransfer, or the error of the op that has no fake form, where a step could not be captured.
+    """
+    T, size = config.model.seq_len, config.train.batch_size
+    vocabulary, rows = Vocabulary(config.data.tokenizer), max(size, tokens // T)
+    lengths = np.full(rows, T, dtype=np.int64)
+    dtype = np.uint16 if vocabulary.vocab <= 1 << 16 else np.uint32
+    padded = config.data.layout == "paragraphs"
+    split = dataset.Split(np.zeros(rows * T, dtype), lengths, T, padded, np.arange(rows) * T, 1, None)
+    with FakeTensorMode(), as_on_gpu(), meter or Meter() as meter:
+        model = build_model(config, vocabulary).train()
+        for p in model.parameters():
+            meter.add(p)
+        loss_of = step.objective(config, vocabulary)
+        runner = DeviceSteps(model, adamw(model, config.optim), loss_of, split, config, steps=4, window=8)
+        meter.guarded = True
+        for _ in range(steps):
+            runner.body()
+    return meter
+
+
+def estimate(config: settings.Config, **kwargs) -> float:
+    """Peak memory of the step in MB, as described at the top of the file."""
+    return trace(config, **kwargs).peak / 1e6

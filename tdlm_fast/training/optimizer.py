@@ -1,0 +1,30 @@
+"""AdamW with decoupled decay on matrices only (Loshchilov & Hutter 2019), and its learning rate.
+
+lr(step) = peak * (step + 1) / warm-up            while warming up
+         = min + (peak - min) (1 + cos(pi p)) / 2  after it, p in [0, 1]
+"""
+
+import math
+
+import torch
+
+from ..config import Optim
+
+
+def learning_rate(step: int, steps: int, optim: Optim) -> float:
+    """The learning rate of a step counted from 0, of `steps` in all."""
+    warmup = math.ceil(optim.warmup * steps)
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    p = (step - warmup) / max(1, steps - 1 - warmup)
+    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(p, 1.0))) / 2
+
+
+def adamw(model: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """Fused AdamW; embeddings, positions and norms do not decay."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    decayed = [p for p in model.parameters() if p.dim() == 2 and id(p) not in tables]
+    rest = [p for p in model.parameters() if p.dim() != 2 or id(p) in tables]
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    on_gpu = any(p.is_cuda for p in model.parameters())  # there a graph may replay it, with a learning rate in memory
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True, capturable=on_gpu)

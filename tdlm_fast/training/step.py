@@ -1,0 +1,109 @@
+"""One optimizer step, a function of (weights, moments, seed, step).
+
+x0 = batch(seed, step);  loss = objective(x0);  backward;  clip;  AdamW
+"""
+
+import functools
+
+import torch
+
+from ..config import Config
+from ..data import batches, dataset
+from ..kernels.ops.step_scalars import clip_scale
+from ..model import autocast
+from ..objective import OBJECTIVES, masked_tokens
+from .optimizer import learning_rate
+
+
+def objective(config: Config, tokenizer):
+    """The config's loss with everything bound that does not change from step to step."""
+    kw = dict(seed=config.seed, start_token_id=tokenizer.start_token_id)
+    if config.objective == "diffusion":
+        kw |= dict(schedule=config.noise.schedule, sampling=config.noise.sampling, loss_weight=config.loss_weight)
+    else:
+        kw |= dict(input_masking=config.noise.input_masking)
+    return functools.partial(OBJECTIVES[config.objective], **kw)
+
+
+def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
+    """Gradients of a batch, in its micro-batches: (loss, tokens that bore loss, tokens), scalars on the device."""
+    device, size, parts = x0.device, config.train.batch_size, config.train.accumulation
+    loss = loss_tokens = None
+    n = divisor = x0.new_full((), x0.numel()) if valid is None else valid.sum()
+    if config.objective == "diffusion" and config.loss_weight != "elbo":
+        divisor = None
+        if parts > 1:  # strata differ between micro-batches, so each by itself would average over another number
+            noise = dict(schedule=config.noise.schedule, sampling=config.noise.sampling)
+            divisor = masked_tokens(model, x0, seed=config.seed, step=step, valid=valid, **noise).clamp(min=1)
+    for i in range(0, size, size // parts):
+        rows = slice(i, i + size // parts)
+        part = None if valid is None else valid[rows]
+        with autocast(device, config.precision):
+            value, k = loss_of(model, x0[rows], step=step, valid=part, row_offset=i, batch_rows=size, divisor=divisor)
+        value.backward()
+        value = value.detach()
+        loss, loss_tokens = (value, k) if loss is None else (loss + value, loss_tokens + k)
+    return loss, loss_tokens, n
+
+
+def update(model, optimizer, loss, config: Config):
+    """Clip, step and clear the gradients; returns their norm before clipping, a scalar on the device."""
+    clip = config.optim.clip or float("inf")
+    # Fused AdamW skips this step where found_inf is 1, so no such gradient reaches the weights; the host need not wait.
+    if loss.is_cuda:  # and it divides by grad_scale there, so that clipping is no pass of its own
+        norms = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        norm, optimizer.grad_scale, optimizer.found_inf = clip_scale(norms, loss, clip)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip, foreach=True)
+        optimizer.found_inf = (~torch.isfinite(loss + norm)).float()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def train_step(model, optimizer, loss_of, split: dataset.Split, config: Config, *, step: int, steps: int) -> dict:
+    """Train on batch `step` (from 0) of `steps`; {"loss", "grad_norm", "loss_tokens", "tokens"} as device tensors."""
+    device = next(model.parameters()).device
+    torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
+    x0, valid = batches.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, steps, config.optim)
+    loss, loss_tokens, n = backward(model, loss_of, x0, valid, config, step)
+    norm = update(model, optimizer, loss, config)
+    return {"loss": loss, "grad_norm": norm, "loss_tokens": loss_tokens, "tokens": n}
+
+
+class EagerSteps:
+    """Steps one by one, batches drawn on the host; the interface of captured.DeviceSteps."""
+
+    why = ""
+
+    def __init__(self, model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int):
+        self.step = functools.partial(train_step, model, optimizer, loss_of, split, config, steps=steps)
+        self.done: list[dict] = []
+        self.unread: list[tuple] = []
+
+    def run(self, step: int) -> None:
+        self.done.append(self.step(step=step))
+
+    def mark(self, first: int, end: int) -> None:
+        self.unread.append((first, self.done))
+        self.done = []
+
+    def read(self, keep: int = 0) -> list[tuple[int, list[dict]]]:
+        found, self.unread = self.unread, []
+        return [(first, [{k: v.item() for k, v in o.items()} for o in done]) for first, done in found]
+
+
+def where(config: Config, split: dataset.Split, step: int) -> str:
+    """Step, epoch, place and noise levels of a batch, for the error that stops on it."""
+    from ..kernels.ops.corrupt import LEVELS, levels
+
+    epoch, place = divmod(step, batches.steps_per_epoch(split, config.train.batch_size))
+    text = f"the loss is not finite at step {step + 1} (epoch {epoch + 1}, batch {place + 1})"
+    if config.objective == "diffusion":
+        size = config.train.batch_size
+        sampling = "stratified" if config.noise.sampling == "counts" else config.noise.sampling
+        t = levels(size, 0, size, sampling, config.seed, step, "cpu") / LEVELS
+        text += f", noise levels t from {t.min():.4f} to {t.max():.4f}"
+    return text + "; lower optim.lr or set precision=fp32"

@@ -1,0 +1,161 @@
+"""RMSNorm (alone and behind an addition) and SwiGLU in Triton against fp64: at most twice PyTorch's own error."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.race.cases import GATE, NORM, Gate, Norm
+from tdlm_fast.kernels import add_rms_norm
+from tdlm_fast.kernels.ops.rms_norm import (
+    add_rms_norm_backward,
+    add_rms_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+)
+from tdlm_fast.kernels.ops.swiglu import swiglu_backward, swiglu_forward
+from tdlm_fast.kernels.triton import register as gpu
+from tdlm_fast.kernels.triton import rms_norm as rms_norm_triton
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+EPS = 1e-6
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def ours(x, w, a=None):
+    if a is None:
+        return [rms_norm_forward(x, w, EPS)]
+    s, y = add_rms_norm_forward(x, a, w, EPS, x.dtype)
+    return [y, s]
+
+
+def plain(x, w, a=None):
+    s = x if a is None else x + a
+    y = F.rms_norm(s, w.shape, w, EPS)
+    return [y] if a is None else [y, s]
+
+
+def gate(x):
+    g, u = x.chunk(2, -1)
+    return [F.silu(g) * u]
+
+
+def answers(of, inputs, grads):
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    out = of(*inputs)
+    return [*out, *torch.autograd.grad(out, inputs, grads)]
+
+
+def compare(mine, theirs, inputs, grads):
+    wide = [[a.double() for a in side] for side in (inputs, grads)]
+    sides = (answers(mine, inputs, grads), answers(theirs, inputs, grads), answers(theirs, *wide))
+    for a, b, true in zip(*sides, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and a.isfinite().all()
+        rounding = torch.finfo(a.dtype).eps * true.abs().max()
+        assert (a - true).abs().max() <= 2 * (b - true).abs().max() + rounding + 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", NORM, ids=str)
+def test_norm(case, dtype):
+    compare(ours, plain, *case.inputs(dtype, DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GATE, ids=str)
+def test_gate(case, dtype):
+    x, dy = case.inputs(dtype, DEVICE)
+    compare(lambda x: [swiglu_forward(x)], gate, [x], [dy])
+
+
+SCALES = st.sampled_from((0.1, 1.0, 9.0))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(1, 70), st.integers(1, 140), st.sampled_from(DTYPES), SCALES, st.booleans())
+def test_any_shape_is_as_accurate(N, D, dtype, scale, add):
+    compare(ours, plain, *Norm("drawn", N, D, add, scale).inputs(dtype, DEVICE))
+    x, dy = Gate("drawn", N, D, scale).inputs(dtype, DEVICE)
+    compare(lambda x: [swiglu_forward(x)], gate, [x], [dy])
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_as_autocast_trains(add, monkeypatch):
+    """x in fp32, a and y in 16 bits: y and a's gradient are rounded once, from what fp32 gives."""
+    monkeypatch.setattr(gpu, "serves_rows", lambda *a: True)
+    (x, w, a), (dy, ds) = Norm("", 70, 48, add=True).inputs(torch.float32, DEVICE)
+    a, dy = a.half(), dy.half()
+    inputs = [t.requires_grad_() for t in ((x, w, a) if add else (x, w))]
+    with torch.autocast(DEVICE, torch.float16):
+        s, y = add_rms_norm(x, a if add else None, w, EPS, narrow=True)
+        assert add_rms_norm(x, None, w, EPS)[1].dtype == torch.float32
+    assert (s is x) != add and s.dtype == torch.float32 and y.dtype == torch.float16
+    grads = torch.autograd.grad((s, y) if add else (y,), inputs, (ds, dy) if add else (dy,))
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    truth = plain(*exact)
+    wide = torch.autograd.grad(truth, exact, [t.double() for t in ((dy, ds) if add else (dy,))])
+    for mine, true in zip((y, *grads), (truth[0], *wide), strict=True):
+        eps = torch.finfo(mine.dtype).eps
+        assert (mine - true).abs().le(eps * true.abs() + 2e-5).all()
+    assert [g.dtype for g in grads] == [t.dtype for t in inputs]
+
+
+def test_a_gradient_of_the_sum_alone_passes_through():
+    (x, w, a), (_, ds) = Norm("", 5, 16, add=True).inputs(torch.float32, DEVICE)
+    x, a = x.requires_grad_(), a.half().requires_grad_()
+    s, _ = add_rms_norm_forward(x, a, w, EPS, torch.float16)
+    dx, da = torch.autograd.grad(s, (x, a), ds)
+    assert torch.equal(dx, ds) and torch.equal(da, ds.half())
+
+
+def test_dw_is_the_same_bits_every_run_and_holds_every_row():
+    (x, w), (dy,) = Norm("", 3000, 16).inputs(torch.float32, DEVICE)
+    runs = [rms_norm_backward(dy, x, w, EPS) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert -(-3000 // rms_norm_triton.launch(16)["ROWS"]) < rms_norm_triton.PROGRAMS  # one tile a program here
+    for row in (0, 63, 64, 2999):  # each row reaches dw
+        one = torch.zeros_like(dy)
+        one[row] = 1
+        assert (rms_norm_backward(one, x, w, EPS)[1] != 0).all()
+
+
+def test_padding_adds_nothing_where_eps_is_0():
+    (x, w), (dy,) = Norm("", 3, 20).inputs(torch.float32, DEVICE)
+    dx, dw = rms_norm_backward(dy, x, w, 0.0)
+    assert dx.isfinite().all() and dw.isfinite().all()
+
+
+def test_rows_that_lie_apart():
+    x, dy = Gate("", 24, 20).inputs(torch.float32, DEVICE)
+    far, dfar = x.T.contiguous().T, dy.T.contiguous().T
+    w = torch.rand(40, device=DEVICE)
+    assert not far.is_contiguous() and torch.equal(swiglu_forward(far), swiglu_forward(x))
+    assert torch.equal(swiglu_backward(dfar, far), swiglu_backward(dy, x))
+    assert torch.equal(rms_norm_forward(far, w, EPS), rms_norm_forward(x, w, EPS))
+
+
+def test_what_does_not_fit_is_an_error():
+    x, w = torch.randn(4, 32, device=DEVICE), torch.ones(32, device=DEVICE)
+    for call in (
+        lambda: rms_norm_forward(x, w[:31], EPS),
+        lambda: rms_norm_backward(x[:3], x, w, EPS),
+        lambda: add_rms_norm_forward(x, x[:3], w, EPS, x.dtype),
+        lambda: add_rms_norm_backward(x, x[:3], x, w, EPS, None),
+        lambda: swiglu_backward(x, x),
+    ):
+        with pytest.raises(ValueError, match="fit together|must be"):
+            call()
+
+
+def test_ops_pass_opcheck():
+    (x, w, a), (dy, ds) = Norm("", 6, 24, add=True).inputs(torch.float32, DEVICE)
+    leaves = [t.clone().requires_grad_() for t in (x, w, a)]
+    torch.library.opcheck(rms_norm_forward, (leaves[0], leaves[1], EPS))
+    torch.library.opcheck(rms_norm_backward, (dy, x, w, EPS))
+    torch.library.opcheck(add_rms_norm_forward, (leaves[0], leaves[2], leaves[1], EPS, torch.float16))
+    torch.library.opcheck(add_rms_norm_forward, (leaves[0], None, leaves[1], EPS, torch.float32))
+    torch.library.opcheck(add_rms_norm_backward, (dy, ds, x, w, EPS, torch.float16))
+    torch.library.opcheck(add_rms_norm_backward, (dy, None, x, w, EPS, None))
+    torch.library.opcheck(swiglu_forward, (leaves[0],))
+    torch.library.opcheck(swiglu_backward, (dy[:, :12], x))

@@ -27,3 +27,9 @@ def test_every_variable_is_on_the_page_and_none_that_is_gone():
     assert {"TDLM_CPU_ISA", "CUDA_HOME", "NO_COLOR"} <= ours | read  # the patterns find what they are for
     assert ours | read <= listed, "missing in docs/environment.md"
     assert {name for name in listed if name.startswith("TDLM_")} <= ours, "docs/environment.md lists what is not read"
+
+
+def test_each_variable_is_read_where_the_page_says():
+    rows = re.findall(r"^\| `(\w+)`.*`([\w/]+\.py)` \|$", (ROOT / "docs" / "environment.md").read_text(), re.M)
+    assert len(rows) >= 8
+    assert not [(name, file) for name, file in rows if name not in (ROOT / file).read_text()]

@@ -430,7 +430,7 @@ def test_the_text_follows_the_figures(done):
         text = report.paragraph(result)
         assert "the interval of the difference holds 0" in text and "is not told from that of autoregressive" in text
         assert "diffusion is ahead" not in text and "is behind" not in text
-    assert "6.05 times better; on one scale the ratio is 1.35, under the right metric 0.82" in text
+    assert "6.05 times better. With the published metric for both, the ratio is 1.35; on likelihood it is 0.82" in text
     zero["as_published"]["low"] = -0.1
     assert "times better" not in report.paragraph(result)
     run = first["diffusion"]["runs"][0]

@@ -85,11 +85,10 @@ def enumerated_bound(model, row):
 @pytest.fixture
 def references():
     """The torch references and PyTorch's own attention instead of the native CPU kernels."""
-    from tdlm_fast.kernels.cpu import library as native
+    from tdlm_fast.kernels import use_backend
 
-    native.use("none")
-    yield
-    native.use(os.environ.get("TDLM_CPU_ISA"))
+    with use_backend("reference"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import torch
 from tdlm_fast import check, compare, statistics, table
 from tdlm_fast import config as settings
 from tdlm_fast.comparison import arms, budgets, figures, judge, records, report, runner
-from tdlm_fast.training import step, trainer
+from tdlm_fast.training import session, step, trainer
 
 SMALL = ["train.max_steps=24", "train.log_every=4", "train.save_every=8", "eval.every=12", "eval.probe=4",
          "eval.early=2", "eval.text=0"]  # fmt: skip
@@ -175,6 +175,22 @@ def test_a_run_without_evaluations_is_named(done, tmp_path, capsys):
         assert compare.main(["--from", str(run), str(out / "autoregressive-seed42"), "--sequences", "0"]) == 2
         error = capsys.readouterr().err
         assert f"error: {run / 'metrics.jsonl'} holds no evaluation" in error and error.count("\n") == 1
+
+
+def test_a_comparison_keeps_what_its_report_needs(done, tmp_path):
+    """Less than the folders of its runs hold; a compare.json that holds all of it makes the same report."""
+    out, _ = done
+    kept = json.loads((out / "compare.json").read_text())
+    whole = [a | {"runs": [records.read(out / run["folder"]) for run in a["runs"]]} for a in kept["arms"]]
+    file = tmp_path / "compare.json"
+    file.write_text(json.dumps(kept | {"arms": whole}, indent=2))
+    assert file.stat().st_size > 2 * (out / "compare.json").stat().st_size
+    assert compare.main(["--from", str(file), "--out", str(tmp_path / "again")]) == 0
+    for name in ("compare.json", "report.html", "report.md"):
+        assert (tmp_path / "again" / name).read_text() == (out / name).read_text(), name
+    assert report.markdown(kept | {"arms": whole}, "t") == report.markdown(kept, "t")
+    less, more = (arms[0]["runs"][0]["evaluations"][1] for arms in (kept["arms"], whole))
+    assert less["published"].keys() < more["published"].keys() and less["valid"].keys() < more["valid"].keys()
 
 
 def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
@@ -430,7 +446,7 @@ def test_the_text_follows_the_figures(done):
         text = report.paragraph(result)
         assert "the interval of the difference holds 0" in text and "is not told from that of autoregressive" in text
         assert "diffusion is ahead" not in text and "is behind" not in text
-    assert "6.05 times better; on one scale the ratio is 1.35, under the right metric 0.82" in text
+    assert "6.05 times better. With the published metric for both, the ratio is 1.35; on likelihood it is 0.82" in text
     zero["as_published"]["low"] = -0.1
     assert "times better" not in report.paragraph(result)
     run = first["diffusion"]["runs"][0]
@@ -513,7 +529,7 @@ def test_only_the_objective_differs(tiny, tmp_path, monkeypatch):
 
         monkeypatch.setattr(step, "train_step", spy)
         keys = [*without_folder(tiny), *SMALL, f"objective={objective}"]
-        trainer.train(settings.load("configs/tiny.yaml", keys), tmp_path / objective, resume=False)
+        session.train(settings.load("configs/tiny.yaml", keys), tmp_path / objective, resume=False)
     a, b = seen["diffusion"], seen["autoregressive"]
     assert a[0] == b[0] and a[1] == b[1] and len(a) == len(b) == 26
     for (x, valid), (y, other) in zip(a[2:], b[2:], strict=True):
@@ -525,7 +541,7 @@ def test_diagnostics_do_not_move_training(tiny, tmp_path):
     hashes = set()
     for probe in (0, 4):
         keys = [*without_folder(tiny), *SMALL, f"eval.probe={probe}", f"eval.published={probe}", "train.max_steps=13"]
-        trainer.train(settings.load("configs/tiny.yaml", keys), tmp_path / str(probe), resume=False)
+        session.train(settings.load("configs/tiny.yaml", keys), tmp_path / str(probe), resume=False)
         lines = map(json.loads, (tmp_path / str(probe) / "metrics.jsonl").read_text().splitlines())
         hashes.add(tuple(e["loss"] for e in lines if "loss" in e))
     assert len(hashes) == 1

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import resources_cuda
+from bench.without_gpu import resources_cuda
 from tdlm_fast.kernels import dispatch, linear_cross_entropy
 from tdlm_fast.kernels.cuda import library
 from tdlm_fast.kernels.cuda import linear_cross_entropy as head

@@ -43,13 +43,13 @@ test-gpu: .venv/ready  ## run the tests that need a GPU, then the Triton kernels
 		--error-exitcode 9 $(PY) -m pytest -q -x -m gpu tests/kernels/triton; else echo 'compute-sanitizer is not on the PATH'; fi
 
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
-	$(PY) -m pytest -q bench/bench_kernels.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
+	$(PY) -m pytest -q bench/race/ops.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
 
 resources: .venv/ready  ## compile every Triton kernel for six cards: registers, shared memory, spills
-	$(PY) -m bench.resources
+	$(PY) -m bench.without_gpu.resources
 
 resources-cuda: .venv/ready  ## registers, spills and shared memory of csrc/cuda (nvcc, cuobjdump), JSON into bench/results
-	$(PY) -m bench.resources_cuda
+	$(PY) -m bench.without_gpu.resources_cuda
 
 report: .venv/ready  ## draw the tables and plots of README and docs from bench/results
 	$(PY) -m bench.report

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.hub import inside, lay_out
+from bench.lm_harness.hub import inside, lay_out
 from tdlm_fast.config import ConfigError
 from tdlm_fast.config import Data as DataConfig
 from tdlm_fast.data import batches, dataset, sources

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import sharp_model
 
-from bench.hub import inside, lay_out
+from bench.lm_harness.hub import inside, lay_out
 from tdlm_fast import evaluate, train
 from tdlm_fast.config import ConfigError
 from tdlm_fast.data.tokenizer import GPT2, Bytes

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import resources_cuda
+from bench.without_gpu import resources_cuda
 from tdlm_fast.kernels import linear_cross_entropy
 from tdlm_fast.kernels.cuda import library as native_cuda
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_weight, lce_forward

@@ -1,4 +1,4 @@
-"""bench/launches.py says what our ops launch: here they run and are counted."""
+"""bench/without_gpu/launches.py says what our ops launch: here they run and are counted."""
 
 import importlib
 import os
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from bench import launches
 from bench.race.cases import Attention, Gate, Lce, Norm
+from bench.without_gpu import launches
 from tdlm_fast.kernels.triton import embedding as embedding_triton
 from tdlm_fast.kernels.triton import register as gpu
 

@@ -88,7 +88,9 @@ def compare(arms: list[dict], out: Path) -> dict:
 
     from ..runs.files import write_json
     from . import claims, judge, report
+    from .records import thinned
 
+    arms = [arm | {"runs": [thinned(run) for run in arm["runs"]]} for arm in arms]
     pairs = pairs_of(arms)
     found = alike(pairs)
     unlike = "; ".join(part for line in found for part in line.split("; ") if "DIFFERENT" in part)
@@ -109,6 +111,6 @@ def compare(arms: list[dict], out: Path) -> dict:
 
     result = plain(result)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "compare.json", result)
+    write_json(out / "compare.json", result, indent=None)
     report.write(result, out)
     return result

@@ -34,9 +34,10 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Write value to path as JSON, whole or not at all."""
-    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
+    """Write value to path as JSON, whole or not at all; without an indent on one line."""
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(plain(value), indent=indent, separators=separators, allow_nan=False) + "\n"
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 

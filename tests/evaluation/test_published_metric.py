@@ -1,8 +1,6 @@
 """The published metric: its factor 5/6, its formula by hand, and both objectives on one scale."""
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from tdlm_fast.evaluation.unigram import Unigram
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
 
-SHARED = Path(os.environ.get("TDLM_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+from .conftest import SHARED
 
 
 def test_the_factor_is_five_sixths_for_long_rows_and_its_integral_for_short_ones():

@@ -96,6 +96,18 @@ def test_a_stored_figure_that_is_not_that_of_the_weights_fails(sharp_run, capsys
         file.write_text(text)
 
 
+def test_tokens_that_were_not_those_counted_in_training_fail(sharp_run, capsys):
+    file = sharp_run / "metrics.jsonl"
+    text = file.read_text()
+    try:
+        file.write_text(text.replace('"loss_tokens": ', '"loss_tokens": 1', 4))
+        code, found, said = lines_of(capsys, sharp_run)
+        assert code == 1 and "FAIL  tokens and masks of 6 steps" in said and list(found.values()).count(False) == 1
+    finally:
+        file.write_text(text)
+    assert check.main([str(sharp_run / "absent")]) == 2
+
+
 def test_a_line_that_was_cut_is_no_line(sharp_run, capsys):
     file = sharp_run / "metrics.jsonl"
     text = file.read_text()

@@ -1,5 +1,6 @@
 """The table of likelihoods of a run against each figure computed apart, and what is kept of it."""
 
+import json
 import math
 from collections import Counter
 
@@ -103,3 +104,13 @@ def test_one_sequence_has_no_interval_and_is_read_back(sharp_run, capsys):
     assert verb.main([str(sharp_run), "--sequences", "1"]) == 2
     assert "--sequences is 1; it must be at least 2, as one shows no interval" in capsys.readouterr().err
     assert verb.main([str(sharp_run), "--draws", "0"]) == 2 and "--draws is 0" in capsys.readouterr().err
+
+
+def test_the_command_prints_every_likelihood_once(sharp_run, capsys):
+    assert verb.main([str(sharp_run), "--sequences", "3", "--draws", "2", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("bound", "left-to-right", "confidence", "unigram baseline", "published metric", "not a likelihood"):
+        assert name in printed
+    kept = json.loads((sharp_run / "likelihoods.json").read_text())
+    assert [len(kept["per_sequence"][name]) for name in ("bound", "left-to-right")] == [3, 3]
+    assert kept["rows"][0]["nats_per_token"] > 0 and kept["uniform_factor"] < 5 / 6

@@ -4,7 +4,8 @@ import itertools
 
 import torch
 
-from tdlm_fast.sampling.generate import generate_batch
+from tdlm_fast.sampling.generate import Generated, generate_batch
+from tdlm_fast.sampling.options import SamplerOptions
 
 V, T, MASK = 3, 4, 3
 STATES = list(itertools.product(range(V + 1), repeat=T))
@@ -31,10 +32,18 @@ def arbitrary(seed=0):
     return Rigged(1.5 * torch.randn(len(STATES), T, V, generator=torch.Generator().manual_seed(seed)))
 
 
-def written(model, texts=TEXTS, tokens=T, **kw):
-    return generate_batch(
-        model, "diffusion", [], [], tokens=tokens, seq_len=T, start_token_id=0, number=texts, **kw
-    )  # fmt: skip
+def batch(model, objective, prefix, suffix, *, seq_len, start_token_id=0, forbidden=None, on_step=None, **options):
+    kw = dict(seq_len=seq_len, start_token_id=start_token_id, forbidden=forbidden, on_step=on_step)
+    return generate_batch(model, objective, prefix, suffix, SamplerOptions(**options), **kw)
+
+
+def ids_of(*args, **kw) -> list[int]:
+    """The new ids of one text."""
+    return batch(*args, **kw).ids[0].tolist()
+
+
+def written(model, texts=TEXTS, tokens=T, **kw) -> Generated:
+    return batch(model, "diffusion", [], [], tokens=tokens, seq_len=T, number=texts, **kw)
 
 
 def chi_square(ids, p):

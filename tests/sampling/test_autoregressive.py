@@ -6,9 +6,7 @@ import pytest
 import torch
 from conftest import sharp_model
 
-from tdlm_fast.sampling.generate import generate_batch, generate_ids
-
-from .conftest import TEXTS, T, V, fits
+from .conftest import TEXTS, T, V, batch, fits, ids_of
 
 
 def test_autoregressive_texts_have_the_chain_rules_law():
@@ -18,13 +16,13 @@ def test_autoregressive_texts_have_the_chain_rules_law():
             z = model(torch.tensor([[0, *text[:-1]]]), causal=True)[0] @ model.head.T
         p.append(z.double().softmax(-1)[range(T), list(text)].prod())
     kw = dict(tokens=T, seq_len=8, start_token_id=0, number=TEXTS)
-    assert fits(generate_batch(model, "autoregressive", [], [], **kw).ids, torch.stack(p))
+    assert fits(batch(model, "autoregressive", [], [], **kw).ids, torch.stack(p))
 
 
-def test_nor_does_next_token_write_it():
+def test_a_forbidden_token_is_never_written():
     model, kw = sharp_model(11), dict(tokens=40, seq_len=64, start_token_id=10, number=20)
-    assert (generate_batch(model, "autoregressive", [], [], **kw).ids == 10).any()
-    assert not (generate_batch(model, "autoregressive", [], [], forbidden=10, **kw).ids == 10).any()
+    assert (batch(model, "autoregressive", [], [], **kw).ids == 10).any()
+    assert not (batch(model, "autoregressive", [], [], forbidden=10, **kw).ids == 10).any()
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
@@ -51,7 +49,7 @@ def test_greedy_text_is_that_without_a_cache_also_past_seq_len(positions, seq_le
     model, hop = sharp_model(11, positions=positions, seq_len=seq_len), max(1, seq_len // 4)
     ids, expected = [10, *torch.randint(0, 10, (prompt,), generator=torch.Generator().manual_seed(1)).tolist()], []
     kw = dict(tokens=25, seq_len=seq_len, start_token_id=10, temperature=0)
-    found = generate_ids(model, "autoregressive", ids[1:], [], **kw)
+    found = ids_of(model, "autoregressive", ids[1:], [], **kw)
     for _ in range(25):
         start = next(s for s in range(0, 99, hop) if len(ids) - s <= seq_len)
         with torch.no_grad():

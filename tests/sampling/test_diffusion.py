@@ -13,10 +13,9 @@ from conftest import sharp_model, split_of
 
 from tdlm_fast.evaluation import exact_likelihood
 from tdlm_fast.sampling.diffusion import masked_counts
-from tdlm_fast.sampling.generate import generate_batch
 from tdlm_fast.sampling.options import METHODS, UNMASKING
 
-from .conftest import CODE, MASK, STATES, TEXTS, Rigged, T, V, arbitrary, fits, written
+from .conftest import CODE, MASK, STATES, TEXTS, Rigged, T, V, arbitrary, batch, fits, written
 
 
 def joint(seed=0):
@@ -115,7 +114,7 @@ SHARE = {
 ])  # fmt: skip
 def test_ancestral_and_remasking_have_the_published_law(steps, unmasking, eta):
     model = arbitrary()
-    found = written(model, steps=steps, unmasking=unmasking, remask=eta)
+    found = written(model, steps=steps, unmasking=unmasking, remask=eta or None)
     assert fits(found.ids, law(model, steps, ancestral(steps, SHARE[unmasking], eta)))
     other = law(model, steps, ancestral(steps, SHARE[unmasking], 0.6 if eta == 0 else 0.0))
     assert not fits(found.ids, other)
@@ -154,7 +153,7 @@ def test_remasking_keeps_the_share_of_masks_and_with_many_steps_the_joint():
     true, model = joint()
     for eta in (0.0, 0.025):
         shown, steps = [], 96
-        kw = dict(steps=steps, remask=eta, unmasking="cosine", tell=lambda x, to=shown: to.append(x == MASK))
+        kw = dict(steps=steps, remask=eta or None, unmasking="cosine", on_step=lambda x, to=shown: to.append(x == MASK))
         ids = written(model, **kw).ids
         share = torch.stack(shown).double().mean((1, 2))
         m = torch.tensor([SHARE["cosine"](1 - s / steps) for s in range(1, steps + 1)]).double()
@@ -190,8 +189,8 @@ def test_schedules_write_the_scheduled_counts():
     seen = []
     model = sharp_model(19)
     kw = dict(tokens=12, seq_len=16, start_token_id=0, number=3, steps=5)
-    kw |= dict(tell=lambda x: seen.append((x == 19).sum(1).tolist()))
+    kw |= dict(on_step=lambda x: seen.append((x == 19).sum(1).tolist()))
     for method, unmasking in itertools.product(METHODS[1:], UNMASKING):
         seen.clear()
-        found = generate_batch(model, "diffusion", [1], [2, 3], method=method, unmasking=unmasking, **kw)
+        found = batch(model, "diffusion", [1], [2, 3], method=method, unmasking=unmasking, **kw)
         assert seen == [[n] * 3 for n in masked_counts(12, 5, unmasking)] and found.evaluations == 5

@@ -39,7 +39,7 @@ def test_certainty_is_that_of_temperature_1(method, sharpened):
     orders = []
     for seed in range(12):
         model, shown, state, expected = arbitrary(seed), [], [MASK] * T, []
-        written(model, texts=1, method=method, **sharpened, tell=lambda x, to=shown: to.append(x[0].tolist()))
+        written(model, texts=1, method=method, **sharpened, on_step=lambda x, to=shown: to.append(x[0].tolist()))
         for _ in range(T):
             P = model.logits[CODE[tuple(state)]].detach().double().softmax(-1)
             masked = [i for i in range(T) if state[i] == MASK]

@@ -21,11 +21,11 @@ def test_watch_draws_in_place(monkeypatch):
     terminal = Terminal()
     screen = live_view.Screen(Bytes(), 257, terminal, 0.0)
     screen(torch.tensor([[*b"abc", 257, 257]]))
-    assert terminal.getvalue() == f"step 1\nabc{live_view.DIM}{live_view.MASK * 2}{live_view.OFF}\n"
+    assert terminal.getvalue() == f"step 1\nabc{live_view.DIM}{live_view.BLOCK * 2}{live_view.OFF}\n"
     terminal.truncate(0), terminal.seek(0)
     screen(torch.tensor([[*b"abc", 27, 257]]))  # an escape character must not reach the terminal
     assert terminal.getvalue() == (
-        f"\x1b[2F\x1b[Jstep 2\nabc{live_view.NEW}·{live_view.OFF}{live_view.DIM}{live_view.MASK}{live_view.OFF}\n"
+        f"\x1b[2F\x1b[Jstep 2\nabc{live_view.NEW}·{live_view.OFF}{live_view.DIM}{live_view.BLOCK}{live_view.OFF}\n"
     )  # fmt: skip
     terminal.truncate(0), terminal.seek(0)
     screen(torch.tensor([[*b"0123456789" * 20]]))  # more than fits: the first lines, so that it can be removed again
@@ -38,7 +38,7 @@ def test_watch_draws_in_place(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     plain = Terminal()
     live_view.Screen(Bytes(), 257, plain, 0.0)(torch.tensor([[257, 65]]))
-    assert plain.getvalue() == f"step 1\n{live_view.MASK}A\n"
+    assert plain.getvalue() == f"step 1\n{live_view.BLOCK}A\n"
     monkeypatch.setenv("TERM", "dumb")
     assert not live_view.Screen(Bytes(), 257, Terminal()).live
 

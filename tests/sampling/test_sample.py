@@ -78,7 +78,7 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
 @pytest.mark.parametrize("objective, args, message", [
     ("diffusion", ["--steps", "0"], "--steps is 0; it must be at least 1; leave it out for one step a token"),
     ("diffusion", ["--tokens", "0"], "--tokens is 0; it must be at least 1"),
-    ("diffusion", ["--seed", str(2**63)], "with --number 1 it must be at most 2^63 - 1"),
+    ("diffusion", ["--seed", str(2**63)], "with number 1 it must be at most 2^63 - 1"),
     ("diffusion", ["--number", "0"], "--number is 0"), ("diffusion", ["--temperature", "nan"], "--temperature is nan"),
     ("diffusion", ["--temperature", "-1"], "--temperature is -1.0; it must be at least 0 and finite"),
     ("diffusion", ["--temperature", "inf"], "--temperature is inf; it must be at least 0 and finite"),
@@ -89,10 +89,10 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
     ("diffusion", ["--tokens", "9", "--block", "4"], "block 4 does not divide the 9 new tokens"),
     ("diffusion", ["--tokens", "8", "--block", "2", "--steps", "6"], "steps 6 must be a multiple of the 4 blocks"),
     ("diffusion", ["--block", "0"], "--block is 0"), ("diffusion", ["--remask", "2"], "--remask is 2.0"),
-    ("diffusion", ["--remask", "0.1", "--method", "top"], "--remask goes with --method ancestral, not top"),
+    ("diffusion", ["--remask", "0.1", "--method", "top"], "--remask needs method ancestral, not top"),
     ("autoregressive", ["--suffix", "x"], "--suffix: for diffusion; "),
     ("autoregressive", ["--method", "random", "--block", "4"], "--method, --block: for diffusion; "),
-    ("autoregressive", ["--steps", "4"], "is autoregressive and only writes on from the prompt"),
+    ("autoregressive", ["--steps", "4"], "is autoregressive and only continues the prompt"),
 ])  # fmt: skip
 def test_bad_input_is_one_error(runs, objective, args, message, capsys):
     code, out, err = call(capsys, runs[objective], *args)
@@ -126,7 +126,7 @@ def test_watch_without_a_terminal_is_one_line_a_step(runs, capsys):
     args = [runs["diffusion"], "--prompt", "ab", "--tokens", "6", "--steps", "3", "--method", "random", "--watch"]
     code, out, err = call(capsys, *args)
     lines = out.split("\n")
-    assert code == 0 and [line.count(live_view.MASK) for line in lines[:3]] == [4, 2, 0]
+    assert code == 0 and [line.count(live_view.BLOCK) for line in lines[:3]] == [4, 2, 0]
     assert [line[:10] for line in lines[:3]] == [f"step {s}: ab" for s in (1, 2, 3)]
     assert "\n".join(lines[3:]) == call(capsys, *args[:-1])[1]  # then what the command writes without it
     assert "\x1b" not in "".join(lines[:3])

@@ -58,7 +58,7 @@ def test_a_uniform_model_prefers_short_endings_unless_divided_by_tokens(objectiv
     assert [r["acc_norm"] for r in right] == [float(i == int(np.argmin(per_character))) for i in range(4)]
     assert [r["acc_token"] for r in right] == [0.25] * 4
     even = [Question("", "x", (" ab", " cd"), 0)]
-    assert summary(model, even, objective)["acc"] == 0.5  # a tie is no answer
+    assert summary(model, even, objective)["acc"] == 0.5  # a tie earns half
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real sets in ../shared/data")
@@ -92,7 +92,7 @@ def test_noise_and_halves_by_hand():
 def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, capsys):
     monkeypatch.setattr(accuracy, "PART", 2)
     command = [str(run), "--tasks", ",".join(tasks.TASKS), "--data", str(local), "--json"]
-    real, count = accuracy._compute, []
+    real, count = accuracy.score_part, []
 
     def stop(*a, **k):
         count.append(1)
@@ -100,7 +100,7 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
             raise KeyboardInterrupt
         return real(*a, **k)
 
-    monkeypatch.setattr(accuracy, "_compute", stop)
+    monkeypatch.setattr(accuracy, "score_part", stop)
     capsys.readouterr()
     assert evaluate.main(command) == 130
     assert set(json.loads((run / "tasks.json").read_text())) == {"hellaswag", "mmlu", "mmlu_text", "arc_easy"}
@@ -126,12 +126,12 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
     sentences.write_text(as_it_was.replace("turns2", "turned"))
     assert as_it_was != sentences.read_text()
     try:
-        assert evaluate.main(command) == 0 and len(count) > 12  # another text is asked anew
+        assert evaluate.main(command) == 0 and len(count) > 12  # another text is asked again
         del count[12:]
     finally:
         sentences.write_text(as_it_was)
     blimp_only = [str(run), "--tasks", "blimp", "--data", str(local)]
-    assert evaluate.main([*blimp_only, "--limit", "2"]) == 0 and len(count) == 12  # whole parts of before
+    assert evaluate.main([*blimp_only, "--limit", "2"]) == 0 and len(count) == 12  # whole parts from before
     capsys.readouterr()
     assert evaluate.main([*blimp_only, "--samples", "4", "--limit", "2"]) == 0 and len(count) == 14
     assert evaluate.main([*blimp_only, "--samples", "4", "--limit", "2", "--seed", "7"]) == 0 and len(count) == 16
@@ -164,8 +164,8 @@ def test_figures_of_other_weights_are_not_taken_for_these(run, local):
 
 def test_a_run_is_asked_from_the_hub(run, local, hub, monkeypatch, capsys):
     """The answers from repositories are those from local files, so what one has computed serves the other."""
-    count, real = [], accuracy._compute
-    monkeypatch.setattr(accuracy, "_compute", lambda *a, **k: count.append(1) or real(*a, **k))
+    count, real = [], accuracy.score_part
+    monkeypatch.setattr(accuracy, "score_part", lambda *a, **k: count.append(1) or real(*a, **k))
     command = [str(run), "--tasks", ",".join(tasks.TASKS), "--json"]
     capsys.readouterr()
     assert evaluate.main(command) == 0 and len(count) == 8
@@ -176,11 +176,11 @@ def test_a_run_is_asked_from_the_hub(run, local, hub, monkeypatch, capsys):
     assert {name: found[name] | {"source": str(local)} for name in tasks.TASKS} == {k: again[k] for k in tasks.TASKS}
 
 
-def test_parts_that_are_no_utf_8_are_computed_again(tmp_path):
+def test_parts_that_are_not_utf_8_are_computed_again(tmp_path):
     file = tmp_path / "tasks" / "piqa.jsonl"
     kept = accuracy.Parts(file)
     for key in ("first", "second", "third"):
         kept.add({"key": key, "log_p": [[1.0]]})
     lines = file.read_bytes().splitlines()
     file.write_bytes(b"\n".join([lines[0], lines[1].replace(b"log_p", b"log_\xff"), b"\xff\xfe\x00", lines[2]]) + b"\n")
-    assert set(accuracy.Parts(file).kept) == {"first", "third"}
+    assert set(accuracy.Parts(file).by_key) == {"first", "third"}

@@ -33,7 +33,7 @@ def harness_log_p(model, tokenizer, context, ending, T):
     return log_p.gather(1, torch.tensor(after)[:, None]).sum().item(), greedy
 
 
-def test_next_token_scores_are_those_of_the_harness():
+def test_autoregressive_scores_are_those_of_the_harness():
     """acc and acc_norm by the harness's definitions, computed apart: sums, and sums over a choice's characters."""
     model, tokenizer, T = sharp_model(257), Bytes(), 40
     questions = questions_of(40, words=5)

@@ -78,7 +78,7 @@ def test_the_variance_of_a_total_is_that_of_its_definition(R, D=3):
         assert ours.var() < np.var(old) / 30  # that is what the rows are for
 
 
-def test_a_target_that_is_not_reached_is_said(known):
+def test_a_target_that_is_not_reached_is_printed(known):
     model, split, _ = known
     kw = dict(start_token_id=0, max_samples=5, batch_size=len(ROWS))
     missed = likelihood(model, split, "diffusion", target_stderr=0.001, **kw)

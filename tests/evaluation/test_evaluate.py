@@ -1,11 +1,12 @@
 """The command `evaluate`: damaged figures, and options without effect."""
 
-from tdlm_fast import evaluate
+import pytest
+from conftest import torch_free
+
+from tdlm_fast import evaluate, table
 
 
 def test_damaged_figures_are_named_and_options_without_effect_refused(run, local, capsys):
-    from tdlm_fast.evaluation import table
-
     asked = [str(run), "--tasks", "piqa", "--data", str(local)]
     for name, verb, command in (("tasks.json", evaluate, asked), ("likelihoods.json", table, [str(run)])):
         for text in ("{", "[]"):
@@ -23,3 +24,11 @@ def test_damaged_figures_are_named_and_options_without_effect_refused(run, local
         ([str(run), "--data", str(local)], "--data: only with --tasks"),
     ):  # fmt: skip
         assert evaluate.main(command) == 2 and f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb, args, says", [
+    ("evaluate", "--help", "usage"), ("evaluate", "RUN --limit 2", "--limit: only with --tasks"),
+    ("table", "RUN --draws 0", "--draws is 0"), ("check", "RUN --steps 0", "--steps at least 1"),
+])  # fmt: skip
+def test_options_are_checked_before_torch_is_loaded(verb, args, says):
+    assert says in torch_free(verb, *args.split())

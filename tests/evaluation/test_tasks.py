@@ -54,7 +54,7 @@ def test_one_error_names_the_task_and_the_fix(run, local, tmp_path, capsys):
         capsys.readouterr()
         assert evaluate.main([str(run), "--tasks", "piqa", "--data", str(tmp_path)]) == 2
         error = capsys.readouterr().err
-        assert "error: task piqa: " in error and "piqa.jsonl is not there" in error
+        assert "error: task piqa: " in error and "piqa.jsonl is missing" in error
         assert "baber/piqa cannot be read from the Hub" in error and "ffline" in error and error.count("\n") == 1
         assert "give --data FOLDER with FOLDER/eval_extra/piqa.jsonl in it" in error
         with pytest.raises(ConfigError, match="task blimp: nyu-mll/blimp cannot be read .*ffline"):
@@ -130,7 +130,7 @@ def test_a_question_of_the_hub_that_cannot_be_asked_is_one_error(monkeypatch):
             tasks.load(name)
 
 
-def test_what_is_no_folder_and_no_file_is_named(tmp_path):
+def test_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--data .*/file is a file; give the folder that holds blimp/pairs.tsv"):
         tasks.load("blimp", tmp_path / "file")

@@ -1,9 +1,7 @@
 """Options of a sampler: what is refused, and how steps are shared out to blocks."""
 
-import subprocess
-import sys
-
 import pytest
+from conftest import torch_free
 
 from tdlm_fast.sampling.options import SamplerOptions
 
@@ -33,7 +31,4 @@ def test_steps_are_shared_out_to_blocks_and_counted_methods_need_no_more_than_to
 
 @pytest.mark.parametrize("args, says", [("--help", "usage"), ("RUN --top-p 2", "top-p is 2.0"), ("RUN --x", "usage")])
 def test_sample_checks_its_options_before_torch_is_loaded(args, says):
-    code = "import sys\nfrom tdlm_fast import sample\ntry: sample.main(sys.argv[1:])\n"
-    code += "except SystemExit: pass\nsys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, *args.split()], capture_output=True, text=True)
-    assert done.returncode == 0 and says in done.stdout + done.stderr, done.stderr
+    assert says in torch_free("sample", *args.split())

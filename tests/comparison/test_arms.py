@@ -53,7 +53,7 @@ def test_runs_of_other_tokens_are_not_compared(done, tmp_path, capsys):
         assert "not scored on the same tokens" in error and says in error and not (tmp_path / "out").exists()
 
 
-def test_what_is_not_alike_is_said_first(done, tmp_path):
+def test_differences_are_named_first(done, tmp_path):
     """Each of the four findings by itself, and the sentence that opens the report."""
     out, _ = done
     d, a = (records.read(out / f"{o}-seed42") for o in arms.OBJECTIVES)
@@ -67,7 +67,7 @@ def test_what_is_not_alike_is_said_first(done, tmp_path):
         said = arms.alike([(d, a | other)])[0]
         assert says in said and said.count("DIFFERENT") == 1
     assert "batches before 3 evaluations equal" in arms.alike([(d, a)])[0]
-    for run in (d, a):  # as runs of before batches were recorded
+    for run in (d, a):  # like runs from before batches were recorded
         run["evaluations"] = [{k: v for k, v in e.items() if k != "batch"} for e in run["evaluations"]]
     assert "logged steps equal" in arms.alike([(d, a)])[0]
     more = a | {"losses": [(s, loss, n + (s == 12), *rest) for s, loss, n, *rest in a["losses"]]}
@@ -106,7 +106,7 @@ def test_controls_change_what_their_name_says():
     )
 
 
-def test_next_token_is_compared_with_any_weight_of_diffusion():
+def test_autoregressive_is_compared_with_any_weight_of_diffusion():
     file, configs = Path("configs/controls/diffusion-uniform.yaml"), {}
     for objective in arms.OBJECTIVES:
         keys = runner.keys_of(file, [f"objective={objective}", "loss_weight=published"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tdlm_fast import statistics
-from tdlm_fast.comparison import budgets, records, report
+from tdlm_fast.comparison import budgets, records, tables
 
 
 def arm(objective, *evaluations, seed=1):
@@ -42,7 +42,7 @@ def test_ledgers_stop_both_at_what_both_reached():
     half = 1.96 * math.hypot(0.03, 0.03) + statistics.ONE_SEED
     ahead = rows["seconds of training"]["difference"]
     assert (ahead.mean, ahead.low, ahead.high) == pytest.approx((1.0, 1 - half, 1 + half))
-    shown = report.ledger_table({"ledgers": [rows["seconds of training"] | {"difference": vars(ahead)}]})
+    shown = tables.ledger_table({"ledgers": [rows["seconds of training"] | {"difference": vars(ahead)}]})
     assert shown[1][-3:] == ["6.000", "7.000", "+1.000 [+0.867,\u00a0+1.133]"]
     e = arm("diffusion", (0, 9.0, 0, 0.0), (20, 6.4, 160, 10.0), seed=2)["runs"][0]
     b = arm("autoregressive", (0, 9.0, 0, 0.0), (20, 4.2, 320, 40.0), seed=2)["runs"][0]

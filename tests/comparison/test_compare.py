@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from conftest import torch_free
 
 from tdlm_fast import compare
 from tdlm_fast.comparison import budgets, records, runner
@@ -55,7 +56,7 @@ def test_a_stopped_comparison_goes_on(done, tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.terminate()
-    assert "the same command goes on" in process.communicate(timeout=120)[1] and process.returncode == 130
+    assert "the same command resumes" in process.communicate(timeout=120)[1] and process.returncode == 130
     assert not (tmp_path / "out" / "report.html").exists()
     assert compare.main(again) == 0
     stopped, whole = (records.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
@@ -71,7 +72,7 @@ def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, ca
     assert result["seeds"] == [42] and result["arms"][0]["objective"] == "diffusion"
     capsys.readouterr()
     assert compare.main(["--from", runs[0], str(tmp_path / "absent")]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert "not a run folder" in capsys.readouterr().err
     assert compare.main(["--from", runs[0]]) == 2 and "two runs" in capsys.readouterr().err
     assert compare.main(["configs/tiny.yaml", "seed=3"]) == 2 and "use --seeds" in capsys.readouterr().err
     assert compare.main(["configs/tiny.yaml", "optim.lrr=3"]) == 2 and "optim.lr" in capsys.readouterr().err
@@ -102,6 +103,16 @@ def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    assert "the same command goes on" in process.communicate(timeout=120)[1] and process.returncode == 130
+    assert "the same command resumes" in process.communicate(timeout=120)[1] and process.returncode == 130
     summary = json.loads((tmp_path / "out" / "diffusion-seed42" / "summary.json").read_text())
     assert 4 <= summary["steps"] < 4000 and not summary["finished"]
+
+
+def test_a_comparison_is_planned_judged_and_drawn_without_torch(tmp_path):
+    assert "usage" in torch_free("compare", "--help")
+    assert "did you mean optim.lr?" in torch_free("compare", "configs/tiny.yaml", "optim.lrr=3")
+    kept = "bench/results/wikitext-2-compare/compare.json"
+    assert "an artefact of the metric" in torch_free(
+        "compare", "--from", kept, "--sequences", "0", "--out", str(tmp_path)
+    )
+    assert (tmp_path / "report.html").is_file()

@@ -150,7 +150,7 @@ def test_the_best_evaluation_is_the_lowest_of_each():
 
 
 def test_the_best_exact_order_stands_for_diffusion():
-    """The bound is no exact likelihood, however low; of the orders the better one counts, with its own error."""
+    """The bound is not an exact likelihood, however low; the better of the orders counts, with its own error."""
     d = {"bound": [1.0, 1.0, 1.0], "left-to-right": [72.0, 143.0, 216.0], "confidence": [70.0, 141.0, 213.0]}
     a = {"next token": [64.0, 126.0, 197.0]}
     pair = (run(1, 7.2, 5.9, exact=d), run(1, 6.4, 5.3, exact=a))
@@ -245,7 +245,7 @@ def test_few_or_other_questions_decide_nothing(many_published):
 
 def test_an_artefact_says_what_the_published_computation_shows_here():
     near, far = Interval(0.45, 0.4, 0.5), Interval(0.2, 0.1, 0.3)
-    assert verdict(0.47, near, BEHIND)[1].endswith("the right metric the opposite, by diffusion's bound alone")
-    assert verdict(0.47, near, BEHIND, BEHIND)[1].endswith("the right metric the opposite")
-    assert "shows 1.57 times, the right" in verdict(0.47, near, BEHIND)[1]
-    assert "shows 1.22 times (published: 1.60), the right" in verdict(0.47, far, BEHIND)[1]
+    assert verdict(0.47, near, BEHIND)[1].endswith("likelihood the opposite, by diffusion's bound only")
+    assert verdict(0.47, near, BEHIND, BEHIND)[1].endswith("likelihood the opposite")
+    assert "shows 1.57 times, likelihood" in verdict(0.47, near, BEHIND)[1]
+    assert "shows 1.22 times (published: 1.60), likelihood" in verdict(0.47, far, BEHIND)[1]

@@ -25,7 +25,7 @@ def test_a_run_without_evaluations_is_named(done, tmp_path, capsys):
 
 
 def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
-    """With compare.json alone, as where somebody published no more, it is drawn again and takes further runs."""
+    """compare.json is enough: the report is drawn from it, and further runs are added to it."""
     out, _ = done
     alone = tmp_path / "alone" / "compare.json"
     alone.parent.mkdir()
@@ -42,7 +42,7 @@ def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
     capsys.readouterr()
     assert compare.main(["--from", str(alone), str(out / "diffusion-seed43")]) == 2
     assert f"{alone / 'diffusion-seed43'} and {out / 'diffusion-seed43'} are the same run" in capsys.readouterr().err
-    none = "is no compare.json"
+    none = "is not a compare.json"
     for text, says in (("{", "is damaged"), ("[]", "is damaged"), ("{}", none), ('{"arms": 3}', none)):
         (tmp_path / "bad.json").write_text(text)
         assert compare.main(["--from", str(tmp_path / "bad.json"), str(arm)]) == 2

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one call of under nine minutes: bash bench/gpu.sh
+# Measure everything that needs a GPU, in one call of under nine minutes: bash bench/gpu.sh
 #   OUT     folder of the results (bench/results/gpu)      LIMIT  seconds for all parts together (520)
 #   PY      the Python to use (.venv/bin/python, made where it is missing)
-#   TRAIN   key=value … for the training runs and steps, as data.corpus=sotu      BENCH  more options of bench_step
-# A part that fails or runs out of time leaves what it wrote, and the next part starts; parts.tsv says how each ended.
+#   TRAIN   key=value … for the training runs and steps, as data.corpus=sotu      BENCH  more options of bench.race.step
+# A part that fails or runs out of time keeps its output, and the next part starts; parts.tsv lists how each ended.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${OUT:-bench/results/gpu}
@@ -13,11 +13,11 @@ TRAIN=${TRAIN:-}
 BENCH=${BENCH:-}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 : > "$OUT/parts.tsv"
-# Of an earlier run: no table may mix the two.
+# Figures of an earlier run: no table may mix the two.
 rm -rf "$OUT"/{step-tiny-diffusion,step-tiny-autoregressive,step-small-diffusion,kernels}.json "$OUT"/tiny-{diffusion,autoregressive}
 failed=0
 
-part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is left
+part() { # NAME SECONDS COMMAND…: run it for at most SECONDS, or for the time that is left
   local name=$1 limit=$2 begin=$SECONDS status
   shift 2
   local left=$((LIMIT - SECONDS))
@@ -36,7 +36,7 @@ part() { # NAME SECONDS COMMAND…: run it for at most so long, or for what is l
   printf '%s\t%s s\t%s\n' "$name" $((SECONDS - begin)) "$status" | tee -a "$OUT/parts.tsv"
 }
 
-install() { # csrc/cuda for the GPU at hand alone: each architecture costs nvcc half a minute
+install() { # csrc/cuda only for this GPU: each architecture costs nvcc half a minute
   local card
   card=$("$PY" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2> /dev/null)
   export TDLM_CUDA_ARCHS=${TDLM_CUDA_ARCHS:-$card}
@@ -67,12 +67,12 @@ part tests 110 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/kernels/tr
 part tests-native 25 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/kernels/cuda/test_source.py -k "not emulated"
 for objective in diffusion autoregressive; do
   # shellcheck disable=SC2086
-  part "step-tiny-$objective" 65 "$PY" -m bench.bench_step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
+  part "step-tiny-$objective" 65 "$PY" -m bench.race.step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"
 done
 for objective in diffusion autoregressive; do
   part "experiment-$objective" 30 bash -c "experiment $objective"
 done
-part kernels 200 "$PY" -m pytest -q -p no:cacheprovider bench/bench_kernels.py --benchmark-disable-gc --figures "$OUT/kernels.json"
+part kernels 200 "$PY" -m pytest -q -p no:cacheprovider bench/race/ops.py --benchmark-disable-gc --figures "$OUT/kernels.json"
 if command -v compute-sanitizer > /dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   part sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$PY" -m pytest -q -x -p no:cacheprovider tests/kernels/triton
@@ -81,6 +81,6 @@ else
   printf 'sanitizer\t0 s\tcompute-sanitizer is not on the PATH\n' | tee -a "$OUT/parts.tsv"
 fi
 # shellcheck disable=SC2086
-part step-small-diffusion 60 "$PY" -m bench.bench_step --config configs/small.yaml data.if_unreachable=sotu $TRAIN $BENCH --json "$OUT/step-small-diffusion.json"
+part step-small-diffusion 60 "$PY" -m bench.race.step --config configs/small.yaml data.if_unreachable=sotu $TRAIN $BENCH --json "$OUT/step-small-diffusion.json"
 echo "results in $OUT, $SECONDS s"
 exit $failed

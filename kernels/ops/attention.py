@@ -21,33 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..philox import MASK, philox4x32
+from .. import hardware
+from ..dispatch import op, server
+from ..philox import UINT32_MASK, philox4x32
+from .rotary import rotate, rotate_back
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 TILE_T, TILE_K = 128, 64
 TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers on sm_86
-
-
-def rotate(x: Tensor, first: int = 0) -> Tensor:  # (B, H, T, K)
-    """Rotary position embedding (Su 2021): pairs (i, i + K/2) turned by position * 10000^(-2i/K), from `first` on."""
-    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device, first).to(x.dtype).chunk(2, -1)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def _rotate_back(x: Tensor) -> Tensor:
-    """The transpose of rotate, which is its inverse."""
-    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device).to(x.dtype).chunk(2, -1)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)
-
-
-def rotation(T: int, K: int, device, first: int = 0) -> Tensor:
-    """(T, K) fp32: the K / 2 cosines of each position from `first` on, then its sines."""
-    half = K // 2
-    rate = 10000.0 ** (-torch.arange(half, device=device) / half)
-    angle = torch.arange(first, first + T, device=device)[:, None] * rate
-    return torch.cat([angle.cos(), angle.sin()], -1)
 
 
 def _keep(T: int, causal: bool, valid: Tensor | None, segments: Tensor | None, device) -> Tensor | None:
@@ -69,7 +49,7 @@ def dropped_words(B: int, H: int, T: int, key: Tensor) -> Tensor:
     groups = -(-T // 4)
     counter = torch.arange(B * H * T * groups, device=key.device).view(B, H, T, groups)
     zero = torch.zeros_like(counter)
-    words = philox4x32((counter & MASK, zero, zero, zero), (key[0], key[1]))
+    words = philox4x32((counter & UINT32_MASK, zero, zero, zero), (key[0], key[1]))
     return torch.stack(words, -1).flatten(-2)[..., :T]
 
 
@@ -89,7 +69,7 @@ def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tenso
     p = torch.softmax(s if keep is None else s.masked_fill(~keep, -torch.inf), -1)
     if not dropout_p:
         return p, None
-    return p, ((dropped_words(B, H, T, key) >> 1) >= _threshold(dropout_p)).to(p.dtype) / (1 - dropout_p)
+    return p, ((dropped_words(B, H, T, key) >> 1) >= dropout_threshold(dropout_p)).to(p.dtype) / (1 - dropout_p)
 
 
 def attention_ref(q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False) -> Tensor:
@@ -108,20 +88,21 @@ def attention_backward_ref(dout, q, k, v, valid, segments, key, causal: bool, dr
     ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
     dv = (p if drop is None else p * drop).mT @ do
     dq, dk = ds @ keys, ds.mT @ queries
-    return tuple(g.to(q.dtype) for g in ((_rotate_back(dq), _rotate_back(dk), dv) if rope else (dq, dk, dv)))
+    return tuple(g.to(q.dtype) for g in ((rotate_back(dq), rotate_back(dk), dv) if rope else (dq, dk, dv)))
 
 
-def _threshold(p: float) -> int:
+def dropout_threshold(p: float) -> int:
+    """Return what a word >> 1 must reach for its entry to be kept."""
     return round(p * 2**31)
 
 
-def _rows_first(q: Tensor) -> Tensor:
+def empty_rows_first(q: Tensor) -> Tensor:
     """An empty (B, H, T, K) that lies in memory as (B, T, H, K), as the output projection reads it."""
     B, H, T, K = q.shape
     return q.new_empty(B, T, H, K).transpose(1, 2)
 
 
-@torch.library.custom_op("tdlm::tile_attention", mutates_args=())
+@op("tdlm::tile_attention")
 def tile_attention(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None, key: Tensor | None,
     causal: bool, dropout_p: float, rope: bool = False,
@@ -130,27 +111,27 @@ def tile_attention(
 
     With rope q and k are turned by their positions first, inside.
     """
-    return _rows_first(q).copy_(attention_ref(q, k, v, valid, segments, key, causal, dropout_p, rope))
+    return empty_rows_first(q).copy_(attention_ref(q, k, v, valid, segments, key, causal, dropout_p, rope))
 
 
-@torch.library.custom_op("tdlm::tile_attention_backward", mutates_args=())
+@op("tdlm::tile_attention_backward")
 def tile_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None,
     key: Tensor | None, causal: bool, dropout_p: float, rope: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, each (B, H, T, K), recomputed from q, k, v."""
     grads = attention_backward_ref(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
-    return tuple(_rows_first(q).copy_(g) for g in grads)
+    return tuple(empty_rows_first(q).copy_(g) for g in grads)
 
 
 @tile_attention.register_fake
 def _(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    return _rows_first(q)
+    return empty_rows_first(q)
 
 
 @tile_attention_backward.register_fake
 def _(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    return _rows_first(q), _rows_first(q), _rows_first(q)
+    return empty_rows_first(q), empty_rows_first(q), empty_rows_first(q)
 
 
 def _setup(ctx, inputs, output):
@@ -164,33 +145,6 @@ def _backward(ctx, dout):
 
 
 tile_attention.register_autograd(_backward, setup_context=_setup)
-
-
-def _triton_forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    from ..triton import attention as attention_triton
-
-    return attention_triton.forward(q, k, v, valid, segments, key, causal, dropout_p, rope)
-
-
-def _triton_backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    from ..triton import attention as attention_triton
-
-    return attention_triton.backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
-
-
-def register(device: str) -> None:
-    """Let the Triton kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    tile_attention.register_kernel(device)(_triton_forward)
-    tile_attention_backward.register_kernel(device)(_triton_backward)
-
-
-if HAS_TRITON:
-    register("cuda")
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 @functools.cache
@@ -209,13 +163,13 @@ def _padded(T: int, K: int) -> tuple[int, int]:
     return tuple(max(16, 1 << (n - 1).bit_length()) for n in (T, K))
 
 
-def _turns_fit(T: int, K: int) -> bool:
+def turns_fit(T: int, K: int) -> bool:
     """Whether a GPU's tile of T tokens turns q and k by itself; the backward pass of others would spill."""
     rows, width = _padded(T, K)
     return rows >= 32 and width <= 32 and rows * width <= TILE // 2
 
 
-def _tile_fits(T: int, K: int, capability: tuple[int, int]) -> bool:
+def tile_fits(T: int, K: int, capability: tuple[int, int]) -> bool:
     rows, width = _padded(T, K)
     most = TILE_T // 2 if capability[0] == 10 else TILE_T  # the backward pass of 128 tokens spills on sm_100
     return T <= most and K <= TILE_K and rows * width <= TILE
@@ -223,13 +177,13 @@ def _tile_fits(T: int, K: int, capability: tuple[int, int]) -> bool:
 
 def backend(q: Tensor, masked: bool) -> str:
     """Which of "tile", "flash-attn" and "sdpa" serves q (B, H, T, K); masked: padding or documents."""
+    has_tile = server(tile_attention, q) is not None
     if not q.is_cuda:
-        from ..cpu.library import serves_attention
-
-        return "tile" if q.device.type == "cpu" and serves_attention(q) else "sdpa"
-    if q.dtype not in (torch.float16, torch.bfloat16) or _capability(q.device) < (8, 0):
+        return "tile" if has_tile else "sdpa"
+    capability = hardware.card(q.device).capability
+    if q.dtype not in (torch.float16, torch.bfloat16) or capability < (8, 0):
         return "sdpa"
-    if HAS_TRITON and _tile_fits(*q.shape[2:], _capability(q.device)):
+    if has_tile and tile_fits(*q.shape[2:], capability):
         return "tile"
     return "flash-attn" if q.shape[3] <= 256 and q.shape[3] % 8 == 0 and not masked and _flash_attn() else "sdpa"
 
@@ -261,7 +215,7 @@ def attention(
         raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
     which = backend(q, valid is not None or segments is not None)
     # The tile's kernels turn rows as they read them.
-    inside = rope and which == "tile" and (not q.is_cuda or _turns_fit(*q.shape[2:]))
+    inside = rope and which == "tile" and (not q.is_cuda or turns_fit(*q.shape[2:]))
     if rope and not inside:
         q, k = rotate(q), rotate(k)
     if which == "tile":

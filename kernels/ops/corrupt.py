@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..philox import MASK, STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, random_words
+from ..dispatch import op
+from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK, random_words
 from ..schedules import LEVELS, SCHEDULES, count_weights, table
 
 SAMPLINGS = ("stratified", "antithetic", "independent", "counts")
@@ -88,8 +89,8 @@ def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, s
     return (rank < counts) & valid
 
 
-@torch.library.custom_op("tdlm::corrupt", mutates_args=())
-def _corrupt(
+@op("tdlm::corrupt")
+def corrupt_op(
     x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
     mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
 ) -> list[Tensor]:  # fmt: skip
@@ -98,7 +99,7 @@ def _corrupt(
     return corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
 
 
-@_corrupt.register_fake
+@corrupt_op.register_fake
 def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
     B, T = x0.shape
     row = x0.new_empty(B * T)
@@ -107,6 +108,12 @@ def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling
         x0.new_empty(B, dtype=torch.float32), row, torch.empty_like(row),
         row.new_empty(B * T, dtype=torch.float32), x0.new_empty(()),
     ]  # fmt: skip
+
+
+def check_inputs(x0: Tensor, valid: Tensor | None) -> None:
+    """Raise ValueError where a kernel would misread its inputs."""
+    if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
+        raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
 
 
 def corrupt(
@@ -142,6 +149,6 @@ def corrupt(
     rows = batch_rows if batch_rows is not None else x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
-    ints = [0 if isinstance(k, Tensor) else int(k) & MASK for k in (seed, step)]
+    ints = [0 if isinstance(k, Tensor) else int(k) & UINT32_MASK for k in (seed, step)]
     tensors = [k.long() if isinstance(k, Tensor) else None for k in (seed, step)]
-    return Corruption(*_corrupt(x0, valid, *ints, *tensors, mask_token_id, schedule, sampling, row_offset, rows))
+    return Corruption(*corrupt_op(x0, valid, *ints, *tensors, mask_token_id, schedule, sampling, row_offset, rows))

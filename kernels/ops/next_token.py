@@ -9,7 +9,7 @@ Padding is moved behind the real tokens, where a row count leaves it out of the 
 import torch
 from torch import Tensor
 
-from .attention import HAS_TRITON
+from ..dispatch import op
 
 MAX_T = 1 << 12  # a program of the kernel holds its row
 
@@ -21,7 +21,7 @@ def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> 
     return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
 
 
-@torch.library.custom_op("tdlm::next_token", mutates_args=())
+@op("tdlm::next_token")
 def next_token(
     read: Tensor, x0: Tensor, valid: Tensor, start_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -38,22 +38,3 @@ def next_token(
 def _(read, x0, valid, start_token_id):
     row = x0.new_empty(x0.numel())
     return torch.empty_like(x0), torch.empty_like(valid), row, torch.empty_like(row), x0.new_empty(())
-
-
-def _triton(read, x0, valid, start_token_id):
-    if not x0.numel() or x0.shape[1] > MAX_T:
-        return next_token._init_fn(read, x0, valid, start_token_id)
-    if not read.shape == x0.shape == valid.shape or x0.dtype != torch.int64 or valid.dtype != torch.bool:
-        raise ValueError("read and x0 must be (B, T) int64, and valid must be (B, T) bool")
-    from ..triton import next_token as next_token_triton
-
-    return next_token_triton.next_token(read, x0, valid, start_token_id)
-
-
-def register(device: str) -> None:
-    """Let the Triton kernel serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    next_token.register_kernel(device)(_triton)
-
-
-if HAS_TRITON:
-    register("cuda")

@@ -1,4 +1,4 @@
-"""Matrix products of which a count on the device says how many rows are there, for lce_stored.py.
+"""Matrix products of which a count on the device says how many rows are there, for linear_cross_entropy_chunked.py.
 
     logits      z  = x w^T     rows of x and z from the count on are left alone
     towards_h   dh = z w       likewise

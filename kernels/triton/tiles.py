@@ -1,7 +1,7 @@
 """Which form, tiles and scratch the linear cross-entropy takes on a GPU: arithmetic only, so it needs neither.
 
-    fused    no logits in memory, lce_triton.py: a tile of rows and a tile of the vocabulary, D wide, stay in the chip
-    stored   logits of some rows at a time, lce_stored.py: where those tiles no longer fit, D above 512
+    fused    linear_cross_entropy.py: no logits in memory; a tile of rows and one of the vocabulary fit the chip
+    stored   linear_cross_entropy_chunked.py: logits of some rows at a time, where those tiles do not fit, D above 512
 
 Fused makes four products of 2 D flop a logit; stored makes three where the tokens' weights are known in the forward
 pass, and moves STORED_BYTES a logit besides; fused may reach a smaller share of the flop/s that cuBLAS does.
@@ -58,11 +58,14 @@ class Product(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
+MAX_FUSED_WIDTH = 512
+MAX_T = 1 << 12  # of corruption by counts and next_token: a program holds its row, and a longer one spills
+MAX_D = 1 << 12  # of rms_norm: a program holds whole rows
 SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
 
-# (forward, weight) per padded width, found by compiling (bench/resources.py): the largest tiles of which no register
-# spills and as many programs fit a multiprocessor as can, in Triton 3.6 and 3.9 alike. Hopper and after read half as
-# often from L2 with larger ones; 128 registers let two programs of eight warps share a multiprocessor.
+# (forward, weight) per padded width, found by compiling (bench/without_gpu/resources.py): the largest tiles without
+# spills that leave room for as many programs on a multiprocessor as possible, in Triton 3.6 and 3.9 alike. Larger tiles
+# on Hopper and later halve the reads from L2; 128 registers let two programs of eight warps share a multiprocessor.
 _WGMMA = {
     16: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
     32: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
@@ -118,7 +121,7 @@ def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) 
     return forward, weight
 
 
-PRODUCTS = ("logits", "towards_h", "towards_w")  # of product_triton.py; the last one adds to what is there
+PRODUCTS = ("logits", "towards_h", "towards_w")  # of matmul.py; the last one adds to what is there
 _WIDE, _SQUARE = Product(128, 256, 64, 8, 3), Product(128, 128, 64, 8, 3)
 
 

@@ -20,10 +20,10 @@ def paragraph(result: dict) -> str:
         text += _test(claims["test"], paired)
     zero = result["untrained"]
     if zero and zero["as_published"] and zero["as_published"]["low"] > 0:
-        published, scale, likelihood = (math.exp(zero[k]["mean"]) for k in ("as_published", "one_scale", "right"))
+        published, both, likelihood = (math.exp(zero[k]["mean"]) for k in ("as_published", "one_scale", "right"))
         text.append(
-            f"Before any training the published computation already shows diffusion {published:.2f} times better; on "
-            f"one scale the ratio is {scale:.2f}, on likelihood {likelihood:.2f}."
+            f"Before any training the published computation already shows diffusion {published:.2f} times better. With "
+            f"the published metric for both, the ratio is {both:.2f}; on likelihood it is {likelihood:.2f}."
         )
     counts = Counter(c["verdict"] for c in result["claims"])
     tally = ", ".join(f"{k} {v}" for k, v in counts.most_common())
@@ -58,7 +58,7 @@ def _test(claim: dict, paired: dict[str, list[dict]]) -> list[str]:
         f"On the test split diffusion's upper bound is {values[0]:.3f} nats per token (perplexity at most "
         f"{math.exp(values[0]):,.1f}), and the autoregressive model's exact value is {values[1]:.3f} "
         f"({math.exp(values[1]):,.1f}): "
-        + (f"{side} by {abs(test['mean']):.3f} nats." if side else "the interval of the difference includes 0.")
+        + (f"{side} by {abs(test['mean']):.3f} nats." if side else "the interval of the difference contains 0.")
     ]
     if exact:
         side = "ahead of" if exact["low"] > 0 else "behind" if exact["high"] < 0 else None
@@ -87,7 +87,7 @@ def _controls(result: dict, verdict: str) -> list[str]:
     other = [label for label, c in tests if c["verdict"] != verdict]
     low, high = (end(c["right"]["mean"] for _, c in tests) for end in (min, max))
     return [
-        f"With one of {len(tests)} control arms in place of a first arm, diffusion's advantage is {low:+.3f} to "
+        f"With one of {len(tests)} control arms in place of a main arm, diffusion's advantage is {low:+.3f} to "
         f"{high:+.3f} nats, and the verdict on the test perplexity "
-        + (f"differs with {', '.join(other)}." if other else "is the same.")
+        + (f"changes with {', '.join(other)}." if other else "stays the same.")
     ]

@@ -4,7 +4,7 @@ An advantage is diffusion's, in nats per token: ln(perplexity of autoregressive 
 about a loss is computed three ways on the same tokens:
 
     as published    the autoregressive model's exact nats minus diffusion's reweighted loss, which are on two scales
-    one scale       the published metric of both, on the same draws
+    one scale       the published metric for both, on the same draws
     on likelihood   the autoregressive model's exact nats minus diffusion's bound ("right" in compare.json)
 
 Its 95 % interval is Student's t over seeds (same seed: same weights, same batches), no narrower than the estimates' own
@@ -20,52 +20,49 @@ from .claims import load
 TIME_MARGIN = math.log(1.1)  # training times are alike within 10 %
 WIDEST = 0.1  # of an accuracy's interval: a wider one decides nothing
 RULES = (
-    "holds: on likelihood the whole interval is above 0 and above half the claimed size, and it reaches the claimed "
+    "Holds: on likelihood, the whole interval is above 0 and above half the claimed size, and it reaches the claimed "
     "size.",
-    "an artefact of the metric: computed as published the whole interval is above 0, on likelihood it is below 0, and "
-    "no exact likelihood of the diffusion model, where one was computed, may reach the autoregressive one. The size of "
-    "the advantage depends on the text, so it may differ from the published one, which is given beside it.",
-    "does not hold: the whole interval on likelihood is below 0, no exact likelihood may reach the autoregressive one, "
-    "and the published computation does not show an advantage either, or was not made; or the interval on likelihood "
-    "is above 0 but does not reach the claimed size.",
-    "undecided: everything else, all that was not measured, and every claim where the runs of both objectives were not "
-    "alike in settings, text, weights before the first step and batches.",
-    "exact likelihoods are computed at the end of training only; before that, diffusion has only its bound.",
-    "accuracies are judged on whole sets, with the same questions for both objectives, by 95 % (Wilson) intervals of "
-    "the published figures and of ours, each from its number of questions. A claim holds where the intervals overlap "
-    "for both objectives, and does not hold where they are apart for one; an interval wider than "
+    "An artefact of the metric: computed as published, the whole interval is above 0; on likelihood, it is below 0. "
+    "Every exact likelihood of the diffusion model that was computed is certainly behind too. The size of the "
+    "advantage depends on the text, so it may differ from the published size; both are shown.",
+    "Does not hold: on likelihood, the whole interval is below 0, every exact likelihood is certainly behind, and the "
+    "published computation shows no advantage either or was not made. A claim also does not hold where the interval "
+    "on likelihood is above 0 but does not reach the claimed size.",
+    "Undecided: everything else, everything that was not measured, and every claim where the runs of the two "
+    "objectives were not alike in settings, text, initial weights and batches.",
+    "Exact likelihoods are computed only at the end of training. Earlier, diffusion is judged by its bound.",
+    "Accuracies are judged on whole sets, with the same questions for both objectives. The published figure and ours "
+    "each have a 95 % Wilson interval, from their numbers of questions. The claim holds where the two intervals "
+    "overlap for both objectives, and does not hold where they are apart for one. An interval wider than "
     f"{WIDEST:.0%} decides nothing.",
-    "the likelihood gap is judged where both objectives prefer the right endings beyond their 95 % intervals, as the "
+    "The likelihood gap is judged only where both objectives prefer the right endings beyond their 95 % intervals: the "
     "ratio of the two gaps, by the rules of the losses.",
-    "training time holds where the whole interval of the ratio is within 10 % of the published one, and does not hold "
-    "where all of it is outside. It takes two seeds or more, each pair on one kind of machine.",
-    f"with one seed, {ONE_SEED} nats to either side stand in for the spread over seeds.",
+    "Training time holds where the whole interval of the ratio is within 10 % of the published ratio, and does not "
+    "hold where the whole interval is outside. It needs two seeds or more, each pair on one kind of machine.",
+    f"With one seed, {ONE_SEED} nats to either side stand in for the spread over seeds.",
 )
 
 
 def verdict(claimed: float, published: Interval | None, right: Interval | None, exact: Interval | None = None):
-    """Return (verdict, reason) of a claim of that advantage in nats.
-
-    exact: the advantage of the best exact likelihood of diffusion.
-    """
+    """Return (verdict, reason) of a claim of that advantage in nats; exact is that of the best exact likelihood."""
     if right is None:
         return "undecided", "not measured"
     if right.low > 0:
         if right.high < claimed:
             return "does not hold", f"diffusion is ahead, but by {right.mean:.3f} nats, not {claimed:.3f}"
         if right.low < claimed / 2:
-            return "undecided", f"diffusion is ahead, but the interval also holds far less than {claimed:.3f} nats"
+            return "undecided", f"diffusion is ahead, but the interval also contains far less than {claimed:.3f} nats"
         return "holds", "diffusion is ahead on likelihood, and the interval reaches the claimed size"
     if right.high >= 0:
-        return "undecided", "the interval on likelihood includes 0"
+        return "undecided", "the interval on likelihood contains 0"
     if exact is not None and exact.high >= 0:
         return "undecided", "the bound is behind, but an exact likelihood of the diffusion model may not be"
     if published is not None and published.low > 0:
-        reason = f"the published computation shows {math.exp(published.mean):.2f} times"
+        reason = f"the published computation shows {math.exp(published.mean):.2f} times better"
         if not published.low <= claimed <= published.high:
             reason += f" (published: {math.exp(claimed):.2f})"
-        only = "" if exact else ", by diffusion's bound only"
-        return "an artefact of the metric", f"{reason}, likelihood the opposite{only}"
+        bound_only = "" if exact else ", judged by diffusion's bound only"
+        return "an artefact of the metric", f"{reason}, likelihood shows the opposite{bound_only}"
     return "does not hold", "diffusion is behind on likelihood"
 
 
@@ -139,10 +136,7 @@ def advantages(pairs: list[tuple[dict, dict]], place) -> dict[str, Interval | No
 
 
 def exact_advantage(pairs: list[tuple[dict, dict]]) -> Interval | None:
-    """Return the autoregressive nats minus the best exact likelihood of diffusion, on the same test sequences.
-
-    None where they were not computed.
-    """
+    """Return the autoregressive nats minus the best exact ones of diffusion, on the same test sequences, or None."""
     values, errors = [], []
     for d, a in pairs:
         if not (d.get("table") and a.get("table")):
@@ -189,7 +183,7 @@ def _time(claimed: float, pairs: list[tuple[dict, dict]]) -> dict:
     row = {"right": None, "verdict": "undecided"}
     machines = {r["summary"]["device"] for pair in pairs for r in pair}
     if len(pairs) < 2:
-        return row | {"reason": "one seed does not show the spread of times"}
+        return row | {"reason": "one seed does not show how times spread"}
     if len(machines) > 1:
         return row | {"reason": "the runs were not trained on one kind of machine"}
     times = over_seeds(
@@ -213,7 +207,7 @@ def _task(c: dict, pairs: list[tuple[dict, dict]]) -> tuple[list, str]:
         if None in both:
             continue
         if both[0]["n"] != both[1]["n"] or any(e.get("limit") for e in both):
-            return [], f"{name} was not scored whole and on the same questions"
+            return [], f"{name} was not scored whole, on the same questions"
         scores.append((pair[0]["config"]["seed"], both))
     return scores, "" if scores else "not measured: no such result in tasks.json"
 
@@ -240,14 +234,12 @@ def _gap(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
     d, a = (sum(column) / len(scores) for column in zip(*means, strict=True))
     words = f"gaps of {d:+.3f} and {a:+.3f} nats, below 0 where the right ending is preferred; {_basis(scores)}"
     if not logs:
-        return {"reason": f"the right endings are not preferred by both: {words}"}
+        return {"reason": f"the models do not both prefer the right endings: {words}"}
     ratio = over_seeds(logs, errors, shared=True)
     state, _ = verdict(math.log(c["ratio"]), None, ratio)
     mean, *ends = (f"{math.exp(v):.3f}" for v in (ratio.mean, ratio.low, ratio.high))
-    return {
-        "verdict": state,
-        "reason": f"diffusion's gap is {mean} [{', '.join(ends)}] times the autoregressive one: {words}",
-    }
+    reason = f"diffusion's gap is {mean} [{', '.join(ends)}] times the autoregressive model's: {words}"
+    return {"verdict": state, "reason": reason}
 
 
 def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:

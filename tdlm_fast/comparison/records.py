@@ -1,5 +1,6 @@
 """Read finished runs for a comparison, from their folders or from a kept compare.json."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -55,6 +56,26 @@ def recorded(file: Path) -> list[dict]:
             f"{file} is not a compare.json of finished runs; give one, or a run folder"
         ) from None
     return [sound(run, file / run["folder"]) for run in runs]
+
+
+SHOWN = {  # figures of an evaluation that are judged or drawn
+    "valid": ("nats_per_token", "stderr", "ppl"),
+    "published": ("reweighted_loss", "stderr", "published_metric", "each"),
+}
+
+
+def thinned(run: dict) -> dict:
+    """Return the run with only the figures that are judged or drawn, to seven digits: its record in compare.json."""
+    evaluations = [e | {part: {k: e[part][k] for k in keys} for part, keys in SHOWN.items() if part in e}
+                   for e in run["evaluations"]]  # fmt: skip
+    for e in evaluations[:-1]:  # the last one's levels make a table where there are no likelihoods
+        if "diagnostics" in e:
+            e["diagnostics"] = {k: v for k, v in e["diagnostics"].items() if k not in ("tokens", "share")}
+    tasks = run["tasks"] and {
+        name: {k: v for k, v in e.items() if k != "groups" or name == "blimp"} for name, e in run["tasks"].items()
+    }
+    text = json.dumps(run | {"evaluations": evaluations, "tasks": tasks})
+    return json.loads(text, parse_float=lambda digits: float(f"{float(digits):.7g}"))
 
 
 def _numbers(run: dict):

@@ -61,9 +61,9 @@ def blocks(result: dict) -> list[tuple]:
     out = [("p", paragraph(result)), *_claims(result)]
     out += [
         ("h", "Curves"), ("charts", curve_charts(result)),
-        ("note", "Bands: lowest and highest seed. Step 0 is drawn where 1 is. Curves by time show only the first arm "
-         "of each objective, because others may have been trained on another machine or beside other work. Training "
-         "losses are shown for arms with the first one's weight: losses of different weights have no common scale."),
+        ("note", "Bands: lowest and highest seed. Step 0 is drawn where 1 is. By time, only the main arm of each "
+         "objective: others may have been trained on another machine or beside other work. Training losses only of "
+         "arms with the main arm's weight: losses of different weights have no common scale."),
     ]  # fmt: skip
     return [*out, *_runs(result), *_likelihoods(result), *_tasks(result), *_budgets(result), *_diagnostics(result),
             *_alike(result)]  # fmt: skip
@@ -75,16 +75,16 @@ def _claims(result: dict) -> list[tuple]:
         out = [
             ("h", "The published claims"), ("table", claims_table(result), True),
             ("note", "Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals over "
-             f"{seeds_of(result)}; “nats” is the advantage on likelihood. Computed as published: the reweighted "
-             "metric of diffusion against the exact perplexity of the autoregressive model. One scale: the published "
-             "metric of both on the same draws. On likelihood: diffusion's upper bound against the exact value, so a "
-             "ratio below 1 may overstate how far diffusion is behind."),
+             f"{seeds_of(result)}; “nats” is the advantage on likelihood. Computed as published: the "
+             "published metric of diffusion against the exact perplexity of the autoregressive model. Published metric "
+             "for both: on the same draws. On likelihood: diffusion's upper bound against the exact value, so a ratio "
+             "below 1 may overstate how far diffusion is behind."),
             ("note", "Rules of the verdicts:"), ("list", result["rules"]),
         ]  # fmt: skip
     if control := control_table(result):
         out += [("h", "Control arms"), ("table", control, True),
-                ("note", "The test perplexity again, with an arm in place of the first one of its objective, against "
-                 "the first arm of the other, on the seeds that both have.")]  # fmt: skip
+                ("note", "The test perplexity again, with a control arm in place of the main arm of its objective, "
+                 "against the main arm of the other, on the seeds that both have.")]  # fmt: skip
     return out
 
 

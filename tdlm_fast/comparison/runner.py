@@ -9,12 +9,12 @@ from pathlib import Path
 
 from .. import config as settings
 from ..runs.files import write_json
-from ..runs.folder import changes, goes_on
+from ..runs.folder import changes, resumes
 from ..runs.metrics import finished
 from . import claims, judge, report
 from .arms import OBJECTIVES, alike, arms_of, check_alike, identity, pairs_of
 from .budgets import ledgers
-from .records import read, recorded
+from .records import read, recorded, thinned
 
 EARLY = "2,10,20,50,100,250,500"  # steps at which the publication shows its lead, and earlier ones
 
@@ -95,7 +95,7 @@ def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
         return False
     config = settings.load(config_file, [*overrides, f"run.dir={folder}"])
     try:
-        goes_on(config, folder, True)
+        resumes(config, folder, True)
     except settings.ConfigError as e:
         raise settings.ConfigError(f"{e}; or compare into another folder with --out") from None
     if changes(config, folder, lambda key: key in ("data.path", "data.corpus")):
@@ -142,6 +142,7 @@ def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int) 
 
 def compare(arms: list[dict], out: Path) -> dict:
     """Judge the arms and write compare.json, report.html, report.md and figures/ into out; return compare.json."""
+    arms = [arm | {"runs": [thinned(run) for run in arm["runs"]]} for arm in arms]
     pairs = pairs_of(arms)
     findings = alike(pairs)
     unlike = "; ".join(part for line in findings for part in line.split("; ") if "DIFFERENT" in part)
@@ -153,7 +154,7 @@ def compare(arms: list[dict], out: Path) -> dict:
         "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": judge.controls(arms),
     })  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "compare.json", result)
+    write_json(out / "compare.json", result, indent=None)
     report.write(result, out)
     return result
 

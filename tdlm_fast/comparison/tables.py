@@ -29,7 +29,7 @@ def seeds_of(result: dict) -> str:
 
 def claims_table(result: dict) -> list[list[str]]:
     """Return a row for the control before training and for each published claim."""
-    head = ["claim", "published", "computed as published", "published metric, one scale", "on likelihood", "nats"]
+    head = ["claim", "published", "computed as published", "published metric for both", "on likelihood", "nats"]
     rows = [[*head, "verdict"]]
     zero = result["untrained"]
     if zero:
@@ -45,9 +45,9 @@ def claims_table(result: dict) -> list[list[str]]:
 
 
 def control_table(result: dict) -> list[list[str]]:
-    """Return the test perplexity with every further arm in place of the first one of its objective."""
-    head = ["arm", "seeds", "test, nats per token", "computed as published", "published metric, one scale"]
-    rows = [[*head, "on likelihood", "nats", "first arms, same seeds", "verdict"]]
+    """Return the test perplexity with every further arm in place of the main arm of its objective."""
+    head = ["arm", "seeds", "test, nats per token", "computed as published", "published metric for both"]
+    rows = [[*head, "on likelihood", "nats", "main arms, same seeds", "verdict"]]
     runs = {arm["label"]: arm["runs"] for arm in result["arms"]}
     for arm in result["controls"]:
         claim = next(c for c in arm["claims"] if c["id"] == "test")
@@ -123,8 +123,8 @@ def early_table(result: dict) -> list[list[str]]:
     arms = first_arms(result)
     if len(arms) < 2:
         return []
-    rows = [["step", "diffusion ≤ nats", "autoregressive nats", "ppl ratio on likelihood", "diffusion published metric",
-             "autoregressive published metric", "ratio as published"]]  # fmt: skip
+    rows = [["step", "diffusion ≤ nats", "autoregressive nats", "perplexity ratio, on likelihood",
+             "diffusion published metric", "autoregressive published metric", "ratio as published"]]  # fmt: skip
     d, a = (by_step(arms[o]) for o in NAMES)
     for step in sorted(d.keys() & a.keys()):
         x, y = (mean(e["valid"]["nats_per_token"] for e in side[step]) for side in (d, a))

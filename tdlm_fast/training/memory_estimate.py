@@ -6,19 +6,18 @@ appearance to its release, in the 512-byte units of PyTorch's CUDA allocator, an
 head runs. Not counted: the scratch of other ops, fragments, and the CUDA context (some 300 to 500 MB, no allocator's).
 """
 
-import contextlib
 import weakref
-from unittest import mock
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import config as settings
 from ..data import dataset
+from ..kernels import hardware
 from ..kernels.triton import tiles as lce_plan
 from ..model import build_model
 from . import step
@@ -29,7 +28,7 @@ CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 
 
 
 def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
-    """Bytes that tdlm::lce_forward, lce_backward_weight or lce_sum holds beside its inputs and outputs."""
+    """Return the scratch bytes of tdlm::lce_forward, lce_backward_weight or lce_sum, beside inputs and outputs."""
     (N, D), V = h.shape, len(weight)
     card = lce_plan.card(CAPABILITY)
     plan = lce_plan.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
@@ -44,11 +43,11 @@ def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
 
 
 class HostTransfer(RuntimeError):
-    """An op of the step needs something from the host, or gives it something; a CUDA graph cannot hold it."""
+    """An op of the step moves data between host and device, which a CUDA graph cannot hold."""
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of all live storages that pass through it, and their peak; raises HostTransfer where data would cross."""
+    """Count the bytes of all live storages, and their peak. Raises HostTransfer where data would cross."""
 
     CROSSING = ("lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
 
@@ -82,29 +81,13 @@ class Meter(TorchDispatchMode):
         return out
 
 
-@contextlib.contextmanager
 def as_on_gpu():
-    """Python code sees fake tensors as tensors of a GPU, so that the ops choose what they choose there.
-
-    Autograd refuses tensors of device type cuda in a PyTorch without CUDA, so underneath they are of type cpu.
-    """
-    from importlib import import_module
-
-    from ..kernels.triton import register as gpu
-
-    attention = import_module("tdlm_fast.kernels.ops.attention")
-    with (
-        mock.patch.object(FakeTensor, "is_cuda", True, create=True),
-        mock.patch.object(FakeTensor, "is_cpu", False, create=True),
-        mock.patch.object(attention, "_capability", lambda device: CAPABILITY),
-        mock.patch.object(attention, "HAS_TRITON", True),
-        mock.patch.object(gpu, "missing", lambda: ""),
-    ):
-        yield
+    """Let fake tensors pass for those of the GPU that the step is traced for, so that the ops choose as on it."""
+    return hardware.pretend(CAPABILITY, PROCESSORS)
 
 
 class Vocabulary:
-    """What building a model asks of a tokenizer."""
+    """The part of a tokenizer that building a model reads."""
 
     def __init__(self, tokenizer: str):
         self.vocab = {"gpt2": 50257, "bytes": 257}[tokenizer]
@@ -114,7 +97,7 @@ class Vocabulary:
 def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, meter: Meter | None = None) -> Meter:
     """Run `steps` captured steps of a config on fake tensors over a split of `tokens` tokens; returns the Meter.
 
-    Raises HostTransfer, or the error of the op that has no fake form, where a step could not be captured.
+    Raises HostTransfer, or the error of an op without a fake form, where a step could not be captured.
     """
     T, size = config.model.seq_len, config.train.batch_size
     vocabulary, rows = Vocabulary(config.data.tokenizer), max(size, tokens // T)
@@ -135,5 +118,5 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
 
 
 def estimate(config: settings.Config, **kwargs) -> float:
-    """Peak memory of the step in MB, as described at the top of the file."""
+    """Return the peak memory of a step in MB, as described at the top of the file."""
     return trace(config, **kwargs).peak / 1e6

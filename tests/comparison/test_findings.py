@@ -28,8 +28,8 @@ def test_the_paragraph_follows_the_figures(done):
         for key in ("right", "exact"):
             test[key] = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
         text = findings.paragraph(result)
-        assert "the interval of the difference includes 0" in text and "is not clearly different from" in text
+        assert "the interval of the difference contains 0" in text and "is not clearly different from" in text
         assert "diffusion is ahead" not in text and "is behind" not in text
-    assert "6.05 times better; on one scale the ratio is 1.35, on likelihood 0.82" in text
+    assert "6.05 times better. With the published metric for both, the ratio is 1.35; on likelihood it is 0.82" in text
     zero["as_published"]["low"] = -0.1
     assert "times better" not in findings.paragraph(result)

@@ -7,7 +7,7 @@ import pytest
 
 from tdlm_fast import compare
 from tdlm_fast import config as settings
-from tdlm_fast.comparison import records
+from tdlm_fast.comparison import records, report
 
 from .conftest import copy_of
 
@@ -22,6 +22,22 @@ def test_a_run_without_evaluations_is_named(done, tmp_path, capsys):
         assert compare.main(["--from", str(run), str(out / "autoregressive-seed42"), "--sequences", "0"]) == 2
         error = capsys.readouterr().err
         assert f"error: {run / 'metrics.jsonl'} holds no evaluation" in error and error.count("\n") == 1
+
+
+def test_a_comparison_keeps_what_its_report_needs(done, tmp_path):
+    """Less than the folders of its runs hold; a compare.json that holds all of it makes the same report."""
+    out, _ = done
+    kept = json.loads((out / "compare.json").read_text())
+    whole = [a | {"runs": [records.read(out / run["folder"]) for run in a["runs"]]} for a in kept["arms"]]
+    file = tmp_path / "compare.json"
+    file.write_text(json.dumps(kept | {"arms": whole}, indent=2))
+    assert file.stat().st_size > 2 * (out / "compare.json").stat().st_size
+    assert compare.main(["--from", str(file), "--out", str(tmp_path / "again")]) == 0
+    for name in ("compare.json", "report.html", "report.md"):
+        assert (tmp_path / "again" / name).read_text() == (out / name).read_text(), name
+    assert report.markdown(kept | {"arms": whole}, "t") == report.markdown(kept, "t")
+    less, more = (arms[0]["runs"][0]["evaluations"][1] for arms in (kept["arms"], whole))
+    assert less["published"].keys() < more["published"].keys() and less["valid"].keys() < more["valid"].keys()
 
 
 def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
@@ -84,7 +100,7 @@ def test_kept_figures_of_another_split_or_other_weights_are_not_used(done, tmp_p
         (run / "tasks.json").write_text(json.dumps({"piqa": {"key": key | {name: wrong}} | figures,
                                                         "mmlu": {"key": key} | figures}))  # fmt: skip
         found = records.read(run)
-        assert found["table"] is None and "likelihoods.json is of other weights" in capsys.readouterr().err
+        assert found["table"] is None and "likelihoods.json belongs to other weights" in capsys.readouterr().err
         assert set(found["tasks"]) == ({"piqa", "mmlu"} if name == "split" else {"mmlu"})
     for name in ("likelihoods.json", "tasks.json"):
         (run / name).write_text("{")

@@ -9,7 +9,7 @@ import torch
 from tdlm_fast import compare
 from tdlm_fast import config as settings
 from tdlm_fast.comparison import arms
-from tdlm_fast.training import step, trainer
+from tdlm_fast.training import session, step, trainer
 
 from .conftest import SMALL, without_folder
 
@@ -62,7 +62,7 @@ def test_only_the_objective_differs(tiny, tmp_path, monkeypatch):
 
         monkeypatch.setattr(step, "train_step", spy)
         keys = [*without_folder(tiny), *SMALL, f"objective={objective}"]
-        trainer.train(settings.load("configs/tiny.yaml", keys), tmp_path / objective, resume=False)
+        session.train(settings.load("configs/tiny.yaml", keys), tmp_path / objective, resume=False)
     a, b = seen["diffusion"], seen["autoregressive"]
     assert a[0] == b[0] and a[1] == b[1] and len(a) == len(b) == 26
     for (x, valid), (y, other) in zip(a[2:], b[2:], strict=True):
@@ -74,7 +74,7 @@ def test_diagnostics_do_not_move_training(tiny, tmp_path):
     hashes = set()
     for probe in (0, 4):
         keys = [*without_folder(tiny), *SMALL, f"eval.probe={probe}", f"eval.published={probe}", "train.max_steps=13"]
-        trainer.train(settings.load("configs/tiny.yaml", keys), tmp_path / str(probe), resume=False)
+        session.train(settings.load("configs/tiny.yaml", keys), tmp_path / str(probe), resume=False)
         lines = map(json.loads, (tmp_path / str(probe) / "metrics.jsonl").read_text().splitlines())
         hashes.add(tuple(e["loss"] for e in lines if "loss" in e))
     assert len(hashes) == 1

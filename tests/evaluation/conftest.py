@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.hub import inside, lay_out
+from bench.lm_harness.hub import inside, lay_out
 from tdlm_fast import train
 from tdlm_fast.data.tokenizer import Bytes
 from tdlm_fast.evaluation import endings, tasks

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import enumerated_bound, sharp_model, split_of
 
-from bench.bench_estimator import ESTIMATORS, estimate
+from bench.studies.estimator import ESTIMATORS, estimate
 from tdlm_fast.evaluation.likelihood import draw_counts, likelihood, masked_sums, row_lengths, total_variance
 from tdlm_fast.evaluation.published_metric import draw_shares
 from tdlm_fast.kernels import corrupt

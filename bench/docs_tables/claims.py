@@ -1,0 +1,203 @@
+"""Tables and pictures of docs/claims.md, and the curves of README: from claims.json, estimator.json, published.json and
+the WikiText-2 runs."""
+
+import functools
+import math
+
+from bench.docs_tables.results import OBJECTIVES, read, table
+from tdlm_fast.comparison import figures, svg, tables
+
+
+@functools.cache
+def comparison() -> dict:
+    """The published experiment: the compare.json of `python -m tdlm_fast.compare`."""
+    return read("wikitext-2-compare/compare.json")
+
+
+def runs(objective: str) -> list[dict]:
+    """The comparison's runs of one objective, one per seed."""
+    return figures.first_arms(comparison())[objective]["runs"]
+
+
+def spread_of(values: list[float], form: str, of=lambda v: v) -> str:
+    """of(mean), and where there are several values the lowest and highest, in words."""
+    mean, low, high = (form.format(of(v)) for v in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
+
+
+def test_cells(objective: str) -> list[str]:
+    """Nats per token, perplexity and bits per byte on the test split, over the seeds; a bound is marked."""
+    tests = [r["summary"]["test"] for r in runs(objective)]
+    bound = "≤ " if tests[0]["samples"] else ""
+    nats, bits = ([t[key] for t in tests] for key in ("nats_per_token", "bits_per_byte"))
+    ppl = spread_of(nats, "{:.1f}", math.exp)
+    return [bound + cell for cell in (spread_of(nats, "{:.3f}"), ppl, spread_of(bits, "{:.3f}"))]
+
+
+def factor() -> str:
+    """The published metric's factor at the lengths of WikiText-2's paragraphs."""
+    found = read("claims.json")["factor"]
+    rows = [("long sequences, exact", f"{5 / 6:.4f}")]
+    return table(("paragraphs of WikiText-2", "factor"), *rows, *[(k, f"{v:.4f}") for k, v in found.items()])
+
+
+def untrained() -> str:
+    """The model of configs/tiny.yaml before its first step, under every metric."""
+    found = read("claims.json")["untrained"]
+    rows = [("", "diffusion", "autoregressive", "ratio of the exponentials")]
+
+    def row(name, d, a):
+        rows.append((name, f"{d:.3f} ({math.exp(d):,.0f})", f"{a:.3f} ({math.exp(a):,.0f})", f"{math.exp(a - d):.2f}"))
+
+    bound, exact = (found["likelihood"][o]["nats_per_token"] for o in OBJECTIVES)
+    metric, twin = (found[k]["reweighted_loss"] for k in ("published", "published_autoregressive_same_draws"))
+    row("likelihood: bound and exact, nats per token (ppl)", bound, exact)
+    row("published metric for both, on the same masks", metric, twin)
+    row("as published: the metric for diffusion, the likelihood for autoregressive", metric, exact)
+    words = (
+        f"Measured on {found['rows']} paragraphs ({found['tokens']:,} tokens) of the raw test set. The metric has a "
+        f"standard error of {found['published']['stderr']:.2f} here. The last row makes the published comparison "
+        "before any training."
+    )
+    return f"{table(*rows)}\n\n{words}"
+
+
+def _descaled() -> tuple[float, float, float]:
+    """(382.74 in nats, the raw test set's factor, their quotient)."""
+    published = math.log(read("published.json")["diffusion"]["test_ppl"])
+    share = read("claims.json")["factor"]["raw test"]
+    return published, share, published / share
+
+
+def unigram() -> str:
+    """The published figure without its factor, beside unigram models."""
+    found, (published, share, nats) = read("claims.json")["unigram"], _descaled()
+    other = math.log(read("published.json")["autoregressive"]["test_ppl"])
+    entropy, whole = (found[f"entropy_of_raw_test_{x}"]["nats_per_token"] for x in ("paragraphs", "packed"))
+    own, tables = found["tokenised_test"]["nats_per_token"], [r["table"] for r in runs("diffusion")]
+    own_descaled = figures.mean(t["published"]["reweighted_loss"] / t["uniform_factor"] for t in tables)
+    own_bound = figures.mean(t["rows"][0]["nats_per_token"] for t in tables)
+    rows = [("", "nats per token", "perplexity", "on the published scale")]
+    for name, value in (
+        ("published diffusion, divided by the factor", nats),
+        ("unigram entropy of the raw test set, its paragraphs", entropy),
+        ("unigram entropy of the raw test set, the whole text", whole),
+        ("unigram model of tokenised WikiText-2, on its test set", own),
+        ("published autoregressive, exact", other),
+    ):
+        rows.append((name, f"{value:.3f}", f"{math.exp(value):,.0f}", f"{math.exp(share * value):,.1f}"))
+    words = (
+        f"ln 382.74 is {published:.3f}. Divided by the factor {share:.3f} it is {nats:.3f} nats, a perplexity of about "
+        f"{math.exp(nats):,.0f}. The division is exact only for a model whose loss does not depend on how much is "
+        "masked, such as a unigram model. For our own diffusion runs the same division gives "
+        f"{own_descaled:.3f}, and their bound is {own_bound:.3f}. So {nats:.3f} is more likely too "
+        f"{'low' if own_descaled < own_bound else 'high'} than too {'high' if own_descaled < own_bound else 'low'}. "
+        "The unigram entropy comes from the test set's own frequencies; no unigram model can score less there. The "
+        f"published figure lies {abs(entropy - nats):.2f} nats {'below' if nats < entropy else 'above'} the entropy of "
+        f"the paragraphs and {abs(whole - nats):.2f} {'below' if nats < whole else 'above'} that of the whole text. "
+        "The tokenised text contains `<unk>`, which GPT-2's vocabulary spells with three tokens that are easy to "
+        "predict. So its figures cannot be compared with those of the raw text."
+    )
+    return f"{table(*rows)}\n\n{words}"
+
+
+def spread() -> str:
+    """How much one draw of the metric, and the smallest of several, varies."""
+    found, nats = read("claims.json")["single_draw"], _descaled()[2]
+    sd = found["sd_share"] * nats
+    return (
+        f"The best published validation loss, 5.583, is the smallest of 27 single draws of the metric. On the "
+        f"{found['rows']:,} paragraphs of the raw validation set one draw has a standard deviation of "
+        f"{found['sd_share']:.2%} of the loss: {sd:.2f} at {nats:.2f} nats. The smallest of 27 normal draws lies about "
+        f"two standard deviations below their mean, here {2 * sd:.2f}. The published best lies "
+        f"{_descaled()[0] - 5.583:.2f} below the published test loss."
+    )
+
+
+def standing() -> str:
+    """Our runs of the published settings, on the tokenised text, beside the unigram model of the same text."""
+    base = read("claims.json")["unigram"]["tokenised_test"]
+    rows = [("tokenised WikiText-2, test", "nats per token", "perplexity", "bits per byte")]
+    rows += [(o, *test_cells(o)) for o in OBJECTIVES]
+    cells = (f"{base['nats_per_token']:.3f}", f"{base['ppl']:.1f}", f"{base['bits_per_byte']:.3f}")
+    rows.append(("unigram, add-one", *cells))
+    d, a = (figures.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
+    side = "ahead of" if a > d else "behind"
+    words = (
+        f"Means of {tables.seeds_of(comparison())}, in brackets the lowest and the highest. These runs use the "
+        "tokenised WikiText-2 (`wikitext-2-v1`, rare words replaced by `<unk>`), because the raw training set could "
+        "not be obtained. The publication used the raw one. So the two objectives can be compared with each other "
+        f"here, but not with 382.74 and 611.01. Diffusion's bound is {abs(a - d):.3f} nats per token {side} the exact "
+        f"value of the autoregressive model, and {base['nats_per_token'] - d:.3f} better than the unigram model. A "
+        "bound may lie above the likelihood it bounds."
+    )
+    return f"{table(*rows)}\n\n{words}"
+
+
+def estimator() -> str:
+    found = read("estimator.json")
+    plain = found["estimators"]["plain"]["variance_of_a_sample"]
+    rows = [("estimator", "error of 1 sample", f"of {found['samples'][-1]}", "samples for plain's error of one")]
+    for name, e in found["estimators"].items():
+        cells = (f"{e['rmse'][0]:.3f}", f"{e['rmse'][-1]:.4f}", f"1 / {plain / e['variance_of_a_sample']:.1f}")
+        rows.append((name, *cells))
+    words = (
+        f"Root mean square error in nats per token over {found['repeats']} repeats, {found['rows']} sequences of "
+        f"{found['tokens_a_row']} tokens, against the enumeration of every mask ({found['truth']:.4f})."
+    )
+    return f"{table(*rows)}\n\n{words}"
+
+
+def estimator_picture() -> str:
+    """Error against samples of the four estimators."""
+    found = read("estimator.json")
+    series = [
+        svg.Series(name, found["samples"], e["rmse"], colour=i)
+        for i, (name, e) in enumerate(found["estimators"].items())
+    ]
+    title = "Error of the bound, nats per token"
+    return svg.standalone(svg.lines(title, series, "samples per sequence", xlog=True, ylog=True))
+
+
+def curve(name: str) -> str:
+    """A chart of the comparison's report, of its first two arms alone."""
+    d, a = comparison()["arms"][:2]
+    first = comparison() | {"arms": [d | {"label": "diffusion (upper bound)"}, a | {"label": "autoregressive (exact)"}]}
+    return svg.standalone((figures.curve_charts(first) | figures.diagnostic_charts(first))[name])
+
+
+def verdicts() -> str:
+    found = comparison()
+    rules = "\n".join(f"- {rule}" for rule in found["rules"])
+    words = (
+        f"Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals, over "
+        f"{tables.seeds_of(found)} on the tokenised text; nats is the advantage on likelihood. The rules:"
+    )
+    return table(*tables.claims_table(found)) + f"\n\n{words}\n\n{rules}"
+
+
+def departures() -> str:
+    return f"Departures from the published experiment: {'; '.join(comparison()['departures'])}."
+
+
+def controls() -> str:
+    """The test perplexity with every control arm."""
+    return table(*tables.control_table(comparison()))
+
+
+def progress() -> str:
+    return table(*tables.early_table(comparison()))
+
+
+TABLES = {
+    "factor": factor, "untrained": untrained, "unigram": unigram, "spread": spread, "standing": standing,
+    "progress": progress, "verdicts": verdicts, "estimator": estimator, "controls": controls, "departures": departures,
+}  # fmt: skip
+PICTURES = {
+    "docs/curves.svg": functools.partial(curve, "by-step"),
+    "docs/curves-by-time.svg": functools.partial(curve, "by-time"),
+    "docs/perplexity.svg": functools.partial(curve, "perplexity"),
+    "docs/loss-tokens.svg": functools.partial(curve, "by-loss-token"),
+    "docs/noise-levels.svg": functools.partial(curve, "level-loss"),
+    "docs/estimator.svg": estimator_picture,
+}

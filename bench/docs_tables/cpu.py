@@ -1,0 +1,150 @@
+"""Tables of docs/performance.md and the first figures of README, from step-cpu-*.json, kernels-cpu.json and
+precision-cpu.json."""
+
+import re
+
+from bench.docs_tables.bars import Bar, bars
+from bench.docs_tables.results import OBJECTIVES, read, table
+
+HEAD_CASES = {"diffusion": "tiny, masked half", "autoregressive": "tiny"}
+PEERS = {"torch.compile": "plain, compiled, bf16", "plain PyTorch": "plain, bf16"}  # of README, names and sides
+
+
+def ms(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def _steps() -> dict[str, dict]:
+    return {o: read(f"step-cpu-{o}.json") for o in OBJECTIVES}
+
+
+def _machine(run: dict) -> str:
+    """The processor of a run, in words."""
+    kind, threads, best = re.match(r"cpu \((\w+), (\d+) threads, (\w+)", run["device"]).groups()
+    names = {"avx512_bf16": "AVX-512 BF16", "avx512": "AVX-512", "avx2": "AVX2"}
+    return f"{threads} {kind} threads with {names.get(best, best)}"
+
+
+def headline() -> str:
+    """Three figures of the whole training step for README's first screen."""
+    runs, lines = _steps(), []
+    for peer, key, won in (
+        ("plain PyTorch", "step_ms", "{:.1f} times as fast as plain PyTorch"),
+        ("torch.compile", "step_ms", "{:.1f} times as fast as `torch.compile` of plain PyTorch"),
+        ("plain PyTorch", "peak_mb", "plain PyTorch needs {:.1f} times the memory"),
+    ):
+        d, a = (run["sides"][PEERS[peer]][key] / run["sides"]["ours"][key] for run in runs.values())
+        lines.append(f"- **{won.format(d)}** for diffusion, {a:.1f} times for autoregressive")
+    first = runs["diffusion"]
+    return "\n".join([
+        f"A whole training step of `{first['config']}`, measured on {_machine(first)}:\n", *lines,
+        "\n![Time and memory of one training step: tdlm_fast, torch.compile, plain PyTorch](docs/step.svg)",
+    ])  # fmt: skip
+
+
+def step_picture() -> str:
+    """Time of a training step of both objectives and its peak memory, each beside the peers of README."""
+    runs, groups = _steps(), {}
+    for heading, objective, key, unit in (
+        ("diffusion, time", "diffusion", "step_ms", "ms"),
+        ("autoregressive, time", "autoregressive", "step_ms", "ms"),
+        ("diffusion, peak memory of the process", "diffusion", "peak_mb", "MB"),
+    ):
+        sides = runs[objective]["sides"]
+        ours = sides["ours"][key]
+        groups[heading] = [Bar("tdlm_fast", ours, f"{ours:,.0f} {unit}", 1)]
+        for peer, side in PEERS.items():
+            value = sides[side][key]
+            groups[heading].append(Bar(peer, value, f"{value:,.0f} {unit}, {value / ours:.1f}×", 7))
+    return bars(f"One training step on {_machine(runs['diffusion'])}", groups)
+
+
+def cpu_step() -> str:
+    """The whole training step, ours and plain PyTorch's, both objectives."""
+    return step_table(_steps())
+
+
+def step_table(runs: dict) -> str:
+    """The figures that bench.race.step wrote of both objectives, side by side."""
+    shape, first = runs["diffusion"]["shape"], runs["diffusion"]
+    rows = [("whole step", "diffusion, ms", "tokens/s", "ratio", "autoregressive, ms", "tokens/s", "ratio",
+             "peak memory, MB")]  # fmt: skip
+    for side in first["sides"]:
+        cells, memory = [], []
+        for run in runs.values():
+            s, ours = run["sides"].get(side), run["sides"]["ours"]
+            if s is None:
+                cells += ["–"] * 3
+                continue
+            time = f"{ms(s['step_ms'])} ({ms(s['fastest_ms'])} to {ms(s['slowest_ms'])})"
+            cells += [time, f"{s['tokens_per_s']:,.0f}", f"{s['step_ms'] / ours['step_ms']:.1f}"]
+            memory.append(s["peak_mb"] or 0)
+        rows.append((side, *cells, f"{max(memory):,.0f}"))
+    absent = "; ".join(f"{k}: {v}" for k, v in first["absent"].items())
+    words = (
+        f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, rows without "
+        f"padding. {first['device']}; PyTorch {first['versions']['torch']}. Medians of {first['rounds']} rounds, in "
+        "brackets the fastest and the slowest; all sides take turns in one process. Ratio: this side's time over ours. "
+        f"Absent: {absent}."
+    )
+    return f"{table(*rows)}\n\n{words}"
+
+
+def cpu_profile() -> str:
+    """Where our step spends its time."""
+    shares = {o: {r["op"]: r["share"] for r in run["profile"]} for o, run in _steps().items()}
+    rows = [("operation", *OBJECTIVES)]
+    for op in list(shares["diffusion"])[:10]:
+        name = op.replace("GeneratedBackwardFor_", "").replace("_default", "")
+        rows.append((f"`{name}`", *(f"{shares[o].get(op, 0):.1%}" for o in OBJECTIVES)))
+    return table(*rows)
+
+
+def one_name(sides: dict) -> dict:
+    """The sides of a race; those that were tuned are called so, whatever their best setting was."""
+    return {re.sub(r"(chunks|budget) of \d+", r"tuned \1", name): side for name, side in sides.items()}
+
+
+def cpu_head() -> str:
+    """The head alone, forward and both gradients, and its share of the rate of a large bf16 product."""
+    races = read("kernels-cpu.json")["races"]
+    found = {o: races[f"linear_cross_entropy[{case}]"] for o, case in HEAD_CASES.items()}
+    sides = [one_name(race["sides"]) for race in found.values()]
+    rows = [("head alone", "half of 8,192 rows, ms", "ratio", "all rows, ms", "ratio")]
+    for name, first in sides[0].items():
+        cells = []
+        for each in sides:
+            s, ours = each.get(name, {}), each["tdlm_fast"]
+            cells += [f"{s['ms']:,.0f}", f"{s['ms'] / ours['ms']:.1f}"] if "ms" in s else ["–"] * 2
+        if "ms" in first:
+            rows.append((name, *cells))
+    words = []
+    for o, race in found.items():  # TFLOP/s count the three products that a head needs; ours makes no more
+        rate, made = race["limits"]["flops"] / 1e12, race["sides"]["tdlm_fast"]["tflop_per_s"]
+        words.append(
+            f"{o} {made:.3f} of {rate:.3f} TFLOP/s, which is {made / rate:.0%}, or {4 / 3 * made / rate:.0%} counted "
+            "as four products"
+        )
+    return f"""{table(*rows)}
+
+D 64, V 50,257, bf16 products; medians, all sides in turns. Our share of the rate of a large bf16 product, measured in
+the same rounds and counting the three products that are made: {"; ".join(words)}."""
+
+
+def precision() -> str:
+    """Training with bf16 products, and with fp16 sums, against fp32 products over the same steps."""
+    found = read("precision-cpu.json")
+    rows = [("", "compared with fp32", "largest difference", "in the last window",
+             "largest difference of two seeds")]  # fmt: skip
+    for objective, o in found["objectives"].items():
+        for name, d in o["differences_from_fp32"].items():
+            cells = (d["largest"], d["last"], o["largest_difference_of_seeds"])
+            rows.append((objective, name, *(f"{v:.4f}" for v in cells)))
+    words = (
+        f"Nats per token, means over windows of {found['window']} steps, {found['steps']} steps in all, batches of "
+        f"{found['batch_size']}, {found['corpus']}; {found['device']}."
+    )
+    return f"{table(*rows)}\n\n{words}"
+
+
+TABLES = {"cpu-step": cpu_step, "cpu-head": cpu_head, "cpu-profile": cpu_profile, "cpu-precision": precision}

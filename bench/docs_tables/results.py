@@ -1,0 +1,17 @@
+"""Read bench/results, and lay out rows as a Markdown table."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent.parent / "results"
+OBJECTIVES = ("diffusion", "autoregressive")
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text())
+
+
+def table(*rows: list[str] | tuple[str, ...]) -> str:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

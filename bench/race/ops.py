@@ -1,0 +1,144 @@
+"""Race each op against every peer over the cases, on the GPU where there is one: `make bench`.
+
+Every round runs each side once, in one process and in a shuffled order, and with them a square bf16 product and a large
+copy, so that other load on the machine falls on all of them. Medians are printed. The limit is the longer of two times:
+the op's products at that product's flop/s, and its bytes at that copy's byte/s. A side's share is the limit's time
+divided by its own. TFLOP/s counts the fewest products that the op needs, whatever a side computes; the share of a side
+that recomputes a product to save memory counts it again. On a GPU a side is timed by events behind a waiting kernel, so
+launches are not timed unless the side itself waits for the host. Peak memory is that held beyond the inputs.
+"""
+
+import random
+import statistics
+import time
+
+import pytest
+import torch
+
+from bench.race import peers, rates
+from bench.race.cases import (
+    ATTENTION_BENCH,
+    CORRUPT,
+    EMBED_BENCH,
+    GATE_BENCH,
+    LCE_BENCH,
+    LCE_BENCH_CPU,
+    NORM_BENCH,
+    UPDATE_BENCH,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDS = {"short": 21, "long": 21} if DEVICE == "cuda" else {"short": 9, "long": 4}  # the head is long, on a CPU
+LCE = LCE_BENCH if DEVICE == "cuda" else LCE_BENCH_CPU
+ATTENTION = ATTENTION_BENCH if DEVICE == "cuda" else ATTENTION_BENCH[:2]
+
+
+def seconds(run, calls: int = 1) -> float:
+    """Seconds of one call, a mean over `calls`."""
+    if DEVICE == "cpu":
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(1_000_000)
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def peak_mb(run) -> float | None:
+    if DEVICE == "cpu":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
+
+
+@pytest.fixture(scope="session")
+def limits() -> dict:
+    """The square product and the copy that run beside the sides."""
+    return rates.runs(DEVICE)
+
+
+def race(benchmark, request, sides, limits, case, traffic: int, length: str = "short") -> None:
+    """Time the sides in turns. The figures go to benchmark.extra_info; conftest.py prints and writes them."""
+    rounds = request.config.getoption("--rounds") or ROUNDS[length]
+    repeat = DEVICE == "cpu" and length == "short"  # microseconds are timed over many calls
+    figures, run, calls = {}, dict(limits), dict.fromkeys(limits, 1)
+    for side in sides:
+        figures[side.name] = {"note": side.note} if side.note else {}
+        if side.run is None:
+            continue
+        try:
+            side.run()  # compiles
+            figures[side.name]["peak_mb"] = peak_mb(side.run)
+            calls[side.name] = max(1, min(100, int(0.02 / seconds(side.run)))) if repeat else 1
+            run[side.name] = side.run
+        except Exception as error:  # a peer that fails does not end the race
+            if side.name == "tdlm_fast":
+                raise
+            figures[side.name] = {"note": peers.why_not(error)}
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+    times, order, shuffle = {name: [] for name in run}, list(run), random.Random(0).shuffle
+
+    def once():
+        shuffle(order)  # the side after the copy finds its cache flushed
+        for name in order:
+            times[name].append(seconds(run[name], calls[name]))
+
+    benchmark.pedantic(once, rounds=rounds, warmup_rounds=1)
+    took = {name: statistics.median(all_[1:]) for name, all_ in times.items()}  # the first round warmed up
+    rate = rates.rates(DEVICE, took)
+    for side in sides:
+        if side.name in run:
+            s, made = took[side.name], case.products + side.recomputes
+            limit = max(made * case.flop / rate["flops"], traffic / rate["bytes"])
+            figures[side.name] |= {"ms": s * 1e3, "fastest_ms": min(times[side.name][1:]) * 1e3}
+            figures[side.name] |= {"gb_per_s": traffic / s / 1e9, "share": limit / s}
+            if case.flop:
+                figures[side.name]["tflop_per_s"] = case.products * case.flop / s / 1e12
+    benchmark.extra_info.update(sides=figures, limits=rate)
+
+
+@pytest.mark.parametrize("case", LCE, ids=str)
+def test_linear_cross_entropy(benchmark, request, case, limits):
+    race(benchmark, request, peers.lce_sides(case, torch.bfloat16, DEVICE), limits, case, case.bytes(2), "long")
+
+
+@pytest.mark.parametrize("case", [c for c in CORRUPT if c.name in ("tiny", "small")], ids=str)
+def test_corrupt(benchmark, request, case, limits):
+    race(benchmark, request, peers.corrupt_sides(case, DEVICE), limits, case, case.bytes())
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_attention(benchmark, request, case, limits):
+    race(benchmark, request, peers.attention_sides(case, torch.bfloat16, DEVICE), limits, case, case.bytes(2))
+
+
+@pytest.mark.parametrize("case", NORM_BENCH, ids=str)
+def test_rms_norm(benchmark, request, case, limits):
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32  # the native norm takes only fp32
+    race(benchmark, request, peers.norm_sides(case, dtype, DEVICE), limits, case, case.bytes(dtype.itemsize))
+
+
+@pytest.mark.parametrize("case", GATE_BENCH, ids=str)
+def test_swiglu(benchmark, request, case, limits):
+    race(benchmark, request, peers.gate_sides(case, torch.bfloat16, DEVICE), limits, case, case.bytes(2))
+
+
+@pytest.mark.parametrize("case", EMBED_BENCH, ids=str)
+def test_embedding(benchmark, request, case, limits):
+    race(benchmark, request, peers.embedding_sides(case, torch.float32, DEVICE), limits, case, case.bytes(4))
+
+
+@pytest.mark.parametrize("case", UPDATE_BENCH, ids=str)
+def test_clip_and_adamw(benchmark, request, case, limits):
+    race(benchmark, request, peers.update_sides(case, DEVICE), limits, case, case.bytes())

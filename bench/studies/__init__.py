@@ -1,0 +1,1 @@
+"""Questions that need no clock: precision, estimators, unmasking schedules, the published metric."""

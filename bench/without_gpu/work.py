@@ -1,0 +1,121 @@
+"""Bytes and products of every call of a training step on a GPU, found without one.
+
+The step runs under fake tensors, as launches.py counts it. A call is charged the bytes of the tensors that it takes and
+returns, each once, as if no cache held them and the call were one kernel.
+"""
+
+import contextlib
+from collections import Counter
+from unittest import mock
+
+import torch
+from torch.utils._pytree import tree_iter
+
+from bench.without_gpu import launches
+from tdlm_fast.training import memory_estimate
+
+WRITTEN_ONLY = ("copy_", "zero_", "fill_", "bernoulli_")  # the tensors that they change are not read
+GATHERED = ("embedding", "index_select", "index", "gather", "draw")  # they read as many bytes as they write
+
+
+def _tensors(tree) -> list[torch.Tensor]:
+    return [a for a in tree_iter(tree) if isinstance(a, torch.Tensor)]
+
+
+def _bytes(a: torch.Tensor) -> int:
+    """Bytes of its storage that a tensor shows; an expanded dimension counts once."""
+    n = 1
+    for size, stride in zip(a.shape, a.stride(), strict=True):
+        n *= size if stride else 1
+    return n * a.itemsize
+
+
+def traffic(func, args, kwargs, out) -> int:
+    """Return the bytes that a call reads and writes, each tensor once."""
+    name, schema = func._schema.name.split("::")[1], func._schema
+    named = [*zip(schema.arguments, args, strict=False)]
+    named += [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
+    read, changed = [], []
+    for argument, value in named:
+        mutated = argument.alias_info is not None and argument.alias_info.is_write
+        only = mutated and (argument.is_out or any(name.endswith(w) for w in WRITTEN_ONLY))
+        read += [] if only else _tensors(value)
+        changed += _tensors(value) if mutated else []
+    if name in ("lce_forward", "lce_backward_weight", "lce_sum"):  # its casts and partial sums, written and read again
+        written_and_read = 2 * memory_estimate.head_scratch(
+            name, *args[:2], next(a for a in args if isinstance(a, torch.dtype))
+        )
+    else:
+        written_and_read = 0
+    made = [a for a in _tensors(out) if not any(a is c for c in changed)]
+    written = sum(map(_bytes, made + changed))
+    if name in GATHERED:
+        return 2 * written
+    return written + written_and_read + sum(map(_bytes, {id(a): a for a in read}.values()))
+
+
+def flop(func, args) -> int:
+    """Return the flop of a call's products; the head's count all its rows, whether they bear loss or not."""
+    name = func._schema.name.split("::")[1]
+    if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
+        (N, D), V = args[0].shape, args[1].shape[0]
+        products = {"lce_forward": 2 if args[6] else 1, "lce_backward_weight": 2, "lce_sum": 3}[name]
+        return products * 2 * N * D * V
+    if name == "mm":
+        (m, k), n = args[0].shape, args[1].shape[1]
+        return 2 * m * k * n
+    if name in ("tile_attention", "tile_attention_backward"):  # whole tiles, causal or not
+        B, H, T, K = args[0].shape
+        return (2 if name == "tile_attention" else 5) * 2 * B * H * T * T * K
+    return 0
+
+
+class Work(launches.Launches):
+    """Keep the launching calls of the last step: (part, op, launches, bytes, flop)."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not self.found:
+            self.calls = []
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if n := launches.launches(func, args, kwargs):
+            name = func._schema.name.removeprefix("aten::")
+            self.calls.append((self.part, name, n, traffic(func, args, kwargs, out), flop(func, args)))
+        return out
+
+
+@contextlib.contextmanager
+def on_card(card: int, multiprocessors: int):
+    """Trace as on this card (its compute capability) while inside."""
+    with (
+        mock.patch.object(memory_estimate, "CAPABILITY", divmod(card, 10)),
+        mock.patch.object(memory_estimate, "PROCESSORS", multiprocessors),
+    ):
+        yield
+
+
+HEAD = ("tdlm::lce_forward", "tdlm::lce_backward_weight", "tdlm::lce_sum")
+# PyTorch's own ops that a GPU runs as the trace does; attention and dropout decompose differently there.
+LIMITED = ("mm", "cat", "embedding", "index_select", "_foreach_copy_", "_foreach_norm", "_fused_adamw_")
+
+
+def limits(config, device: torch.device, rates: dict, live: float, tokens: int) -> dict[str, float]:
+    """{op: the least milliseconds per step on a GPU} for our ops and the LIMITED ops of a config's step.
+
+    rates: measured {"flops", "bytes"} per second. live: share of rows that bear loss. tokens: of the training split.
+    """
+    gpu = torch.cuda.get_device_properties(device)
+    with on_card(10 * gpu.major + gpu.minor, gpu.multi_processor_count):
+        meter = Work()
+        memory_estimate.trace(config, tokens=tokens, steps=1, meter=meter)
+    found = Counter()
+    for _, op, _, moved, made in meter.calls:
+        share = live if op in HEAD else 1
+        if "::" in op or op in LIMITED:
+            name = op if "::" in op else f"aten::{op}"
+            found[name] += max(moved / rates["bytes"], share * made / rates["flops"]) * 1e3
+    return dict(found)

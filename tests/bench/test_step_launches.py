@@ -1,0 +1,43 @@
+"""The launches of a training step are those of bench/results/launches.json, and do not become more."""
+
+import json
+
+import pytest
+import torch
+
+from bench.without_gpu import launches
+
+FILE = json.loads(launches.RESULTS.read_text())
+MOST = {"diffusion": 98, "autoregressive": 98}  # a change that needs more gives the reason here
+
+
+@pytest.mark.parametrize("objective", launches.OBJECTIVES)
+def test_the_count_is_the_files_and_does_not_rise(objective):
+    found = launches.count(objective)
+    total = sum(n for ops in found.values() for n in ops.values())
+    assert total <= MOST[objective]
+    if FILE["torch"] == torch.__version__.partition("+")[0]:  # others may take PyTorch's ops apart in another way
+        assert found == FILE["launches"][objective] and FILE["totals"][objective] == total
+
+
+def test_more_work_is_counted_as_more():
+    small = launches.count("diffusion")
+    deep, parts = launches.count("diffusion", "model.layers=3"), launches.count("diffusion", "train.accumulation=2")
+    assert deep["forward"]["tdlm::tile_attention"] == small["forward"]["tdlm::tile_attention"] + 1 == 3
+    assert deep["backward"]["mm"] == small["backward"]["mm"] + 8
+    assert parts["backward"]["mm"] == 2 * small["backward"]["mm"] and parts["optimizer"] == small["optimizer"]
+
+
+def test_views_and_memory_cost_nothing_and_unknown_ops_of_ours_are_an_error(monkeypatch):
+    meter = launches.Launches()
+    with meter:
+        x = torch.empty(4, 6)
+        x.view(6, 4).t()[1:].expand(5, 3, 6).unbind(0)
+        assert not meter.found
+        x + 1
+        x.add_(1)
+        torch.sort(torch.zeros(5000, dtype=torch.int32))
+    assert meter.found["draw and log"] == {"add": 1, "add_": 1, "zeros": 1, "sort": 13}
+    monkeypatch.delitem(launches.OURS, "lce_sum")
+    with pytest.raises(KeyError):
+        launches.launches(torch.ops.tdlm.lce_sum.default, (), {})

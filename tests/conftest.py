@@ -82,6 +82,18 @@ def enumerated_bound(model, row):
     return total
 
 
+def torch_free(verb: str, *args: str) -> str:
+    """What a verb prints with these arguments, in a new interpreter that must not load torch."""
+    import subprocess
+    import sys
+
+    code = f"import sys\nfrom tdlm_fast import {verb}\ntry: {verb}.main(sys.argv[1:])\n"
+    code += "except SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert done.returncode == 0, f"{verb} {args} loads torch: {done.stderr}"
+    return done.stdout + done.stderr
+
+
 @pytest.fixture
 def references():
     """The torch references and PyTorch's own attention instead of the native CPU kernels."""

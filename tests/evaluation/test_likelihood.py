@@ -4,22 +4,15 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import split_of
 
-from tdlm_fast.data.dataset import Split
 from tdlm_fast.evaluation.likelihood import draw_counts, likelihood
 from tdlm_fast.evaluation.unigram import Unigram
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
-
-
-def split_of(rows, T):
-    tokens = np.concatenate([np.asarray(r) for r in rows]).astype(np.uint16)
-    lengths = np.array([len(r) for r in rows])
-    return Split(tokens, lengths, T, True, np.cumsum(lengths) - lengths, len(tokens), len(tokens))
 
 
 def sharp(vocab, **kw):

@@ -1,8 +1,6 @@
 """The published metric: its factor 5/6, its formula by hand, and both objectives on one scale."""
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from tdlm_fast.evaluation.unigram import Unigram
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
 
-SHARED = Path(os.environ.get("TDLM_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+from .conftest import SHARED
 
 
 def test_the_factor_is_five_sixths_for_long_rows_and_its_integral_for_short_ones():
@@ -57,7 +55,7 @@ def test_an_untrained_model_scores_five_sixths_of_ln_v_and_ln_v_under_the_likeli
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_it_is_its_formula_and_next_token_uses_the_same_draws(objective):
+def test_it_is_its_formula_and_both_objectives_use_the_same_draws(objective):
     model, rows = sharp_model(9), [[1, 2, 3, 4, 5, 6], [8, 7, 6], [0, 0, 1, 2], [3, 5]] * 5
     split = split_of(rows, 6)
     counts, weights = draw_shares(torch.tensor([len(r) for r in rows]), seed=3, draw=0)

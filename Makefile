@@ -1,47 +1,45 @@
-# `make help` lists the targets. One virtual environment, .venv, made when a target first needs it.
-# A PYTHON or TORCH that was given once stays until another is given: .venv/python and .venv/torch hold them.
-chosen = $(shell cat .venv/$(1) 2>/dev/null)
-PYTHON ?= $(or $(call chosen,python),python3)
-TORCH ?= $(or $(call chosen,torch),torch==2.13.0)
-PY := .venv/bin/python
+# `make help` lists the targets. The environment .venv is made when a target first needs it, and the project is
+# installed in it again when pyproject.toml, setup.py or csrc change. PYTHON and TORCH choose what a new .venv holds:
+# make clean-venv, then for example make test TORCH=torch==2.11.0
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PY := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+# The tests of one file stay in one process: they share its fixtures, some of which train a model.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=8 --dist=loadfile
 export TOKENIZERS_PARALLELISM := false
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-.venv/ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
-	$(if $(CLEAR),,test -x $(PY) || )$(PYTHON) -m venv $(CLEAR).venv
-	$(PY) -m pip install -q "$(TORCH)" setuptools wheel numpy
+.venv/ready: pyproject.toml setup.py $(shell find csrc -type f)
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(if $(wildcard $@),,$(PY) -m pip install -q "$(TORCH)" setuptools wheel numpy)
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
-	@echo '$(PYTHON)' > .venv/python; echo '$(TORCH)' > .venv/torch; touch $@
+	@touch $@
 
-ifneq ($(call chosen,torch),$(TORCH))
-.venv/ready: FORCE
-endif
-ifneq ($(or $(call chosen,python),$(PYTHON)),$(PYTHON))
-CLEAR := --clear #
-.venv/ready: FORCE
-endif
-ifneq ($(and $(wildcard kernels/cpu/library.py),$(shell command -v c++ g++ clang++)),)  # a compiler that came later
-ifeq ($(wildcard kernels/cpu/_native.*),)
-.venv/ready: FORCE
-endif
-endif
-FORCE:
+clean-venv:  ## remove .venv, to make it with another PYTHON or TORCH
+	rm -rf .venv
 
-train: .venv/ready  ## train configs/tiny.yaml, or go on with it; ARGS="key=value …" adds keys
+train: .venv/ready  ## train configs/tiny.yaml, or resume it; ARGS="key=value …" adds keys
 	$(PY) -m tdlm_fast.train configs/tiny.yaml $(ARGS) --resume
 
-test: .venv/ready  ## run the test suite
-	$(PY) -m pytest -q
+# Triton reads TRITON_INTERPRET once, when it is imported, so its interpreter needs a pytest run of its own.
+test: .venv/ready  ## run the whole test suite
+	$(PYTEST) -m "not interpreter"
+	if $(PY) -c 'import triton'; then TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) tests/kernels/triton; fi
 
-lint: .venv/ready  ## ruff
+test-fast: .venv/ready  ## run the tests that take under two minutes together
+	$(PYTEST) -m "not slow and not docs and not interpreter and not gpu"
+
+lint: .venv/ready  ## check format, style and types: ruff and pyright
+	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m pyright --pythonpath $(PY)
 
-test-gpu: .venv/ready  ## the tests of everything that runs on a GPU, then the Triton kernels under compute-sanitizer
-	$(PY) -m pytest -q tests/kernels/triton tests/test_captured.py tests/kernels/ops/test_attention.py tests/kernels/cuda
+test-gpu: .venv/ready  ## run the tests that need a GPU, then the Triton kernels under compute-sanitizer
+	$(PY) -m pytest -q -m gpu
 	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
-		--error-exitcode 9 $(PY) -m pytest -q -x tests/kernels/triton; else echo 'no compute-sanitizer on the PATH'; fi
+		--error-exitcode 9 $(PY) -m pytest -q -x -m gpu tests/kernels/triton; else echo 'compute-sanitizer is not on the PATH'; fi
 
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
 	$(PY) -m pytest -q bench/race/ops.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
@@ -55,16 +53,14 @@ resources-cuda: .venv/ready  ## registers, spills and shared memory of csrc/cuda
 report: .venv/ready  ## draw the tables and plots of README and docs from bench/results
 	$(PY) -m bench.report
 
-# The pytest script, unlike -m pytest, leaves this folder out of the path, so the checked build is the one found.
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
-sanitize: .venv/ready  ## the CPU kernels' tests under AddressSanitizer and UBSan
+sanitize: .venv/ready  ## test the CPU kernels under AddressSanitizer and UBSan
 	TDLM_CUDA_ARCHS=none CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
-	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
-		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		.venv/bin/pytest -q tests/kernels/cpu
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(PY) -m pytest -q -o pythonpath=build/sanitize/lib tests/kernels/cpu
 
-fuzz: .venv/ready  ## shapes, counts, magnitudes and targets at random into the CPU kernels: TDLM_FUZZ examples
+fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magnitudes and targets
 	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/kernels/cpu -k hostile
 
-.PHONY: FORCE fuzz help train test test-gpu lint bench resources resources-cuda report sanitize
+.PHONY: help clean-venv train test test-fast lint test-gpu bench resources resources-cuda report sanitize fuzz
 .DEFAULT_GOAL := help

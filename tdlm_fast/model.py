@@ -21,12 +21,12 @@ from .kernels.ops.foreach_cast import cast
 
 
 def autocast(device: torch.device, precision: str):
-    """Products in bf16 where the precision says so; weights stay fp32."""
+    """Return a context in which products run in bf16 if precision is "bf16"; weights stay fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def _narrowed(x: Tensor, *layers: nn.Linear) -> list:
-    """The layers as functions; where a GPU trains under autocast, of weights that are cast together, not one by one."""
+    """Return the layers as functions. On a GPU under autocast their weights are cast by one kernel, not one each."""
     if not (x.is_cuda and torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type)):
         return list(layers)
     weights = cast(torch.get_autocast_dtype(x.device.type), *(layer.weight for layer in layers))
@@ -36,7 +36,7 @@ def _narrowed(x: Tensor, *layers: nn.Linear) -> list:
 class Block(nn.Module):
     """One pre-norm block: multi-head attention, then the MLP, each added to the residual stream.
 
-    The MLP's part is added by the norm that comes next, so a block takes (x, what to add to it) and returns the same.
+    The next norm adds the MLP's output, so a block takes and returns (x, what is still to be added to it).
     """
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float, mlp: str, rope: bool):
@@ -64,7 +64,7 @@ class Block(nn.Module):
                 q, k = rotate(q, read), rotate(k, read)
             k, v = (torch.cat(pair, 2) for pair in zip(cache, (k, v), strict=True)) if read else (k, v)
             cache[:] = k, v
-            if read:  # one token, which sees all before it
+            if read:  # one token, which attends to all before it
                 a = F.scaled_dot_product_attention(q, k, v)
             else:
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
@@ -77,7 +77,7 @@ class Block(nn.Module):
 class Model(nn.Module):
     """tokens (B, T) -> hidden states (B, T, D); `head` (V, D) holds no row for [MASK], the last embedding row.
 
-    valid (B, T) marks what is no padding, which no token attends to. With tied=True head and embedding are one
+    valid (B, T) is False at padding, to which no token attends. With tied=True head and embedding are one
     parameter. Raises ValueError where width does not divide into heads (of even size for rope), an option is
     unknown, or the tokens are longer than a learned position table.
     """
@@ -111,23 +111,23 @@ class Model(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """(V, D), the rows of what can be predicted."""
+        """(V, D): a row for each token that can be predicted."""
         return self.embedding.weight[: self.mask_token_id] if self.tied else self._head
 
     def count_by_part(self) -> dict[str, int]:
-        """Parameters of each part; they add up to the total."""
+        """Return the number of parameters of each part; they add up to the total."""
         parts = {"embedding": self.embedding, "positions": self.positions, "blocks": self.blocks, "norm": self.norm}
         counts = {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items() if m is not None}
         return counts | {"head": 0 if self.tied else self._head.numel()}
 
     def new_cache(self) -> list[list[Tensor]]:
-        """An empty cache for forward: a list [keys, values], each (B, H, T, K), a block."""
+        """Return an empty cache for forward: for each block a list [keys, values], each (B, H, T, K)."""
         return [[] for _ in self.blocks]
 
     def forward(
         self, tokens: Tensor, *, causal: bool, valid: Tensor | None = None, cache: list[list[Tensor]] | None = None
     ) -> Tensor:
-        """A cache takes the keys and values of the tokens; once it holds some, the next call reads one token more."""
+        """Return hidden states (B, T, D). A cache stores keys and values; once filled, a call reads one more token."""
         T, read = tokens.shape[1], 0
         if cache is not None:
             read = cache[0][0].shape[2] if cache[0] else 0
@@ -146,7 +146,7 @@ class Model(nn.Module):
 
 
 def build_model(config: Config, tokenizer) -> Model:
-    """The model of a config, initialised by its seed."""
+    """Return the model of a config, initialised from its seed."""
     m = config.model
     inner = m.inner or (3 if m.mlp == "swiglu" else 4) * m.width
     return Model(

@@ -3,9 +3,11 @@
     diffusion       1/n E_t E_xt sum_{i masked} m'(t)/m(t) * -log p(x0_i | xt)   an upper bound (Sahoo 2024)
     autoregressive  1/n sum_i -log p(x0_i | <start>, x0_<i)                      exact
 
-n counts all valid tokens, masked or not, so both score the same tokens. The weight that is trained on may be another
-(loss_weight); what is reported is always the bound (evaluation/likelihood.py).
+n counts all valid tokens, masked or not, so both score the same tokens. Training may use another weight (loss_weight);
+the reported figure is always the bound (evaluation/likelihood.py).
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +20,20 @@ from .kernels.schedules import mask_probability
 LOSS_WEIGHTS = ("elbo", "uniform", "published")
 
 
+@dataclass(frozen=True)
+class Part:
+    """Where x0 lies in a batch that is trained in parts. The losses of all parts add up to the loss of the batch."""
+
+    row_offset: int = 0  # the batch's row that is row 0 of x0
+    batch_rows: int | None = None  # rows of the whole batch; None: x0 is the batch
+    divisor: Tensor | float | None = None  # tokens the batch's loss averages over: valid ones, or masked_tokens
+
+
+WHOLE = Part()
+
+
 def _row_weights(c: Corruption, schedule: str, loss_weight: str, divisor: Tensor | float) -> Tensor:
-    """Weights of the compacted rows, already divided by what the loss averages over.
+    """Return the weights of the compacted rows, already divided by the number of tokens the loss averages over.
 
     elbo: the bound, over all valid tokens. uniform: 1, over masked tokens. published: min((1 - m) / m, 5), over masked
     tokens (TDLM v1.2).
@@ -37,29 +51,27 @@ def masked_tokens(
     model, x0: Tensor, *, seed: int, step: int, valid: Tensor | None = None, schedule: str = "linear",
     sampling: str = "stratified",
 ) -> Tensor:  # fmt: skip
-    """How many tokens of the whole batch x0 (B, T) are masked, () int64 on its device: a divisor of diffusion_loss."""
+    """Count the masked tokens of the whole batch x0 (B, T), () int64 on its device: the divisor of a Part."""
     kw = dict(schedule=schedule, sampling=sampling, valid=valid)
     return corrupt(x0, seed=seed, step=step, mask_token_id=model.mask_token_id, **kw).n_masked
 
 
 def diffusion_loss(
     model, x0: Tensor, *, seed: int, step: int, start_token_id: int, valid: Tensor | None = None,
-    schedule: str = "linear", sampling: str = "stratified", loss_weight: str = "elbo",
-    row_offset: int = 0, batch_rows: int | None = None, divisor: Tensor | float | None = None,
+    schedule: str = "linear", sampling: str = "stratified", loss_weight: str = "elbo", part: Part = WHOLE,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(loss, loss tokens) of x0 (B, T): one draw of the bound, and how many tokens bore loss, both scalars.
+    """Return (loss, number of loss-bearing tokens) of one draw of the bound on x0 (B, T), both scalars.
 
-    start_token_id is not used. Where x0 is a part of a batch, row_offset and batch_rows are as in corrupt and divisor
-    is what the whole batch's loss averages over: its valid tokens for loss_weight elbo, its masked_tokens for the
-    others. The losses of the parts then add up to the loss of the whole. Raises ValueError where it lacks there.
+    start_token_id is not used. Raises ValueError where a part of a batch comes without the batch's divisor.
     """
     if loss_weight not in LOSS_WEIGHTS:
         raise ValueError(f"loss_weight is {loss_weight!r}; it must be one of {', '.join(LOSS_WEIGHTS)}")
-    if divisor is None and batch_rows is not None and len(x0) < batch_rows:
-        raise ValueError(f"{len(x0)} of batch_rows = {batch_rows} need the divisor of the whole batch")
+    divisor = part.divisor
+    if divisor is None and part.batch_rows is not None and len(x0) < part.batch_rows:
+        raise ValueError(f"{len(x0)} of batch_rows = {part.batch_rows} need the divisor of the whole batch")
     c = corrupt(
         x0, seed=seed, step=step, mask_token_id=model.mask_token_id, schedule=schedule, sampling=sampling,
-        valid=valid, row_offset=row_offset, batch_rows=batch_rows,
+        valid=valid, row_offset=part.row_offset, batch_rows=part.batch_rows,
     )  # fmt: skip
     h = take_rows(model(c.xt, causal=False, valid=valid).flatten(0, 1), c.rows, c.n_masked)
     if divisor is None:
@@ -71,35 +83,39 @@ def diffusion_loss(
 
 def autoregressive_loss(
     model, x0: Tensor, *, seed: int, step: int, start_token_id: int, valid: Tensor | None = None,
-    row_offset: int = 0, divisor: Tensor | float | None = None, input_masking: float = 0.0, **_noise,
+    input_masking: float = 0.0, part: Part = WHOLE,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(loss, loss tokens) of x0 (B, T) after start_token_id.
+    """Return (loss, number of loss-bearing tokens) of x0 (B, T) after start_token_id, both scalars.
 
-    input_masking is a control arm (Gao et al. 2025, arXiv 2510.04071): that share of the tokens that are read, never of
-    those that are predicted, is replaced by [MASK], by (seed, step, global row, place). Nothing else is drawn.
+    input_masking is a control arm (Gao et al. 2025, arXiv 2510.04071): that share of the input tokens, never of the
+    predicted ones, is replaced by [MASK], drawn by (seed, step, row of the batch, place). Nothing else is random.
     """
     hidden = None
     if input_masking:
-        index = torch.arange(row_offset * x0.shape[1], (row_offset + len(x0)) * x0.shape[1], device=x0.device)
+        first, T = part.row_offset, x0.shape[1]
+        index = torch.arange(first * T, (first + len(x0)) * T, device=x0.device)
         words = random_words(index.view_as(x0), seed=seed, step=step, stream=STREAM_TOKEN)
         hidden = words < int(input_masking * 2**32)
     h, targets, live, _ = _next_token_rows(model, x0, start_token_id, valid, hidden)
     n = x0.new_full((), x0.numel()) if live is None else live
-    weights = torch.ones_like(targets, dtype=torch.float32) / (n if divisor is None else divisor)
+    weights = torch.ones_like(targets, dtype=torch.float32) / (n if part.divisor is None else part.divisor)
     return linear_cross_entropy(h, model.head, targets, weights, n_rows=live), n
 
 
 def next_token_nll(
     model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None, hidden: Tensor | None = None
 ) -> Tensor:
-    """-log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding; hidden (B, T) marks tokens read as [MASK]."""
+    """Return -log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding; hidden (B, T): inputs read as [MASK]."""
     h, targets, n, order = _next_token_rows(model, x0, start_token_id, valid, hidden)
     nll = linear_cross_entropy(h, model.head, targets, n_rows=n, reduction="none")
     return (nll if order is None else torch.zeros_like(nll).scatter(0, order, nll)).view_as(x0)
 
 
 def _next_token_rows(model, x0: Tensor, start_token_id: int, valid: Tensor | None, hidden: Tensor | None) -> tuple:
-    """(h (B T, D), targets (B T,), how many of these rows are no padding, their places); None for all, in order."""
+    """Return (h (B T, D), targets (B T,), number of rows that are not padding, their places).
+
+    The last two are None where no row is padding: all rows then count, in order.
+    """
     read = x0 if hidden is None else torch.where(hidden, model.mask_token_id, x0)
     if valid is None:
         shifted, _ = next_token_inputs(read, start_token_id, None)

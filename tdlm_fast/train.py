@@ -10,7 +10,7 @@ from . import config as settings
 from .cli import command, verb
 from .runs.files import LAST
 from .runs.folder import folder_of
-from .training.trainer import train
+from .training.session import train
 
 
 def main(argv=None) -> int:
@@ -21,18 +21,19 @@ def main(argv=None) -> int:
     )  # fmt: skip
     parser.add_argument("config", help="YAML file, as configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--resume", action="store_true", help="continue the run in its folder, if there is one")
+    parser.add_argument("--resume", action="store_true", help="resume the run in its folder, if there is one")
     args = parser.parse_intermixed_args(argv)
     again = command("train", args.config, *args.overrides, "--resume")
     folder = None
 
     def kept() -> str:
         has = folder and (folder / LAST).is_file()
-        return f"the last checkpoint is intact; to go on: {again}" if has else "no checkpoint was saved yet"
+        return f"the last checkpoint is intact; to resume: {again}" if has else "no checkpoint was saved yet"
 
     try:
         config = settings.load(args.config, args.overrides)
         folder = folder_of(config, args.config)
+        print(f"{args.config}: {config.objective}, into {folder}", flush=True)  # PyTorch takes seconds to load
         summary = train(config, folder, args.resume)
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -57,7 +58,7 @@ def main(argv=None) -> int:
         print(f"NOTE   {summary['note']}")
     print(f"run    {folder}")
     if not summary["finished"]:
-        print(f"stopped early; to go on: {again}")
+        print(f"stopped early; to resume: {again}")
         return 130
     tokens = max(1, min(64, config.model.seq_len // 2))
     print("sample " + command("sample", folder, "--prompt", "The ", "--tokens", tokens))

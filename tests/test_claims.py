@@ -279,10 +279,10 @@ def test_few_or_other_questions_decide_nothing(many_published):
 
 def test_an_artefact_says_what_the_published_computation_shows_here():
     near, far = Interval(0.45, 0.4, 0.5), Interval(0.2, 0.1, 0.3)
-    assert verdict(0.47, near, BEHIND)[1].endswith("the right metric the opposite, by diffusion's bound alone")
-    assert verdict(0.47, near, BEHIND, BEHIND)[1].endswith("the right metric the opposite")
-    assert "shows 1.57 times, the right" in verdict(0.47, near, BEHIND)[1]
-    assert "shows 1.22 times (published: 1.60), the right" in verdict(0.47, far, BEHIND)[1]
+    assert verdict(0.47, near, BEHIND)[1].endswith("likelihood shows the opposite, judged by diffusion's bound only")
+    assert verdict(0.47, near, BEHIND, BEHIND)[1].endswith("likelihood shows the opposite")
+    assert "shows 1.57 times better, likelihood" in verdict(0.47, near, BEHIND)[1]
+    assert "shows 1.22 times better (published: 1.60), likelihood" in verdict(0.47, far, BEHIND)[1]
 
 
 def test_what_departs_from_the_published_experiment_is_said():

@@ -5,7 +5,7 @@ import torch
 
 from tdlm_fast import config as settings
 from tdlm_fast.model import Model
-from tdlm_fast.objective import autoregressive_loss
+from tdlm_fast.objective import Part, autoregressive_loss
 
 
 def test_input_masking_hides_what_is_read_never_what_is_predicted():
@@ -23,8 +23,8 @@ def test_input_masking_hides_what_is_read_never_what_is_predicted():
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x0.flatten())
     torch.testing.assert_close(loss, expected)
     read.clear()
-    autoregressive_loss(model, x0[:16], step=0, row_offset=0, **kw)
-    autoregressive_loss(model, x0[16:], step=0, row_offset=16, **kw)
+    autoregressive_loss(model, x0[:16], step=0, **kw)
+    autoregressive_loss(model, x0[16:], step=0, part=Part(row_offset=16), **kw)
     autoregressive_loss(model, x0, step=1, **kw)
     assert torch.equal(torch.cat(read[:2]) == 40, hidden)  # micro-batches hide what the batch would
     assert not torch.equal(read[2] == 40, hidden)

@@ -1,40 +1,27 @@
-"""`make`: the environment is made once, and a PYTHON or TORCH that was given stays."""
+"""What README, docs, CI and pre-commit say of make and ruff agrees with the Makefile and pyproject.toml."""
 
-import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-# Stands in for an interpreter: writes down how it was called, and makes a .venv that holds itself.
-FAKE = """#!/bin/sh
-echo "$0 $*" >> calls
-case "$*" in "-m venv "*) rm -rf .venv/bin; mkdir -p .venv/bin; cp "$0" .venv/bin/python;; esac
-"""
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run", *(ROOT / "docs").glob("*.md")]
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_a_choice_of_torch_and_python_stays(tmp_path):
-    shutil.copy("Makefile", tmp_path)
-    for name in ("pyproject.toml", "setup.py", "one", "two"):
-        (tmp_path / name).write_text(FAKE)
-        (tmp_path / name).chmod(0o755)
+def test_every_target_that_is_named_exists():
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    targets = {line.split("\t")[0] for line in listed.splitlines()}
+    named = {t for page in PAGES for t in re.findall(r"(?:^|`)make ([a-z-]+)(?=`|$|  | [A-Z])", page.read_text(), re.M)}
+    named |= set(re.findall(r"run: make ([a-z-]+)$", WORKFLOW.read_text(), re.M))
+    assert {"train", "test", "lint", "test-fast"} <= named <= targets
 
-    def make(*choices):
-        (tmp_path / "calls").write_text("")
-        subprocess.run(["make", "-s", ".venv/ready", *choices], cwd=tmp_path, check=True)
-        return [line for line in (tmp_path / "calls").read_text().splitlines() if "-e" not in line]
 
-    def install(torch):
-        return f".venv/bin/python -m pip install -q {torch} setuptools wheel numpy"
-
-    assert make("PYTHON=./one") == ["./one -m venv .venv", install("torch==2.13.0")]
-    assert make() == []
-    assert make("TORCH=torch==2.11.0") == [install("torch==2.11.0")]
-    assert make() == make("TORCH=torch==2.11.0") == make("PYTHON=./one") == []
-    assert make("PYTHON=./two") == ["./two -m venv --clear .venv", install("torch==2.11.0")]
-    os.utime(tmp_path / ".venv" / "ready", (1, 1))  # setup.py and the rest are newer
-    assert make() == [install("torch==2.11.0")]
-    (tmp_path / ".venv" / "torch").unlink()  # an environment of before the choice was kept
-    (tmp_path / ".venv" / "python").unlink()
-    assert make() == [install("torch==2.13.0")] and make() == []
+def test_pre_commit_runs_the_ruff_of_make_lint():
+    pin = re.search(r"ruff==[\d.]+", (ROOT / "pyproject.toml").read_text())
+    hooks = re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert pin and hooks == [pin[0]] * 2

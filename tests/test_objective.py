@@ -12,7 +12,7 @@ from tdlm_fast.data.tokenizer import Bytes
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.model import Model, build_model
-from tdlm_fast.objective import LOSS_WEIGHTS, OBJECTIVES, autoregressive_loss, diffusion_loss
+from tdlm_fast.objective import LOSS_WEIGHTS, OBJECTIVES, Part, autoregressive_loss, diffusion_loss
 from tdlm_fast.training import step
 
 SMALL = dict(vocab=40, width=16, layers=2, heads=2, inner=24, dropout=0.0)
@@ -81,10 +81,11 @@ def test_the_bound_equals_its_enumeration_over_every_mask(schedule, sampling):
 def test_micro_batches_add_up_to_the_batch(objective, sampling):
     model, x = Model(**SMALL), torch.randint(0, 40, (8, 12))
     valid = torch.arange(12) < torch.randint(1, 13, (8, 1))
-    kw = dict(seed=3, step=5, start_token_id=0, sampling=sampling, divisor=valid.sum(), batch_rows=8)
+    kw = dict(seed=3, step=5, start_token_id=0) | (dict(sampling=sampling) if objective == "diffusion" else {})
     whole = OBJECTIVES[objective](model, x, valid=valid, **kw)
     parts = [
-        OBJECTIVES[objective](model, x[i : i + 2], valid=valid[i : i + 2], row_offset=i, **kw) for i in range(0, 8, 2)
+        OBJECTIVES[objective](model, x[i : i + 2], valid=valid[i : i + 2], part=Part(i, 8, valid.sum()), **kw)
+        for i in range(0, 8, 2)
     ]
     for a, b in zip(whole, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(sum(b), a)
@@ -113,7 +114,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sam
 def test_a_part_of_a_batch_needs_the_divisor_of_the_whole():
     with pytest.raises(ValueError, match="2 of batch_rows = 8 need the divisor of the whole batch"):
         diffusion_loss(Model(**SMALL), torch.zeros(2, 12, dtype=torch.long), seed=0, step=0, start_token_id=0,
-                       batch_rows=8, loss_weight="uniform")  # fmt: skip
+                       part=Part(batch_rows=8), loss_weight="uniform")  # fmt: skip
 
 
 def test_loss_weights_are_their_formulas():

@@ -20,10 +20,9 @@ from safetensors.torch import save_file
 from tdlm_fast import config as settings
 from tdlm_fast import doctor, evaluate, sample, train
 from tdlm_fast.comparison import records
-from tdlm_fast.evaluation import published_metric
 from tdlm_fast.runs import checkpoint, files, load
 from tdlm_fast.runs import metrics as run_metrics
-from tdlm_fast.training import logger
+from tdlm_fast.training import logger, trainer
 
 TINY = "configs/tiny.yaml"
 ENDLESS = 10**7  # draws: an evaluation that does not end
@@ -72,7 +71,7 @@ def trained(tiny, tmp_path):
 
 
 def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny, tmp_path, monkeypatch, capfd):
-    folder, real, scores = tmp_path / "run", logger.Log.progress, published_metric.both
+    folder, real, scores = tmp_path / "run", logger.Log.progress, trainer.both
 
     def progress(self, step, entry):  # when the loop has decided already that it does not save at this step
         if step == 7:
@@ -86,12 +85,12 @@ def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny
         return scores(*args, **kw)
 
     monkeypatch.setattr(logger.Log, "progress", progress)
-    monkeypatch.setattr(published_metric, "both", both)
+    monkeypatch.setattr(trainer, "both", both)
     args = [*tiny, "eval.every=100", "eval.text=0"]
     assert train.main([TINY, *args]) == 130
     said = capfd.readouterr()
     assert "stopping after this step" in said.err and "stopped at step 7 of 30; saved" in said.err
-    assert "weights of step 7" in said.out and "stopped early; to go on" in said.out
+    assert "weights of step 7" in said.out and "stopped early; to resume" in said.out
     last, best = (state_of(folder / name) for name in (files.LAST, files.BEST))
     # The score of a stop is no evaluation of the run: which weights are the best must not hang on when it came.
     assert evaluated == [None] and last["step"] == 7 and best["step"] == 0 and last["best"] == best["best"]
@@ -124,19 +123,20 @@ def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path,
     assert train.main([TINY, *tiny, "train.max_steps=1", "--resume"]) == 0
     assert "of the run before" not in (folder / "samples.txt").read_text()
     assert "of the run before" in (folder / "earlier-1" / "samples.txt").read_text()
-    assert "what there was is in" in capsys.readouterr().err
+    assert "earlier files are now in" in capsys.readouterr().err
     assert [e["step"] for e in metrics(folder)] == [0, 1, 1]
 
 
 def test_a_stop_in_the_final_evaluation_loses_nothing(tiny, tmp_path, capsys):
     folder, args = tmp_path / "a run", [*tiny, "train.max_steps=2", "eval.text=0", f"run.dir={tmp_path / 'a run'}"]
     with begun([*args, f"eval.max_samples={ENDLESS}", "eval.target_stderr=0"], "step 2  valid") as process:
-        time.sleep(0.5)
+        while checkpoint.peek(folder / files.LAST).get("evaluated") != 2:  # the final evaluation begins after that
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         out, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in error and not out
-    assert "interrupted; the last checkpoint is intact; to go on: " in error
-    goes_on = shlex.split(error.partition("to go on: ")[2])
+    assert process.returncode == 130 and "Traceback" not in error and len(out.splitlines()) == 1
+    assert "interrupted; the last checkpoint is intact; to resume: " in error
+    goes_on = shlex.split(error.partition("to resume: ")[2])
     assert shutil.which(goes_on[0]) and goes_on[1:3] == ["-m", "tdlm_fast.train"] and goes_on[-1] == "--resume"
     before = metrics(folder)
     assert train.main([*goes_on[3:], "eval.max_samples=4"]) == 0 and metrics(folder) == before
@@ -279,7 +279,7 @@ def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
 def test_a_finished_run_stays_whatever_it_lacks(trained, capsys):
     folder, args = trained
     (folder / files.BEST).rename(folder / "kept")
-    assert train.main([TINY, *args, "--resume"]) == 0 and "sought anew" in capsys.readouterr().err
+    assert train.main([TINY, *args, "--resume"]) == 0 and "sought again" in capsys.readouterr().err
     assert state_of(folder / files.BEST)["step"] == state_of(folder / "kept")["step"]
     (folder / files.LAST).unlink()
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
@@ -296,7 +296,7 @@ def test_a_best_that_is_gone_is_made_again(trained, capsys, damage):
     (folder / "summary.json").unlink()
     (folder / files.BEST).unlink() if damage is None else (folder / files.BEST).write_bytes(damage)
     assert train.main([TINY, *args, "--resume"]) == 0
-    assert "the best is sought anew from here on" in capsys.readouterr().err
+    assert "the best is sought again from here" in capsys.readouterr().err
     assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
 
 
@@ -429,7 +429,7 @@ def test_what_is_no_number_is_written_as_null(tmp_path):
     def strict(constant):
         raise AssertionError(constant)
 
-    with logger.Log(tmp_path, 2, 0, "off", {}) as written:
+    with logger.Log(tmp_path, settings.Config(), 2, 0, None) as written:
         written.record({"step": 1, "loss": math.nan, "rest": [1.5, {"a": math.inf}]})
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=strict)
     assert line == {"step": 1, "loss": None, "rest": [1.5, {"a": None}]}

@@ -123,7 +123,7 @@ def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, objective, ho
     out, err = process.communicate(timeout=120)
     if how == signal.SIGINT:
         assert process.returncode == 130 and "stopping after this step" in err and "saved" in err
-        assert "to go on: " in out and "--resume" in out
+        assert "to resume: " in out and "--resume" in out
         assert json.loads((folder / "summary.json").read_text())["finished"] is False
     assert train.main(["configs/tiny.yaml", *args, "--resume"]) == 0
     assert train.main(["configs/tiny.yaml", *args, f"run.dir={whole}"]) == 0

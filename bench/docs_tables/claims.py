@@ -52,12 +52,12 @@ def untrained() -> str:
     bound, exact = (found["likelihood"][o]["nats_per_token"] for o in OBJECTIVES)
     metric, twin = (found[k]["reweighted_loss"] for k in ("published", "published_autoregressive_same_draws"))
     row("likelihood: bound and exact, nats per token (ppl)", bound, exact)
-    row("published metric of both, the same draws", metric, twin)
-    row("as published: the metric of one, the likelihood of the other", metric, exact)
+    row("published metric for both, on the same masks", metric, twin)
+    row("as published: the metric for diffusion, the likelihood for autoregressive", metric, exact)
     words = (
-        f"On {found['rows']} paragraphs of the raw test set, {found['tokens']:,} tokens; the metric has a standard "
-        f"error of {found['published']['stderr']:.2f} here. The last row makes the published comparison before the "
-        "models have learnt anything."
+        f"Measured on {found['rows']} paragraphs ({found['tokens']:,} tokens) of the raw test set. The metric has a "
+        f"standard error of {found['published']['stderr']:.2f} here. The last row makes the published comparison "
+        "before any training."
     )
     return f"{table(*rows)}\n\n{words}"
 
@@ -79,25 +79,24 @@ def unigram() -> str:
     own_bound = figures.mean(t["rows"][0]["nats_per_token"] for t in tables)
     rows = [("", "nats per token", "perplexity", "on the published scale")]
     for name, value in (
-        ("published diffusion, its factor taken out", nats),
+        ("published diffusion, divided by the factor", nats),
         ("unigram entropy of the raw test set, its paragraphs", entropy),
         ("unigram entropy of the raw test set, the whole text", whole),
-        ("unigram of the tokenised training set on the tokenised test set", own),
+        ("unigram model of tokenised WikiText-2, on its test set", own),
         ("published autoregressive, exact", other),
     ):
         rows.append((name, f"{value:.3f}", f"{math.exp(value):,.0f}", f"{math.exp(share * value):,.1f}"))
     words = (
-        f"ln 382.74 is {published:.3f}; divided by {share:.3f} that is {nats:.3f} nats, a perplexity of about "
+        f"ln 382.74 is {published:.3f}. Divided by the factor {share:.3f} it is {nats:.3f} nats, a perplexity of about "
         f"{math.exp(nats):,.0f}. The division is exact only for a model whose loss does not depend on how much is "
-        "masked, as a unigram model's does not. For our own diffusion runs the same division gives "
-        f"{own_descaled:.3f}, and their bound is {own_bound:.3f}; so {nats:.3f} is rather too "
+        "masked, such as a unigram model. For our own diffusion runs the same division gives "
+        f"{own_descaled:.3f}, and their bound is {own_bound:.3f}. So {nats:.3f} is more likely too "
         f"{'low' if own_descaled < own_bound else 'high'} than too {'high' if own_descaled < own_bound else 'low'}. "
-        "The unigram entropy is that of the test set's own frequencies, the least that any unigram model can score "
-        "there. The published figure "
-        f"lies {abs(entropy - nats):.2f} nats {'below' if nats < entropy else 'above'} that of the paragraphs and "
-        f"{abs(whole - nats):.2f} {'below' if nats < whole else 'above'} that of the whole text. The tokenised text "
-        "keeps `<unk>`, which GPT-2's vocabulary spells with three tokens that are easy to predict, so its figures are "
-        "not comparable with those of the raw text."
+        "The unigram entropy comes from the test set's own frequencies; no unigram model can score less there. The "
+        f"published figure lies {abs(entropy - nats):.2f} nats {'below' if nats < entropy else 'above'} the entropy of "
+        f"the paragraphs and {abs(whole - nats):.2f} {'below' if nats < whole else 'above'} that of the whole text. "
+        "The tokenised text contains `<unk>`, which GPT-2's vocabulary spells with three tokens that are easy to "
+        "predict. So its figures cannot be compared with those of the raw text."
     )
     return f"{table(*rows)}\n\n{words}"
 
@@ -107,10 +106,11 @@ def spread() -> str:
     found, nats = read("claims.json")["single_draw"], _descaled()[2]
     sd = found["sd_share"] * nats
     return (
-        f"The best validation loss, 5.583, is the smallest of 27 single draws of the metric. On the {found['rows']:,} "
-        f"paragraphs of the raw validation set one draw has a standard deviation of {found['sd_share']:.2%} of the "
-        f"loss: {sd:.2f} at {nats:.2f} nats. The smallest of 27 normal draws lies two standard deviations below their "
-        f"mean, here {2 * sd:.2f}; that figure lies {_descaled()[0] - 5.583:.2f} below the test set's."
+        f"The best published validation loss, 5.583, is the smallest of 27 single draws of the metric. On the "
+        f"{found['rows']:,} paragraphs of the raw validation set one draw has a standard deviation of "
+        f"{found['sd_share']:.2%} of the loss: {sd:.2f} at {nats:.2f} nats. The smallest of 27 normal draws lies about "
+        f"two standard deviations below their mean, here {2 * sd:.2f}. The published best lies "
+        f"{_descaled()[0] - 5.583:.2f} below the published test loss."
     )
 
 
@@ -124,12 +124,12 @@ def standing() -> str:
     d, a = (figures.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
     side = "ahead of" if a > d else "behind"
     words = (
-        f"Means of {report.seeds_of(comparison())}, in brackets the lowest and the highest. These runs are on the "
+        f"Means of {report.seeds_of(comparison())}, in brackets the lowest and the highest. These runs use the "
         "tokenised WikiText-2 (`wikitext-2-v1`, rare words replaced by `<unk>`), because the raw training set could "
-        "not be had; the publication used the raw one. So the two objectives may be compared with each other here, but "
-        f"neither with 382.74 or 611.01. Diffusion's bound is {abs(a - d):.3f} nats per token {side} autoregressive's "
-        f"exact value, and {base['nats_per_token'] - d:.3f} better than the unigram model. A bound may lie above the "
-        "likelihood it bounds."
+        "not be obtained. The publication used the raw one. So the two objectives can be compared with each other "
+        f"here, but not with 382.74 and 611.01. Diffusion's bound is {abs(a - d):.3f} nats per token {side} the exact "
+        f"value of the autoregressive model, and {base['nats_per_token'] - d:.3f} better than the unigram model. A "
+        "bound may lie above the likelihood it bounds."
     )
     return f"{table(*rows)}\n\n{words}"
 

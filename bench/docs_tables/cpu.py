@@ -28,13 +28,13 @@ def _machine(run: dict) -> str:
 def headline() -> str:
     """Three figures of the whole training step for README's first screen."""
     runs, lines = _steps(), []
-    for peer, name, key, won in (
-        ("plain PyTorch", "plain PyTorch", "step_ms", "times as fast as"),
-        ("torch.compile", "`torch.compile` of it", "step_ms", "times as fast as"),
-        ("plain PyTorch", "plain PyTorch", "peak_mb", "times less memory than"),
+    for peer, key, won in (
+        ("plain PyTorch", "step_ms", "{:.1f} times as fast as plain PyTorch"),
+        ("torch.compile", "step_ms", "{:.1f} times as fast as `torch.compile` of plain PyTorch"),
+        ("plain PyTorch", "peak_mb", "plain PyTorch needs {:.1f} times the memory"),
     ):
         d, a = (run["sides"][PEERS[peer]][key] / run["sides"]["ours"][key] for run in runs.values())
-        lines.append(f"- **{d:.1f} {won} {name}** with diffusion, {a:.1f} times with autoregressive")
+        lines.append(f"- **{won.format(d)}** for diffusion, {a:.1f} times for autoregressive")
     first = runs["diffusion"]
     return "\n".join([
         f"A whole training step of `{first['config']}`, measured on {_machine(first)}:\n", *lines,

@@ -10,7 +10,8 @@ def about(found: dict) -> str:
         for m in found["models"]
     )
     toy = "Toy models of bytes, trained for a minute: the figures show the method, not good text. "
-    return f"{toy if found['toy'] else ''}{models}, on {found['corpus']}; texts of {found['tokens_a_text']} tokens."
+    size = f"texts of {found['tokens_a_text']} tokens"
+    return f"{toy if found['toy'] else ''}The runs: {models}, on {found['corpus']}; {size}."
 
 
 def texts() -> str:

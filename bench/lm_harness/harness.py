@@ -38,7 +38,7 @@ THEIRS = {
 }  # fmt: skip
 DEPARTURES = {
     "a start token everywhere": "The start token stands before every text, as in every row of training. The harness's "
-    "HF model puts it before an empty context, and before the others where it is told add_bos_token=True, as here.",
+    "HF model puts it before an empty context, and before other contexts only with add_bos_token=True, as here.",
     "a start token that stays": "Where a text is longer than the model, the start token stays in front of what is left "
     "of it. The harness's HF model cuts it off with the rest and reads one more token of the text instead.",
     "pieces": "An ending longer than the model is scored in pieces. The harness's HF model refuses it by an assertion, "

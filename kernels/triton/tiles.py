@@ -60,8 +60,8 @@ class Product(NamedTuple):
 
 SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
 
-# (forward, weight) per padded width, found by compiling (bench/without_gpu/resources.py): the largest tiles of which no register
-# spills and as many programs fit a multiprocessor as can, in Triton 3.6 and 3.9 alike. Hopper and after read half as
+# (forward, weight) per padded width, found by compiling (bench/without_gpu/resources.py): the largest tiles of which no
+# register spills and as many programs fit a multiprocessor as can, in Triton 3.6 and 3.9 alike. Hopper and after read half as
 # often from L2 with larger ones; 128 registers let two programs of eight warps share a multiprocessor.
 _WGMMA = {
     16: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),

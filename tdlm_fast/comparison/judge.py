@@ -3,9 +3,9 @@
 An advantage is diffusion's, in nats per token: ln(perplexity of autoregressive / perplexity of diffusion). Each claim
 about a loss is computed three ways on the same tokens:
 
-    as published   next-token's exact nats minus diffusion's reweighted loss, which are on two scales
-    one scale      the published metric of both, on the same draws
-    right metric   next-token's exact nats minus diffusion's bound
+    as published    the autoregressive model's exact nats minus diffusion's reweighted loss, which are on two scales
+    one scale       the published metric for both, on the same draws
+    on likelihood   the autoregressive model's exact nats minus diffusion's bound
 
 Its 95 % interval is Student's t over seeds (same seed: same weights, same batches), no narrower than the estimates' own
 errors; with one seed it is the estimates' own error and ONE_SEED nats to either side, for the seeds that were not run.
@@ -20,30 +20,31 @@ from .claims import load
 TIME_MARGIN = math.log(1.1)  # training times are alike within 10 %
 WIDEST = 0.1  # of an accuracy's interval: wider says too little
 RULES = (
-    "holds: under the right metric the whole interval is above 0 and above half the claimed size, and it reaches the "
-    "claimed size.",
-    "an artefact of the metric: computed as published the whole interval is above 0, under the right metric it is "
-    "below 0, and no exact likelihood of the diffusion model, where one was computed, may reach next-token's. The size "
-    "of the advantage, which depends on the text, may be another than the published one; it stands beside it.",
-    "does not hold: the whole interval under the right metric is below 0, no exact likelihood may reach next-token's, "
-    "and the published computation does not show an advantage either, or was not made; or the interval under the right "
-    "metric is above 0 but does not reach the claimed size.",
-    "undecided: anything else, whatever was not measured, and every claim where the runs of both objectives were not "
-    "alike in settings, text, weights before the first step and batches.",
-    "exact likelihoods are computed at the end of training only; earlier, diffusion stands with its bound alone.",
-    "accuracies are judged on whole sets, the same questions for both, by 95 % (Wilson) intervals of the published "
-    "figures, from the number of questions they are of, and of ours: they hold where the intervals overlap for both "
-    f"objectives and do not where they are apart for one; one wider than {WIDEST:.0%} decides nothing.",
-    "the likelihood gap is judged where both objectives prefer the right endings beyond their 95 % intervals, as the "
+    "Holds: on likelihood, the whole interval is above 0 and above half the claimed size, and it reaches the claimed "
+    "size.",
+    "An artefact of the metric: computed as published, the whole interval is above 0; on likelihood, it is below 0. "
+    "Every exact likelihood of the diffusion model that was computed is certainly behind too. The size of the "
+    "advantage depends on the text, so it may differ from the published size; both are shown.",
+    "Does not hold: on likelihood, the whole interval is below 0, every exact likelihood is certainly behind, and the "
+    "published computation shows no advantage either or was not made. A claim also does not hold where the interval "
+    "on likelihood is above 0 but does not reach the claimed size.",
+    "Undecided: everything else, everything that was not measured, and every claim where the runs of the two "
+    "objectives were not alike in settings, text, initial weights and batches.",
+    "Exact likelihoods are computed only at the end of training. Earlier, diffusion is judged by its bound.",
+    "Accuracies are judged on whole sets, with the same questions for both objectives. The published figure and ours "
+    "each have a 95 % Wilson interval, from their numbers of questions. The claim holds where the two intervals "
+    "overlap for both objectives, and does not hold where they are apart for one. An interval wider than "
+    f"{WIDEST:.0%} decides nothing.",
+    "The likelihood gap is judged only where both objectives prefer the right endings beyond their 95 % intervals: the "
     "ratio of the two gaps, by the rules of the losses.",
-    "training time holds where the whole interval of the ratio is within 10 % of the published one, does not hold "
-    "where all of it is outside; it takes two seeds or more, each pair on one kind of machine.",
-    f"with one seed, {ONE_SEED} nats to either side stand in for the spread over seeds.",
+    "Training time holds where the whole interval of the ratio is within 10 % of the published ratio, and does not "
+    "hold where the whole interval is outside. It needs two seeds or more, each pair on one kind of machine.",
+    f"With one seed, {ONE_SEED} nats to either side stand in for the spread over seeds.",
 )
 
 
 def verdict(claimed: float, published: Interval | None, right: Interval | None, exact: Interval | None = None):
-    """(verdict, reason) of a claim of that advantage in nats; exact: the best exact likelihood against next-token."""
+    """Return (verdict, reason) of a claim of that advantage in nats; exact is that of the best exact likelihood."""
     if right is None:
         return "undecided", "not measured"
     if right.low > 0:
@@ -51,18 +52,18 @@ def verdict(claimed: float, published: Interval | None, right: Interval | None, 
             return "does not hold", f"diffusion is ahead, but by {right.mean:.3f} nats, not {claimed:.3f}"
         if right.low < claimed / 2:
             return "undecided", f"diffusion is ahead, but the interval does not tell {claimed:.3f} nats from far less"
-        return "holds", "diffusion is ahead under the right metric, and the interval reaches the claimed size"
+        return "holds", "diffusion is ahead on likelihood, and the interval reaches the claimed size"
     if right.high >= 0:
-        return "undecided", "the interval under the right metric holds 0"
+        return "undecided", "the interval on likelihood contains 0"
     if exact is not None and exact.high >= 0:
         return "undecided", "the bound is behind, but an exact likelihood of the diffusion model may not be"
     if published is not None and published.low > 0:
-        found = f"the published computation shows {math.exp(published.mean):.2f} times"
+        found = f"the published computation shows {math.exp(published.mean):.2f} times better"
         if not published.low <= claimed <= published.high:
             found += f" (published: {math.exp(claimed):.2f})"
-        alone = "" if exact else ", by diffusion's bound alone"
-        return "an artefact of the metric", f"{found}, the right metric the opposite{alone}"
-    return "does not hold", "diffusion is behind under the right metric"
+        bound_only = "" if exact else ", judged by diffusion's bound only"
+        return "an artefact of the metric", f"{found}, likelihood shows the opposite{bound_only}"
+    return "does not hold", "diffusion is behind on likelihood"
 
 
 def _at(run: dict, where) -> dict | None:
@@ -132,7 +133,7 @@ def advantages(pairs: list[tuple[dict, dict]], where) -> dict[str, Interval | No
 
 
 def exact_advantage(pairs: list[tuple[dict, dict]]) -> Interval | None:
-    """Next-token's nats minus the best exact likelihood of diffusion, on the same test sequences; None if not there."""
+    """Return the autoregressive nats minus the best exact ones of diffusion, on the same test sequences, or None."""
     values, errors = [], []
     for d, a in pairs:
         if not (d.get("table") and a.get("table")):
@@ -222,11 +223,12 @@ def _gap(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
     d, a = (sum(column) / len(found) for column in zip(*means, strict=True))
     words = f"gaps of {d:+.3f} and {a:+.3f} nats, below 0 where the right ending is preferred; {_whose(found)}"
     if not logs:
-        return {"reason": f"not both prefer the right endings: {words}"}
+        return {"reason": f"the models do not both prefer the right endings: {words}"}
     ratio = over_seeds(logs, errors, shared=True)
     state, _ = verdict(math.log(c["ratio"]), None, ratio)
     mean, *ends = (f"{math.exp(v):.3f}" for v in (ratio.mean, ratio.low, ratio.high))
-    return {"verdict": state, "reason": f"diffusion's gap is {mean} [{', '.join(ends)}] times next-token's: {words}"}
+    reason = f"diffusion's gap is {mean} [{', '.join(ends)}] times the autoregressive model's: {words}"
+    return {"verdict": state, "reason": reason}
 
 
 def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:

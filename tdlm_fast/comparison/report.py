@@ -115,8 +115,8 @@ def paragraph(result: dict) -> str:
     if zero and zero["as_published"] and zero["as_published"]["low"] > 0:
         text.append(
             f"Before any training the published computation already shows diffusion "
-            f"{math.exp(zero['as_published']['mean']):.2f} times better; on one scale the ratio is "
-            f"{math.exp(zero['one_scale']['mean']):.2f}, under the right metric {math.exp(zero['right']['mean']):.2f}."
+            f"{math.exp(zero['as_published']['mean']):.2f} times better. With the published metric for both, the ratio "
+            f"is {math.exp(zero['one_scale']['mean']):.2f}; on likelihood it is {math.exp(zero['right']['mean']):.2f}."
         )
     counts: dict[str, int] = {}
     for c in result["claims"]:
@@ -129,15 +129,15 @@ def paragraph(result: dict) -> str:
                  if c["verdict"] != claims["test"]["verdict"]]  # fmt: skip
         low, high = (end(c["right"]["mean"] for c in tests) for end in (min, max))
         text.append(
-            f"With one of {len(tests)} control arms in place of a first arm diffusion's advantage is {low:+.3f} to "
+            f"With one of {len(tests)} control arms in place of a main arm, diffusion's advantage is {low:+.3f} to "
             f"{high:+.3f} nats, and the verdict on the test perplexity "
-            + (f"another with {', '.join(other)}." if other else "the same.")
+            + (f"changes with {', '.join(other)}." if other else "stays the same.")
         )
     return " ".join(text)
 
 
 def claims_table(result: dict) -> list[list[str]]:
-    head = ["claim", "published", "computed as published", "published metric, one scale", "right metric", "nats"]
+    head = ["claim", "published", "computed as published", "published metric for both", "on likelihood", "nats"]
     rows = [[*head, "verdict"]]
     zero = result["untrained"]
     if zero:
@@ -152,8 +152,8 @@ def claims_table(result: dict) -> list[list[str]]:
 
 def control_table(result: dict) -> list[list[str]]:
     """The test perplexity with every further arm in place of the first one of its objective."""
-    head = ["arm", "seeds", "test, nats per token", "computed as published", "published metric, one scale"]
-    rows = [[*head, "right metric", "nats", "first arms, same seeds", "verdict"]]
+    head = ["arm", "seeds", "test, nats per token", "computed as published", "published metric for both"]
+    rows = [[*head, "on likelihood", "nats", "main arms, same seeds", "verdict"]]
     runs = {arm["label"]: arm["runs"] for arm in result["arms"]}
     for arm in result["controls"]:
         found = next(c for c in arm["claims"] if c["id"] == "test")
@@ -224,12 +224,12 @@ def run_table(result: dict) -> list[list[str]]:
 
 
 def early_table(result: dict) -> list[list[str]]:
-    """Both objectives at every evaluation: the right metric and the published one, mean over seeds."""
+    """Both objectives at every evaluation: likelihood and published metric, means over seeds."""
     arms = first_arms(result)
     if len(arms) < 2:
         return []
-    rows = [["step", "diffusion ≤ nats", "autoregressive nats", "ppl ratio, right", "diffusion published metric",
-             "autoregressive published metric", "ratio as published"]]  # fmt: skip
+    rows = [["step", "diffusion ≤ nats", "autoregressive nats", "perplexity ratio, on likelihood",
+             "diffusion published metric", "autoregressive published metric", "ratio as published"]]  # fmt: skip
     d, a = (by_step(arms[o]) for o in NAMES)
     for step in sorted(d.keys() & a.keys()):
         x, y = (mean(e["valid"]["nats_per_token"] for e in found[step]) for found in (d, a))
@@ -283,20 +283,20 @@ def blocks(result: dict) -> list[tuple]:
         out += [
             ("table", claims_table(result), True),
             ("note", "Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals over "
-             f"{seeds_of(result)}; “nats” is the right metric's advantage. Computed as published: the "
-             "reweighted metric of diffusion against the exact perplexity of autoregressive. One scale: the published "
-             "metric of both on the same draws. Right metric: diffusion's upper bound against the exact value, so a "
-             "ratio below 1 may overstate how far diffusion is behind."),
+             f"{seeds_of(result)}; “nats” is the advantage on likelihood. Computed as published: the "
+             "published metric of diffusion against the exact perplexity of the autoregressive model. Published metric "
+             "for both: on the same draws. On likelihood: diffusion's upper bound against the exact value, so a ratio "
+             "below 1 may overstate how far diffusion is behind."),
             ("note", "Rules of the verdicts:"), ("list", result["rules"]),
         ]  # fmt: skip
     if control := control_table(result):
         out += [("h", "Control arms"), ("table", control, True),
-                ("note", "The test perplexity again, with an arm in place of the first one of its objective, against "
-                 "the first arm of the other, on the seeds that both have.")]  # fmt: skip
+                ("note", "The test perplexity again, with a control arm in place of the main arm of its objective, "
+                 "against the main arm of the other, on the seeds that both have.")]  # fmt: skip
     out += [("h", "Curves"), ("charts", curve_charts(result))]
-    out += [("note", "Bands: lowest and highest seed. Step 0 is drawn where 1 is. By time, the first arm of each "
-             "objective alone: others may have been trained on another machine or beside other work. Training losses "
-             "are of arms with the first one's weight: losses of different weights have no common scale.")]  # fmt: skip
+    out += [("note", "Bands: lowest and highest seed. Step 0 is drawn where 1 is. By time, only the main arm of "
+             "each objective: others may have been trained on another machine or beside other work. Training losses "
+             "only of arms with the main arm's weight: losses of different weights have no common scale.")]  # fmt: skip
     out += [("h", "Runs"), ("table", run_table(result), False)]
     machines = {arm["label"]: {r["summary"]["device"] for r in arm["runs"]} for arm in result["arms"]}
     usual = next(iter(machines.values()))

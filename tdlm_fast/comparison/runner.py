@@ -48,7 +48,7 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
 def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
     """Whether the folder holds this very run, finished. Raises ConfigError where it holds one of other settings."""
     from ..data import dataset
-    from ..runs.folder import changes, goes_on
+    from ..runs.folder import changes, resumes
     from ..runs.metrics import finished
 
     summary = finished(folder)
@@ -56,7 +56,7 @@ def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
         return False
     config = settings.load(config_file, [*overrides, f"run.dir={folder}"])
     try:
-        goes_on(config, folder, True)
+        resumes(config, folder, True)
     except settings.ConfigError as e:
         raise settings.ConfigError(f"{e}; or compare into another folder with --out") from None
     if changes(config, folder, lambda key: key in ("data.path", "data.corpus")):

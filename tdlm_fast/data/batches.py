@@ -1,6 +1,6 @@
-"""Batches as a function of (seed, step): rows of a permutation keyed by (seed, epoch).
+"""Batches as a function of (seed, step): rows in an order keyed by (seed, epoch).
 
-Any step can be drawn without the steps before it.
+The batch of any step can be drawn without the steps before it.
 """
 
 import functools
@@ -15,7 +15,7 @@ from .dataset import Split
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Full batches in an epoch. Raises ConfigError where there is none."""
+    """Return the number of full batches in an epoch. Raises ConfigError if there is none."""
     n = usable(split) // batch_size
     if not n:
         rows = f"{usable(split)} rows of {split.seq_len} tokens"
@@ -24,12 +24,12 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def usable(split: Split) -> int:
-    """Rows to train on: packed rows are full, so the rest at the end is left out."""
+    """Return the number of rows to train on. The last packed row is left out if it is not full."""
     return len(split) if split.padded else int((split.lengths == split.seq_len).sum())
 
 
 def permutation(rows: int, seed: int, epoch: int, device="cpu") -> Tensor:
-    """The order of the rows in an epoch, (rows,) int64."""
+    """Return the order of the rows in an epoch, (rows,) int64."""
     words = random_words(torch.arange(rows, device=device), seed=seed, step=epoch, stream=STREAM_BATCH)
     return torch.argsort(words, stable=True)
 
@@ -40,7 +40,7 @@ def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch(split: Split, *, seed: int, step: int, batch_size: int, device="cpu") -> tuple[Tensor, Tensor | None]:
-    """x0 (B, T) and valid (B, T) of a training step, counted from 0: a function of (seed, step) and nothing else."""
+    """Return x0 (B, T) and valid (B, T) of a training step, counted from 0. They depend only on (seed, step)."""
     epoch, place = divmod(step, steps_per_epoch(split, batch_size))
     order = _permutation(usable(split), seed, epoch)
     return split.rows(order[place * batch_size : (place + 1) * batch_size], device)

@@ -1,4 +1,4 @@
-"""A corpus as rows of tokens: tokens (N,), and where each row starts and how long it is.
+"""A corpus as rows of tokens: all tokens (N,), and the start and length of each row.
 
     packed       the stream of tokens cut into rows of T, no padding
     paragraphs   a paragraph a row, truncated or padded to T (the published layout)
@@ -24,7 +24,7 @@ from .tokenizer import TOKENIZERS
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split. tokens (N,) uint16 or uint32; lengths (R,) int64, the tokens of each row."""
+    """The rows of one split: tokens (N,) uint16 or uint32, and lengths (R,) int64, the tokens of each row."""
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -43,7 +43,7 @@ class Split:
         return int(self.lengths.sum())
 
     def rows(self, index: np.ndarray, device="cpu") -> tuple[Tensor, Tensor | None]:
-        """x0 (B, T) int64 and valid (B, T) bool, None where every row is full; padding holds token 0."""
+        """Return x0 (B, T) int64 and valid (B, T) bool, None if every row is full. Padding holds token 0."""
         place = np.arange(self.seq_len)
         lengths = self.lengths[index][:, None]
         valid = place < lengths
@@ -56,7 +56,7 @@ class Split:
 @dataclass(frozen=True)
 class Corpus:
     name: str
-    note: str  # why it is not the corpus asked for, or ""
+    note: str  # why it is another corpus than asked for, or ""
     tokenizer: object
     splits: dict[str, Split]
     hash: str  # of the text of all splits
@@ -79,7 +79,7 @@ def _split(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
 
 
 def load(config: DataConfig, seq_len: int, used: str | None = None) -> Corpus:
-    """The corpus of a config, tokenized (from the cache where it can be); used as in texts. Raises ConfigError."""
+    """Return the corpus of a config, tokenized; `used` as in sources.texts. Raises ConfigError."""
     name, note, parts = texts(config, used)
     if note:
         print(f"NOTE: {note}", file=sys.stderr)

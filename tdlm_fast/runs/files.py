@@ -1,4 +1,7 @@
-"""Files of a run that are whole or absent: written beside, flushed, then renamed."""
+"""Write files of a run so that each is whole or absent, and read its JSON files.
+
+A file is written under another name, flushed to the disk, then renamed.
+"""
 
 import json
 import math
@@ -11,7 +14,7 @@ LAST, BEST = Path("checkpoints") / "last.safetensors", Path("checkpoints") / "be
 
 
 def write_beside(path: Path, write) -> None:
-    """write(temporary path), flush it to the disk, then rename it to path; whatever fails, path stays as it was."""
+    """Call write(temporary path), flush that file, and rename it to path. If anything fails, path stays as it was."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(beside)
@@ -23,7 +26,7 @@ def write_beside(path: Path, write) -> None:
 
 
 def plain(value):
-    """value as JSON can hold it: a number that is none (nan, inf) becomes None."""
+    """Return value as JSON can hold it: nan and inf become None."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -32,20 +35,23 @@ def plain(value):
 
 
 def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
+    """Write value to path as JSON, whole or not at all. indent=None leaves out all white space."""
     separators = (",", ":") if indent is None else None
     text = json.dumps(plain(value), indent=indent, separators=separators, allow_nan=False) + "\n"
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def figures(file: Path, keys=(), mend: str = "remove it, and it is made again") -> dict:
-    """What a JSON file of figures holds, {} where there is none. Raises ConfigError where it is damaged or lacks keys;
-    mend: what then helps."""
+    """Return what a JSON file of figures holds, {} if the file is missing.
+
+    Raises ConfigError, which ends with `mend`, where the file is damaged or one of `keys` is missing.
+    """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-        if lacks := [k for k in keys if k not in found]:
-            raise ValueError(f"no {', '.join(lacks)}")
+            raise ValueError("not a JSON object")
+        if missing := [k for k in keys if k not in found]:
+            raise ValueError(f"no {', '.join(missing)}")
     except FileNotFoundError:
         return {}
     except ValueError as e:

@@ -1,4 +1,4 @@
-"""A run folder: who may write to it, what it holds of an earlier start, and files that are whole or not there.
+"""A run folder: which process may write to it, and whether a start resumes what it holds.
 
 runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  samples.txt  summary.json
 """
@@ -22,19 +22,20 @@ except ImportError:  # Windows
 
 
 MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
-# Keys that decide no loss, so a run goes on with others. The text itself is told by its hash, wherever it lies.
+# Keys that decide no loss, so a run resumes with other values. The text is identified by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.capture")
 FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus")
 
 
 def folder_of(config, path: str) -> Path:
+    """Return the run folder of a config that was read from `path`."""
     return Path(config.run.dir or f"runs/{Path(path).stem}-{config.objective}-seed{config.seed}")
 
 
 def checkpoint_of(folder: Path, which: str | None) -> str:
-    """which, or where it is None: "best" of a finished run, "last" of one that was stopped.
+    """Return `which`, or if it is None "best" of a finished run and "last" of a stopped one.
 
-    The best of a stopped run may be that of before any training.
+    The best checkpoint of a stopped run may be from before any training.
     """
     return which or ("best" if finished(folder) or not (folder / LAST).is_file() else "last")
 
@@ -43,7 +44,7 @@ def checkpoint_of(folder: Path, which: str | None) -> str:
 def locked(folder: Path):
     """Make the folder and keep every other process out of it while inside. Raises ConfigError where that fails.
 
-    The kernel holds the lock (flock), so it ends with its process however that ends; the file says whose it is.
+    The operating system holds the lock (flock), so it ends with its process in any case. The file names the holder.
     """
     path = folder / "lock"
     try:
@@ -54,7 +55,7 @@ def locked(folder: Path):
             with contextlib.suppress(FileNotFoundError):
                 if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
-            file.close()  # its holder removed it as we took it
+            file.close()  # its holder removed it while we took it
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -66,7 +67,7 @@ def locked(folder: Path):
         with contextlib.suppress(OSError):  # Windows removes no open file
             path.unlink()
         file.close()
-        with contextlib.suppress(OSError):  # nothing came to be in it
+        with contextlib.suppress(OSError):  # it stays where it holds something
             folder.rmdir()
 
 
@@ -84,10 +85,11 @@ def _take(file, path: Path) -> None:
         print(f"{path.parent} cannot be locked ({e.strerror}): start nothing else in it", file=sys.stderr)
 
 
-def goes_on(config, folder: Path, resume: bool) -> bool:
-    """Whether the folder holds a finished run or a checkpoint to go on from. Raises ConfigError where it holds another.
+def resumes(config, folder: Path, resume: bool) -> bool:
+    """Return whether this start resumes what the folder holds: a finished run or a checkpoint.
 
-    With nothing to go on from, whatever an earlier start left there moves to a folder earlier-N in it.
+    If there is neither, files of an earlier start move to a folder earlier-N inside. Raises ConfigError where the
+    folder holds a run of other settings, or holds a run and `resume` is False.
     """
     has_config, has_last = (folder / "config.yaml").is_file(), (folder / LAST).is_file()
     if not resume and (has_config or has_last):
@@ -99,13 +101,13 @@ def goes_on(config, folder: Path, resume: bool) -> bool:
             kept.mkdir()
         for name in left:
             os.replace(folder / name, kept / name)
-        what = f"; what there was is in {kept}" if left else ""
+        moved = f"; earlier files are now in {kept}" if left else ""
         if resume:
-            print(f"nothing to resume in {folder}: starting anew{what}", file=sys.stderr)
+            print(f"nothing to resume in {folder}: starting from the beginning{moved}", file=sys.stderr)
         return False
     if not has_config:
         raise settings.ConfigError(
-            f"{folder} holds checkpoints but no config.yaml; restore that file, or start anew with run.dir=OTHER"
+            f"{folder} holds checkpoints but no config.yaml; restore that file, or start another run with run.dir=OTHER"
         )
     if changed := changes(config, folder, lambda key: not key.startswith(FREE)):
         raise settings.ConfigError(
@@ -116,7 +118,7 @@ def goes_on(config, folder: Path, resume: bool) -> bool:
 
 
 def trim_samples(folder: Path, step: int) -> None:
-    """Drop the samples of later steps, which come again."""
+    """Drop the samples of later steps, which a resumed run writes again."""
     file = folder / "samples.txt"
     if file.is_file():
         parts = re.split(r"(?m)^--- step (\d+)\n", file.read_text(encoding="utf-8"))
@@ -125,6 +127,6 @@ def trim_samples(folder: Path, step: int) -> None:
 
 
 def changes(config, folder: Path, counts) -> str:
-    """The keys for which counts(key) holds and in which config differs from the folder's: "KEY was X, now Y; …"."""
+    """Return where config differs from the folder's in keys that satisfy `counts`: "KEY was X, now Y; …"."""
     before, now = settings.flatten(settings.load(folder / "config.yaml")), settings.flatten(config)
     return "; ".join(f"{k} was {before[k]!r}, now {v!r}" for k, v in now.items() if counts(k) and before[k] != v)

@@ -1,25 +1,29 @@
-"""A trained run from its folder: config, tokenizer, model and checkpoint state."""
+"""Load a trained run from its folder."""
 
 from pathlib import Path
 
 from .. import config as settings
+from ..data.tokenizer import TOKENIZERS
+from ..model import build_model
 from . import checkpoint
+from .device import pick_device, tell_missing
 from .folder import checkpoint_of
 
 
-def load_run(folder: Path, which: str | None = None, device: str = "auto"):
-    """(config, tokenizer, model, state of the checkpoint) of a run; which as in checkpoint_of. Raises ConfigError."""
-    from ..data.tokenizer import TOKENIZERS
-    from ..model import build_model
-    from .device import pick_device, tell_missing
+def load_run(folder: str | Path, which: str | None = None, device: str = "auto"):
+    """Return (config, tokenizer, model, state) of a run: its model in evaluation mode and its checkpoint's state.
 
+    which: "best" or "last"; None takes the best of a finished run and the last of a stopped one. Raises ConfigError
+    where there is no such run or its checkpoint is damaged.
+    """
+    folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")
+        raise settings.ConfigError(f"{folder} is not a run folder: it holds no config.yaml")
     config = settings.load(folder / "config.yaml")
     tokenizer = TOKENIZERS[config.data.tokenizer]()
     model = build_model(config, tokenizer)
     state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
-    state["weights"] = checkpoint.digest(model.state_dict())[:16]  # what was computed with others is not theirs
+    state["weights"] = checkpoint.digest(model.state_dict())[:16]  # figures computed with other weights do not count
     where = pick_device(device)
     tell_missing(where)
     return config, tokenizer, model.to(where).eval(), state

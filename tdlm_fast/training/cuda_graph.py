@@ -1,11 +1,12 @@
-"""The whole optimizer step on the device, replayed as one CUDA graph.
+"""Run the whole optimizer step on the device, replayed as one CUDA graph.
 
     draw the batch, corrupt, forward, loss, backward, clip, AdamW, schedule, step += 1
 
-What changes from step to step lies in device memory (the step, the learning rate, the epoch's order of rows, the log),
-so the graph is captured once; a step costs the host one launch. Dropout follows the device's generator, which is seeded
-by (seed, step) before every step and which a replay reads, so eager and captured steps draw the same bits. The same
-body runs eagerly, captured, and under fake tensors, which is how tests show that nothing in it waits for the device.
+Everything that changes from step to step lies in device memory: the step, the learning rate, the epoch's order of rows
+and the log. So the graph is captured once, and a step costs the host one launch. Dropout follows the device's
+generator. It is seeded by (seed, step) before every step, and a replay reads it, so eager and captured steps draw the
+same bits. The same body runs eagerly, captured, and under fake tensors; the last is how tests show that nothing in it
+waits for the device.
 """
 
 from collections import deque
@@ -24,11 +25,11 @@ WARM_UP = 3  # eager steps before the capture: they create the optimizer's state
 
 
 class DeviceData:
-    """A training split on the device; batch(step) is data.batch(split, seed=seed, step=step), row for row."""
+    """A training split on the device. batch(step) returns the rows of data.batches.batch for that step."""
 
     def __init__(self, split: dataset.Split, seed: int, batch_size: int, device):
         n = batches.usable(split)
-        # Torch gathers no uint16 everywhere: the bits travel as signed integers of the same size.
+        # PyTorch cannot gather uint16 on every device: the bits travel as signed integers of the same size.
         self.mask = 2 ** (8 * split.tokens.itemsize) - 1
         signed = split.tokens.view(f"int{8 * split.tokens.itemsize}")
         self.tokens = torch.from_numpy(signed.copy()).to(device)
@@ -40,14 +41,14 @@ class DeviceData:
         self.epoch = -1
 
     def begin(self, step: int) -> None:
-        """Lay out the order of rows of the epoch that holds `step`; outside the graph, once an epoch."""
+        """Write the row order of the epoch that holds `step`: outside the graph, once per epoch."""
         epoch = step // self.steps_per_epoch
         if epoch != self.epoch:
             self.order.copy_(batches.permutation(len(self.order), self.seed, epoch, self.order.device))
             self.epoch = epoch
 
     def batch(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x0 (B, T) int64 and valid (B, T) bool, None where rows are full, of a step in the epoch begun; step: ()."""
+        """Return x0 (B, T) int64 and valid (B, T) bool (None where rows are full) of `step`, () int64 on the device."""
         x0, valid = draw(
             self.tokens, self.starts, self.lengths, self.order, step, self.batch_size, self.steps_per_epoch,
             self.seq_len, self.mask, self.padded,
@@ -56,9 +57,9 @@ class DeviceData:
 
 
 class DeviceSteps:
-    """run(step) trains on batch `step`, counted from 0 and in order; read() gives what the steps returned.
+    """Train on the batches in order: run(step) starts a step, counted from 0, and read() returns outcomes.
 
-    mode "auto" captures after WARM_UP steps; `why` says why steps run eagerly, "" where they are or will be captured.
+    mode "auto" captures after WARM_UP steps. `why` holds the reason for eager steps, "" for captured ones.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class DeviceSteps:
             self.stream, self.generator = torch.cuda.Stream(device), torch.cuda.default_generators[device.index]
 
     def body(self) -> None:
-        """One step, reading and writing device memory alone."""
+        """One step that reads and writes only device memory."""
         torch.index_select(self.rates, 0, self.step.view(1), out=self.lr.view(1))
         x0, valid = self.data.batch(self.step)
         loss, loss_tokens, n = backward(self.model, self.loss_of, x0, valid, self.config, self.step)
@@ -101,7 +102,7 @@ class DeviceSteps:
             self.graph.replay()
         elif self.stream is None:
             self.body()
-        else:  # gradients are accumulated on the stream that the capture will use
+        else:  # gradients accumulate on the stream that the capture will use
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.stream):
                 self.body()
@@ -114,16 +115,16 @@ class DeviceSteps:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
                 self.body()
-        except Exception as error:  # whatever an op or a driver cannot do in a capture, it can do outside
+        except Exception as error:  # what an op or a driver cannot do during a capture may work outside
             self.why = f"the step cannot be captured: {str(error).splitlines()[0] if str(error) else type(error)}"
             self.optimizer.zero_grad(set_to_none=True)
-            if self.stream is not None:  # the generator's own state may think that it is captured still
+            if self.stream is not None:  # the generator may still be marked as captured
                 self.generator.graphsafe_set_state(before)
         else:
             self.graph = graph
 
     def mark(self, first: int, end: int) -> None:
-        """Let the outcomes of steps first .. end travel to the host, behind the steps started so far."""
+        """Copy the outcomes of steps first to end to the host, after the steps that have started."""
         if end - first > len(self.log):
             raise ValueError(f"{end - first} steps are more than the log of {len(self.log)} holds")
         host = self.log.to("cpu", non_blocking=True, copy=True)  # into pinned memory
@@ -134,9 +135,9 @@ class DeviceSteps:
         self.unread.append((first, end, host, arrived))
 
     def read(self, keep: int = 0) -> list[tuple[int, list[dict]]]:
-        """(first step, outcome of every step from there) of all marks but the last `keep`, oldest first.
+        """Return (first step, outcomes from there) of all marks except the last `keep`, oldest first.
 
-        Waits only for what it returns: with keep=1 that is the window before the last, which has long arrived.
+        It waits only for what it returns. With keep=1 that is the window before the last, which has usually arrived.
         """
         found = []
         while len(self.unread) > keep:
@@ -152,7 +153,7 @@ def _outcome(loss: float, grad_norm: float, loss_tokens: float, tokens: float) -
 
 
 def start(model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int, first: int):
-    """What runs a config's steps from `first` on, DeviceSteps on a GPU and EagerSteps elsewhere; .why as there."""
+    """Return the runner of a config's steps from `first` on: DeviceSteps on a GPU, else EagerSteps."""
     if next(model.parameters()).is_cuda:
         return DeviceSteps(
             model, optimizer, loss_of, split, config, steps=steps, first=first, mode=config.train.capture,

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a progress bar or plain lines, metrics.jsonl, and Weights & Biases as a switch."""
+"""Log a run: a progress bar or plain lines, metrics.jsonl, and Weights & Biases if it is switched on."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..config import Config, nested
 from ..runs.files import plain, write_beside
 from ..runs.metrics import entries
 
@@ -16,7 +17,7 @@ WANDB_S = 30  # how long a network may keep a run waiting, at its start and at i
 
 
 def peak_memory_mb(device) -> float | None:
-    """Most memory in use so far, in MB: the allocator's on a GPU, else the process's; None where it is not known."""
+    """Return the peak memory so far in MB: of the allocator on a GPU, else of the process; None if it is unknown."""
     if device.type == "cuda":
         import torch
 
@@ -34,7 +35,7 @@ def peak_memory_mb(device) -> float | None:
 
 
 def _shows_a_bar(stream) -> bool:
-    """Whether a bar can be seen there: a terminal, and not one of no columns or lines, as some containers have."""
+    """Return whether a bar can be shown: on a terminal of at least two columns and lines (some containers have 0)."""
     try:
         return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 1
     except OSError:
@@ -42,12 +43,17 @@ def _shows_a_bar(stream) -> bool:
 
 
 class Log:
-    """metrics.jsonl, the terminal and Weights & Biases. Resumed at `step`, later lines go: they come again."""
+    """Write metrics.jsonl, show progress on the terminal, and report to Weights & Biases.
 
-    def __init__(self, folder: Path, steps: int, step: int, wandb: str, config: dict):
+    A run resumed at `step`, whose checkpoint was last evaluated at step `evaluated`, writes later lines again: they are
+    dropped here.
+    """
+
+    def __init__(self, folder: Path, config: Config, steps: int, step: int, evaluated: int | None):
         self.file = folder / "metrics.jsonl"
         kept, damaged = entries(self.file) if step else ([], 0)
-        text = "".join(json.dumps(entry) + "\n" for entry in kept if entry["step"] <= step)
+        kept = [e for e in kept if e["step"] < step or e["step"] == step and ("valid" not in e or evaluated == step)]
+        text = "".join(json.dumps(entry) + "\n" for entry in kept)
         write_beside(self.file, lambda p: p.write_text(text, encoding="utf-8"))
         self.terminal = _shows_a_bar(sys.stderr)
         self.steps, self.last, self.started = steps, 0.0, time.monotonic()
@@ -55,7 +61,7 @@ class Log:
         self.first = step
         if damaged:
             self.say(f"{self.file}: {damaged} damaged line{'s' * (damaged > 1)} dropped")
-        self.wandb = self._wandb(folder, wandb, config)
+        self.wandb = self._wandb(folder, config)
 
     def __enter__(self):
         return self
@@ -63,7 +69,8 @@ class Log:
     def __exit__(self, *error):
         self.close()
 
-    def _wandb(self, folder: Path, mode: str, config: dict):
+    def _wandb(self, folder: Path, config: Config):
+        mode = config.run.wandb
         if mode == "off":
             return None
         try:
@@ -73,7 +80,7 @@ class Log:
                 raise RuntimeError("no account here; `wandb login`, WANDB_API_KEY or run.wandb=offline")
             times = {"init_timeout": WANDB_S, "finish_timeout": WANDB_S}
             known = wandb.Settings(**{k: v for k, v in times.items() if k in wandb.Settings.model_fields})
-            return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=config, settings=known)
+            return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=nested(config), settings=known)
         except Exception as e:  # whatever fails there, training goes on
             return self._off(e)
 
@@ -82,15 +89,15 @@ class Log:
         self.wandb = None
 
     def start(self) -> None:
-        """Training begins: the time that is left is reckoned from here."""
+        """Begin to reckon the time that is left."""
         self.started = time.monotonic()
 
     def say(self, line: str) -> None:
-        """A line that the progress bar does not overwrite."""
+        """Print a line that the progress bar does not overwrite."""
         self.bar.write(line, file=sys.stderr)
 
     def record(self, entry: dict) -> None:
-        """A line of metrics.jsonl; non-finite numbers are written as null."""
+        """Append a line to metrics.jsonl; non-finite numbers are written as null."""
         with open(self.file, "a", encoding="utf-8") as f:
             f.write(json.dumps(plain(entry), allow_nan=False) + "\n")
         if self.wandb is not None:
@@ -100,7 +107,7 @@ class Log:
                 self._off(e)
 
     def result(self, summary: dict) -> None:
-        """The final results, for Weights & Biases."""
+        """Report the final results to Weights & Biases."""
         if self.wandb is not None:
             try:
                 self.wandb.summary.update(summary)
@@ -108,7 +115,7 @@ class Log:
                 self._off(e)
 
     def progress(self, step: int, entry: dict) -> None:
-        """Show the state after `step` steps: the bar, or a line every ten seconds where there is no terminal."""
+        """Show the state after `step` steps: in the bar, or without a terminal in a line every ten seconds."""
         memory = f"{entry['peak_memory_mb']:.0f} MB" if entry.get("peak_memory_mb") else ""
         rates = f"{entry['tokens_per_s']:,.0f} tok/s, {entry['loss_tokens_per_s']:,.0f} loss-tok/s"
         text = f"loss {entry['loss']:.4f}, {rates}, {memory}"
@@ -121,12 +128,12 @@ class Log:
             print(f"step {step}/{self.steps}  {text}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
     def end_bar(self) -> None:
-        """Training is over: what is said from here on stands below the bar."""
+        """Close the bar: later lines stand below it."""
         self.bar.close()
 
     def close(self) -> None:
         self.bar.close()
-        if self.wandb is not None:  # in a thread, because an upload may wait for a network for ever
+        if self.wandb is not None:  # in a thread, because an upload may wait for the network for ever
             upload, self.wandb = threading.Thread(target=self._finish, args=(self.wandb,), daemon=True), None
             upload.start()
             upload.join(WANDB_S + 10)
@@ -141,7 +148,7 @@ class Log:
 
 
 def _has_key(wandb) -> bool:
-    """Whether Weights & Biases can log in without asking: its environment and settings, or a netrc file."""
+    """Return whether Weights & Biases can log in without asking: by environment, settings or a netrc file."""
     from requests.utils import get_netrc_auth
 
     s, key = wandb.setup().settings, os.environ.get("WANDB_API_KEY")

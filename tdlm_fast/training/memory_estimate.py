@@ -29,7 +29,7 @@ CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 
 
 
 def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
-    """Bytes that tdlm::lce_forward, lce_backward_weight or lce_sum holds beside its inputs and outputs."""
+    """Return the scratch bytes of tdlm::lce_forward, lce_backward_weight or lce_sum, beside inputs and outputs."""
     (N, D), V = h.shape, len(weight)
     card = lce_plan.card(CAPABILITY)
     plan = lce_plan.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
@@ -44,11 +44,11 @@ def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
 
 
 class HostTransfer(RuntimeError):
-    """An op of the step needs something from the host, or gives it something; a CUDA graph cannot hold it."""
+    """An op of the step moves data between host and device, which a CUDA graph cannot hold."""
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of all live storages that pass through it, and their peak; raises HostTransfer where data would cross."""
+    """Count the bytes of all live storages, and their peak. Raises HostTransfer where data would cross."""
 
     CROSSING = ("lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
 
@@ -104,7 +104,7 @@ def as_on_gpu():
 
 
 class Vocabulary:
-    """What building a model asks of a tokenizer."""
+    """The part of a tokenizer that building a model reads."""
 
     def __init__(self, tokenizer: str):
         self.vocab = {"gpt2": 50257, "bytes": 257}[tokenizer]
@@ -114,7 +114,7 @@ class Vocabulary:
 def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, meter: Meter | None = None) -> Meter:
     """Run `steps` captured steps of a config on fake tensors over a split of `tokens` tokens; returns the Meter.
 
-    Raises HostTransfer, or the error of the op that has no fake form, where a step could not be captured.
+    Raises HostTransfer, or the error of an op without a fake form, where a step could not be captured.
     """
     T, size = config.model.seq_len, config.train.batch_size
     vocabulary, rows = Vocabulary(config.data.tokenizer), max(size, tokens // T)
@@ -135,5 +135,5 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
 
 
 def estimate(config: settings.Config, **kwargs) -> float:
-    """Peak memory of the step in MB, as described at the top of the file."""
+    """Return the peak memory of a step in MB, as described at the top of the file."""
     return trace(config, **kwargs).peak / 1e6

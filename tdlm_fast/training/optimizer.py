@@ -12,7 +12,7 @@ from ..config import Optim
 
 
 def learning_rate(step: int, steps: int, optim: Optim) -> float:
-    """The learning rate of a step counted from 0, of `steps` in all."""
+    """Return the learning rate of step `step`, counted from 0, of `steps` steps."""
     warmup = math.ceil(optim.warmup * steps)
     if step < warmup:
         return optim.lr * (step + 1) / warmup
@@ -21,10 +21,10 @@ def learning_rate(step: int, steps: int, optim: Optim) -> float:
 
 
 def adamw(model: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """Fused AdamW; embeddings, positions and norms do not decay."""
+    """Return fused AdamW; embeddings, positions and norms do not decay."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     decayed = [p for p in model.parameters() if p.dim() == 2 and id(p) not in tables]
     rest = [p for p in model.parameters() if p.dim() != 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    on_gpu = any(p.is_cuda for p in model.parameters())  # there a graph may replay it, with a learning rate in memory
+    on_gpu = any(p.is_cuda for p in model.parameters())  # a graph may replay it
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True, capturable=on_gpu)

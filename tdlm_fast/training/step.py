@@ -11,12 +11,12 @@ from ..config import Config
 from ..data import batches, dataset
 from ..kernels.ops.step_scalars import clip_scale
 from ..model import autocast
-from ..objective import OBJECTIVES, masked_tokens
+from ..objective import OBJECTIVES, Part, masked_tokens
 from .optimizer import learning_rate
 
 
 def objective(config: Config, tokenizer):
-    """The config's loss with everything bound that does not change from step to step."""
+    """Return the config's loss as a function of what changes from step to step."""
     kw = dict(seed=config.seed, start_token_id=tokenizer.start_token_id)
     if config.objective == "diffusion":
         kw |= dict(schedule=config.noise.schedule, sampling=config.noise.sampling, loss_weight=config.loss_weight)
@@ -26,20 +26,23 @@ def objective(config: Config, tokenizer):
 
 
 def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
-    """Gradients of a batch, in its micro-batches: (loss, tokens that bore loss, tokens), scalars on the device."""
+    """Add up the gradients of a batch over its micro-batches.
+
+    Returns (loss, number of loss-bearing tokens, number of valid tokens), scalars on the device.
+    """
     device, size, parts = x0.device, config.train.batch_size, config.train.accumulation
     loss = loss_tokens = None
     n = divisor = x0.new_full((), x0.numel()) if valid is None else valid.sum()
     if config.objective == "diffusion" and config.loss_weight != "elbo":
         divisor = None
-        if parts > 1:  # strata differ between micro-batches, so each by itself would average over another number
+        if parts > 1:  # each micro-batch has its own strata, and so its own number of masked tokens
             noise = dict(schedule=config.noise.schedule, sampling=config.noise.sampling)
             divisor = masked_tokens(model, x0, seed=config.seed, step=step, valid=valid, **noise).clamp(min=1)
     for i in range(0, size, size // parts):
         rows = slice(i, i + size // parts)
-        part = None if valid is None else valid[rows]
+        here = None if valid is None else valid[rows]
         with autocast(device, config.precision):
-            value, k = loss_of(model, x0[rows], step=step, valid=part, row_offset=i, batch_rows=size, divisor=divisor)
+            value, k = loss_of(model, x0[rows], step=step, valid=here, part=Part(i, size, divisor))
         value.backward()
         value = value.detach()
         loss, loss_tokens = (value, k) if loss is None else (loss + value, loss_tokens + k)
@@ -47,10 +50,13 @@ def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
 
 
 def update(model, optimizer, loss, config: Config):
-    """Clip, step and clear the gradients; returns their norm before clipping, a scalar on the device."""
+    """Clip the gradients, update the weights and clear the gradients.
+
+    Returns the norm of the gradients before clipping, a scalar on the device.
+    """
     clip = config.optim.clip or float("inf")
-    # Fused AdamW skips this step where found_inf is 1, so no such gradient reaches the weights; the host need not wait.
-    if loss.is_cuda:  # and it divides by grad_scale there, so that clipping is no pass of its own
+    # Fused AdamW skips the step where found_inf is 1: no bad gradient reaches the weights, and the host does not wait.
+    if loss.is_cuda:  # it also divides by grad_scale there, so clipping needs no pass over the gradients
         norms = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None]))
         norm, optimizer.grad_scale, optimizer.found_inf = clip_scale(norms, loss, clip)
     else:
@@ -62,7 +68,10 @@ def update(model, optimizer, loss, config: Config):
 
 
 def train_step(model, optimizer, loss_of, split: dataset.Split, config: Config, *, step: int, steps: int) -> dict:
-    """Train on batch `step` (from 0) of `steps`; {"loss", "grad_norm", "loss_tokens", "tokens"} as device tensors."""
+    """Train on batch `step` (from 0) of `steps`.
+
+    Returns {"loss", "grad_norm", "loss_tokens", "tokens"} as scalars on the device.
+    """
     device = next(model.parameters()).device
     torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
     x0, valid = batches.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)
@@ -74,7 +83,7 @@ def train_step(model, optimizer, loss_of, split: dataset.Split, config: Config, 
 
 
 class EagerSteps:
-    """Steps one by one, batches drawn on the host; the interface of captured.DeviceSteps."""
+    """Run steps one by one, with batches drawn on the host. The interface is that of cuda_graph.DeviceSteps."""
 
     why = ""
 
@@ -96,7 +105,7 @@ class EagerSteps:
 
 
 def where(config: Config, split: dataset.Split, step: int) -> str:
-    """Step, epoch, place and noise levels of a batch, for the error that stops on it."""
+    """Describe a batch (step, epoch, place, noise levels) for the error that stops on it."""
     from ..kernels.ops.corrupt import LEVELS, levels
 
     epoch, place = divmod(step, batches.steps_per_epoch(split, config.train.batch_size))

@@ -1,240 +1,254 @@
-"""Train one run from its first step or its last checkpoint to the final evaluation."""
+"""Train one run from its first step, or from its last checkpoint, to the final evaluation."""
 
-import contextlib
 import math
-import os
-import signal
 import sys
 import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
+
 from .. import config as settings
+from ..data import dataset
+from ..data.batches import batch, steps_per_epoch
+from ..evaluation.diagnostics import diagnose
+from ..evaluation.likelihood import likelihood
+from ..evaluation.published_metric import both
+from ..model import build_model
+from ..runs import checkpoint
+from ..runs.device import pick_device, tell_missing, versions
 from ..runs.files import BEST, LAST, write_beside, write_json
-from ..runs.folder import changes, goes_on, locked, trim_samples
-from ..runs.metrics import finished
+from ..runs.folder import changes, trim_samples
+from ..sampling.generate import generate
+from . import cuda_graph, step
+from .logger import Log, peak_memory_mb
+from .optimizer import adamw, learning_rate
+from .stop import Stop
 
 
-class Stop:
-    """Ctrl-C or SIGTERM inside `with` raises KeyboardInterrupt; where `patient`, the first one only sets `asked`."""
+@dataclass
+class Progress:
+    """How far a run has come. Checkpoints keep it, so that a resumed run counts on from there."""
 
-    asked = patient = False
+    corpus: str
+    corpus_hash: str
+    step: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    seconds: float = 0.0  # of training alone
+    best: float | None = None  # lowest validation nats per token so far
+    evaluated: int | None = None  # the step of the last evaluation
 
-    def __enter__(self):
-        self.before = {name: signal.signal(name, self) for name in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error):
-        for name, handler in self.before.items():
-            signal.signal(name, handler)
-
-    def __call__(self, number, frame):
-        if self.asked or not self.patient:
-            raise KeyboardInterrupt
-        self.asked = True
-        with contextlib.suppress(OSError):  # not print, which this may interrupt; nor is there always somebody to read
-            os.write(2, b"\nstopping after this step or evaluation; again to leave at once\n")
+    @classmethod
+    def of(cls, state: dict) -> "Progress":
+        """The progress in a checkpoint's state."""
+        return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})
 
 
-def train(config, folder: Path, resume: bool) -> dict:
-    """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite, KeyboardInterrupt."""
-    with Stop() as stop, locked(folder):
-        if goes_on(config, folder, resume):
-            if (done := finished(folder)) and ((folder / BEST).is_file() or not (folder / LAST).is_file()):
-                print(f"{folder} is finished already", file=sys.stderr)
-                return done
-            return _train(config, folder, True, stop)
-        return _train(config, folder, False, stop)
+class Trainer:
+    """A run being trained: corpus, model, optimizer and progress. `run()` trains; the other methods are its parts."""
 
+    def __init__(self, config: settings.Config, folder: Path, resume: bool, stop: Stop):
+        self.config, self.folder, self.resume, self.stop = config, folder, resume, stop
+        self.device = pick_device(config.device)
+        tell_missing(self.device)
+        began = checkpoint.peek(folder / LAST) if resume else {}
+        self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"))
+        self.split = self.corpus.splits["train"]
+        per_epoch = steps_per_epoch(self.split, config.train.batch_size)
+        self.steps = config.train.max_steps or max(1, int(config.train.epochs * per_epoch))
+        self.eval_every, self.early = config.eval.every or per_epoch, settings.early_steps(config)
+        self.save_every = config.train.save_every or self.eval_every
+        self.model = build_model(config, self.corpus.tokenizer).to(self.device).train()
+        self.optimizer = adamw(self.model, config.optim)
+        self.progress = Progress(self.corpus.name, self.corpus.hash)
+        if resume:
+            self.load()
+        self.scoring = dict(
+            start_token_id=self.corpus.tokenizer.start_token_id, seed=config.seed, precision=config.precision,
+            batch_size=config.eval.batch_size,
+        )  # fmt: skip
 
-def _train(config, folder: Path, resume: bool, stop: Stop) -> dict:
-    stop.patient = True  # an exception in the middle of an import may end the process without a word
-    import torch
-
-    from ..runs.device import kernels, pick_device, tell_missing, versions
-
-    kernels()  # a wrong TDLM_CPU_ISA ends here
-    from ..data import batches, dataset
-    from ..evaluation import diagnostics, likelihood, published_metric
-    from ..model import build_model
-    from ..runs import checkpoint
-    from ..sampling import generate
-    from . import cuda_graph, step
-    from .logger import Log, peak_memory_mb
-    from .optimizer import adamw
-
-    stop.patient = False
-    if stop.asked:
-        raise KeyboardInterrupt
-    device = pick_device(config.device)
-    tell_missing(device)
-    last, best = folder / LAST, folder / BEST
-    began = checkpoint.peek(last) if resume else {}
-    corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"))
-    train_split = corpus.splits["train"]
-    per_epoch = batches.steps_per_epoch(train_split, config.train.batch_size)
-    steps = config.train.max_steps or max(1, int(config.train.epochs * per_epoch))
-    every, early = config.eval.every or per_epoch, settings.early_steps(config)
-    save_every = config.train.save_every or every
-    model = build_model(config, corpus.tokenizer).to(device).train()
-    optimizer = adamw(model, config.optim)
-    state = {"step": 0, "best": None, "tokens": 0, "loss_tokens": 0, "seconds": 0.0}
-    state |= {"corpus": corpus.name, "corpus_hash": corpus.hash}
-    if resume:
+    def load(self) -> None:
+        """Take up the last checkpoint. Raises ConfigError where the text is not the one it was trained on."""
+        best, best_is_whole = self.folder / BEST, True
         try:
-            checkpoint.load(best, model)
-            best_is_whole = True
+            checkpoint.load(best, self.model)
         except settings.ConfigError:
-            print(f"{best} is missing or damaged; the best is sought anew from here on", file=sys.stderr)
+            print(f"{best} is missing or damaged; the best is sought again from here", file=sys.stderr)
             best_is_whole = False
-        state = checkpoint.load(last, model, optimizer)
-        if state["corpus_hash"] != corpus.hash:
-            what = changes(config, folder, lambda key: key in ("data.path", "data.corpus")) or "its files have changed"
-            raise settings.ConfigError(f"the text is not what {folder} was trained on ({what}); restore it, or start "
-                                       "another run with run.dir=OTHER")  # fmt: skip
+        self.progress = Progress.of(checkpoint.load(self.folder / LAST, self.model, self.optimizer))
+        if self.progress.corpus_hash != self.corpus.hash:
+            keys = changes(self.config, self.folder, lambda key: key in ("data.path", "data.corpus"))
+            raise settings.ConfigError(
+                f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'}); "
+                "restore it, or start another run with run.dir=OTHER"
+            )
         if not best_is_whole:
-            state |= {"best": None, "evaluated": None}
-        trim_samples(folder, state["step"])
-    write_beside(folder / "config.yaml", lambda p: settings.save(config, p))
-    parts = model.count_by_part()
-    counts = ", ".join(f"{k} {v:,}" for k, v in parts.items())
-    loss_of = step.objective(config, corpus.tokenizer)
-    scored = dict(start_token_id=corpus.tokenizer.start_token_id, seed=config.seed, precision=config.precision)
-    scored |= dict(batch_size=config.eval.batch_size)
+            self.progress.best = self.progress.evaluated = None
+        trim_samples(self.folder, self.progress.step)
 
-    def evaluate_valid():
-        n, valid = config.eval.samples, corpus.splits["valid"]
-        found, metric = published_metric.both(
-            model, valid, config.objective, draws=config.eval.published, max_samples=n, min_samples=n, **scored
-        )
-        log.say(f"step {state['step']}  valid {found}")
-        entry = {key: state[key] for key in ("step", "seconds", "tokens", "loss_tokens")} | {"valid": found.asdict()}
+    def run(self) -> dict:
+        """Train to the last step or until a stop is asked for; returns what summary.json holds."""
+        config, progress = self.config, self.progress
+        write_beside(self.folder / "config.yaml", lambda p: settings.save(config, p))
+        with Log(self.folder, config, self.steps, progress.step, progress.evaluated) as self.log:
+            self.begin()
+            while progress.step < self.steps and not self.stop.asked:
+                self.runner.run(progress.step)
+                progress.step += 1
+                self.report_eager_steps()
+                evaluates, saves = self.due()
+                if progress.step % config.train.log_every == 0 or saves or evaluates:
+                    self.collect_metrics(keep=0 if saves or evaluates else 1)
+                if evaluates:
+                    self.evaluate()
+                if saves:
+                    self.save()
+                if saves or evaluates:
+                    self.window_began = time.monotonic()
+            if self.saved_at != progress.step:
+                self.collect_metrics()
+                self.save()
+            return self.finish()
+
+    def begin(self) -> None:
+        """Describe the run, evaluate a new one, and set up the steps."""
+        corpus, counts = self.corpus, self.model.count_by_part()
+        tokens = f"{self.split.scored:,} training tokens"
+        self.log.say(f"{self.config.objective} on {corpus.name}, {tokens}, {self.steps} steps, {self.device}")
+        parts = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+        self.log.say(f"{sum(counts.values()):,} parameters: {parts}")
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if not self.resume:
+            self.evaluate()
+        self.runner = cuda_graph.start(
+            self.model, self.optimizer, step.objective(self.config, corpus.tokenizer), self.split, self.config,
+            steps=self.steps, first=self.progress.step,
+        )  # fmt: skip
+        self.why_eager, self.marked = "", self.progress.step
+        self.saved_at = self.progress.step if self.resume else None
+        self.window_began = time.monotonic()
+        self.stop.patient = True
+        self.log.start()
+
+    def due(self) -> tuple[bool, bool]:
+        """Whether this step is followed by an evaluation, and whether by a checkpoint."""
+        at, last = self.progress.step, self.progress.step == self.steps
+        return not last and (at % self.eval_every == 0 or at in self.early), last or at % self.save_every == 0
+
+    def report_eager_steps(self) -> None:
+        """Log why steps run one by one, once for each reason."""
+        if self.runner.why != self.why_eager:
+            self.why_eager = self.runner.why
+            self.log.say(f"steps run one by one: {self.why_eager}")
+
+    def collect_metrics(self, keep: int = 0) -> None:
+        """Record the steps since the last call; with keep=1 on a GPU, only those that have arrived."""
+        if self.marked < self.progress.step:
+            self.runner.mark(self.marked, self.progress.step)
+            self.marked = self.progress.step
+        windows, now = self.runner.read(keep=keep), time.monotonic()
+        for first, outcomes in windows:  # windows that arrive together share the time
+            seconds = (now - self.window_began) * len(outcomes) / sum(len(o) for _, o in windows)
+            entry = self.training_entry(outcomes, first, seconds)
+            bad = [s for s, o in enumerate(outcomes, first) if not math.isfinite(o["loss"] + o["grad_norm"])]
+            if bad:
+                raise settings.NonFinite(step.where(self.config, self.split, bad[0]))
+            self.log.record(entry)
+            self.log.progress(entry["step"], entry)
+        self.window_began = now if windows else self.window_began
+
+    def training_entry(self, outcomes: list[dict], first: int, seconds: float) -> dict:
+        """The line of metrics.jsonl for steps first, first + 1, …, which took `seconds`; adds them to the progress."""
+        progress, last = self.progress, first + len(outcomes) - 1
+        loss_tokens, tokens = (sum(o[k] for o in outcomes) for k in ("loss_tokens", "tokens"))
+        progress.tokens += tokens
+        progress.loss_tokens += loss_tokens
+        progress.seconds += seconds
+        return {
+            "step": last + 1, "loss": outcomes[-1]["loss"], "lr": learning_rate(last, self.steps, self.config.optim),
+            "grad_norm": outcomes[-1]["grad_norm"], "tokens_per_s": tokens / seconds,
+            "loss_tokens_per_s": loss_tokens / seconds, "tokens": progress.tokens, "loss_tokens": progress.loss_tokens,
+            "seconds": progress.seconds, "peak_memory_mb": peak_memory_mb(self.device),
+        }  # fmt: skip
+
+    def evaluate(self) -> None:
+        """Score the validation split, record it, keep the best weights, and write samples of text."""
+        config, progress, valid = self.config, self.progress, self.corpus.splits["valid"]
+        found, metric = both(
+            self.model, valid, config.objective, draws=config.eval.published, max_samples=config.eval.samples,
+            min_samples=config.eval.samples, **self.scoring,
+        )  # fmt: skip
+        entry = {key: getattr(progress, key) for key in ("step", "seconds", "tokens", "loss_tokens")}
+        entry["valid"] = found.asdict()
         if metric:
             entry["published"] = metric.asdict()
         if config.eval.probe:
-            entry["diagnostics"] = diagnostics.diagnose(
-                model, valid, config.objective, rows=config.eval.probe, loss_weight=config.loss_weight,
-                precision=config.precision, start_token_id=corpus.tokenizer.start_token_id,
+            entry["diagnostics"] = diagnose(
+                self.model, valid, config.objective, rows=config.eval.probe, loss_weight=config.loss_weight,
+                precision=config.precision, start_token_id=self.scoring["start_token_id"],
             )  # fmt: skip
-        if not state["step"]:
-            entry["initial_weights"] = weights_hash(model)
-        else:
-            size, at = config.train.batch_size, state["step"] - 1
-            x0, _ = batches.batch(train_split, seed=config.seed, step=at, batch_size=size)
-            entry["batch"] = checkpoint.digest({"x0": x0})[:16]  # the last one, by which runs show that they read alike
-        log.record(entry)
-        state["evaluated"] = state["step"]
+        if not progress.step:
+            entry["initial_weights"] = weights_hash(self.model)
+        else:  # a digest of the last batch, by which two runs show that they read the same ones
+            size = config.train.batch_size
+            x0, _ = batch(self.split, seed=config.seed, step=progress.step - 1, batch_size=size)
+            entry["batch"] = checkpoint.digest({"x0": x0})[:16]
+        self.log.record(entry)
+        self.log.say(f"step {progress.step}  valid {found}")
+        progress.evaluated = progress.step
         nats = found.nats_per_token if math.isfinite(found.nats_per_token) else math.inf
-        if state["best"] is None or nats < state["best"]:
-            state["best"] = nats
-            checkpoint.save(best, model, None, state)
+        if progress.best is None or nats < progress.best:
+            progress.best = nats
+            checkpoint.save(self.folder / BEST, self.model, None, asdict(progress))
         for i in range(config.eval.text):
-            text = generate.generate(model, corpus.tokenizer, config, "", tokens=min(64, config.model.seq_len), seed=i)
-            with open(folder / "samples.txt", "a", encoding="utf-8") as f:
-                f.write(f"--- step {state['step']}\n{text}\n")
+            tokens = min(64, config.model.seq_len)
+            text = generate(self.model, self.corpus.tokenizer, config, "", tokens=tokens, seed=i)
+            with open(self.folder / "samples.txt", "a", encoding="utf-8") as f:
+                f.write(f"--- step {progress.step}\n{text}\n")
 
-    def collect(keep: int = 0):
-        """Record the steps since the last call; with keep=1 on a GPU, only those that have arrived."""
-        nonlocal marked, started
-        if marked < state["step"]:
-            runner.mark(marked, state["step"])
-            marked = state["step"]
-        windows, now = runner.read(keep=keep), time.monotonic()
-        for first, outcomes in windows:  # windows that arrive together share the time
-            seconds = (now - started) * len(outcomes) / sum(len(o) for _, o in windows)
-            bad = [s for s, o in enumerate(outcomes, first) if not math.isfinite(o["loss"] + o["grad_norm"])]
-            entry = _entry(outcomes, first, steps, config, state, seconds) | {"peak_memory_mb": peak_memory_mb(device)}
-            if bad:
-                raise settings.NonFinite(step.where(config, train_split, bad[0]))
-            log.record(entry)
-            log.progress(entry["step"], entry)
-        started = now if windows else started
+    def save(self) -> None:
+        """Write the last checkpoint."""
+        checkpoint.save(self.folder / LAST, self.model, self.optimizer, asdict(self.progress))
+        self.saved_at = self.progress.step
 
-    def save():
-        nonlocal saved
-        checkpoint.save(last, model, optimizer, state)
-        saved = state["step"]
-
-    with Log(folder, steps, state["step"], config.run.wandb, settings.nested(config)) as log:
-        log.say(f"{config.objective} on {corpus.name}, {train_split.scored:,} training tokens, {steps} steps, {device}")
-        log.say(f"{sum(parts.values()):,} parameters: {counts}")
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        if not resume:
-            evaluate_valid()
-        runner = cuda_graph.start(model, optimizer, loss_of, train_split, config, steps=steps, first=state["step"])
-        told, marked, saved, started = "", state["step"], state["step"] if resume else None, time.monotonic()
-        stop.patient = True
-        log.start()
-        while state["step"] < steps and not stop.asked:
-            runner.run(state["step"])
-            state["step"] += 1
-            at = state["step"]
-            if runner.why != told:
-                told = runner.why
-                log.say(f"steps run one by one: {told}")
-            evaluates, saves = at < steps and (at % every == 0 or at in early), at == steps or at % save_every == 0
-            if at % config.train.log_every == 0 or saves or evaluates:
-                collect(keep=0 if saves or evaluates else 1)
-            if evaluates:
-                evaluate_valid()
-            if saves:
-                save()
-            if saves or evaluates:
-                started = time.monotonic()
-        if saved != state["step"]:
-            collect()
-            save()
-        stop.patient = False
-        log.end_bar()
-        at = state["step"]
-        if at < steps:  # what is scored here is no part of the run, or resuming would end at another best
-            log.say(f"stopped at step {at} of {steps}; saved. Evaluating (Ctrl-C again to leave at once)")
+    def finish(self) -> dict:
+        """Score validation and test with the best weights (the last ones of a stopped run); write summary.json."""
+        config, progress, at = self.config, self.progress, self.progress.step
+        self.log.end_bar()
+        if at == self.steps and progress.evaluated != at:
+            self.evaluate()
+            self.save()  # the checkpoint knows the best from here on
+        stopped, self.stop.patient = self.stop.asked, False
+        if at < self.steps:  # this score is not recorded: it would change which checkpoint a resumed run calls best
+            self.log.say(f"stopped at step {at} of {self.steps}; saved. Evaluating (Ctrl-C again to leave at once)")
+        elif stopped:
+            raise KeyboardInterrupt
         else:
-            if state.get("evaluated") != at:
-                evaluate_valid()
-                save()  # it knows the best from here on
-            at = checkpoint.load(best, model)["step"]
-        results = {}
-        for name in ("valid", "test"):
-            results[name] = likelihood.likelihood(
-                model, corpus.splits[name], config.objective, target_stderr=config.eval.target_stderr,
-                max_samples=config.eval.max_samples, **scored,
-            )  # fmt: skip
-        seconds = max(state["seconds"], 1e-9)
+            at = checkpoint.load(self.folder / BEST, self.model)["step"]
+        target = dict(target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples)
+        results = {
+            name: likelihood(self.model, self.corpus.splits[name], config.objective, **target, **self.scoring).asdict()
+            for name in ("valid", "test")
+        }
+        seconds, counts = max(progress.seconds, 1e-9), self.model.count_by_part()
         summary = {
-            "objective": config.objective, "corpus": corpus.name, "note": corpus.note, "steps": state["step"],
-            "finished": state["step"] >= steps, "best_step": at, "tokens": state["tokens"],
-            "loss_tokens": state["loss_tokens"], "seconds": round(seconds, 3),
-            "tokens_per_s": state["tokens"] / seconds, "loss_tokens_per_s": state["loss_tokens"] / seconds,
-            "peak_memory_mb": peak_memory_mb(device),
-            "parameters": sum(parts.values()), "parameters_by_part": parts,
-            **{k: v.asdict() for k, v in results.items()}, **versions(device),
-            "config_hash": settings.config_hash(config), "corpus_hash": corpus.hash, "weights": weights_hash(model),
+            "objective": config.objective, "corpus": self.corpus.name, "note": self.corpus.note,
+            "steps": progress.step, "finished": progress.step >= self.steps, "best_step": at,
+            "tokens": progress.tokens, "loss_tokens": progress.loss_tokens, "seconds": round(seconds, 3),
+            "tokens_per_s": progress.tokens / seconds, "loss_tokens_per_s": progress.loss_tokens / seconds,
+            "peak_memory_mb": peak_memory_mb(self.device), "parameters": sum(counts.values()),
+            "parameters_by_part": counts, **results, **versions(self.device),
+            "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash,
+            "weights": weights_hash(self.model),
         }  # fmt: skip
-        write_json(folder / "summary.json", summary)
-        log.result(summary)
-    return summary
+        write_json(self.folder / "summary.json", summary)
+        self.log.result(summary)
+        return summary
 
 
 def weights_hash(model) -> str:
-    """Hash of all weights, by which runs show that they began alike."""
-    from ..runs.checkpoint import digest
-
-    return digest(model.state_dict())[:16]
-
-
-def _entry(outcomes: list[dict], first: int, steps: int, config, state: dict, seconds: float) -> dict:
-    """The line of metrics.jsonl for steps first, first + 1, … of so many seconds; brings the counters up to date."""
-    from .optimizer import learning_rate
-
-    loss_tokens, tokens = (sum(o[k] for o in outcomes) for k in ("loss_tokens", "tokens"))
-    last = first + len(outcomes) - 1
-    state["tokens"] += tokens
-    state["loss_tokens"] += loss_tokens
-    state["seconds"] += seconds
-    return {
-        "step": last + 1, "loss": outcomes[-1]["loss"], "lr": learning_rate(last, steps, config.optim),
-        "grad_norm": outcomes[-1]["grad_norm"], "tokens_per_s": tokens / seconds,
-        "loss_tokens_per_s": loss_tokens / seconds, "tokens": state["tokens"], "loss_tokens": state["loss_tokens"],
-        "seconds": state["seconds"],
-    }  # fmt: skip
+    """Return a hash of all weights, by which two runs show that they began alike."""
+    return checkpoint.digest(model.state_dict())[:16]

@@ -1,0 +1,47 @@
+"""List the verbs, or run one: `python -m tdlm_fast VERB …`, or `tdlm-fast VERB …` where it is installed."""
+
+import difflib
+import importlib
+import sys
+
+from . import cli
+
+VERBS = {
+    "train": "train a model: configs/tiny.yaml [key=value …] [--resume]",
+    "evaluate": "likelihood of a run, or its accuracy on evaluation sets (--tasks)",
+    "sample": "text from a run: RUN --prompt 'The ' --tokens 64 [--watch]",
+    "compare": "train both objectives alike and judge the published claims",
+    "table": "several likelihoods of a run, side by side",
+    "check": "prove the evaluation against answers that are known",
+    "memory": "peak memory of a training step on a GPU, estimated without one",
+    "doctor": "which kernels serve this machine, and why",
+}
+
+
+def main(argv=None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: tdlm-fast VERB …   (or python -m tdlm_fast.VERB …; VERB --help lists its options)\n")
+        for name, meaning in VERBS.items():
+            print(f"  {name:9} {meaning}")
+        return 0
+    if words[0] == "--version":
+        from . import __version__
+
+        print(f"tdlm_fast {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        near = difflib.get_close_matches(words[0], VERBS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}"
+        print(f"error: {words[0]!r} is not a verb; {hint}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"tdlm_fast.{words[0]}").main(words[1:])
+
+
+def console() -> int:
+    """Run `main` as the console script tdlm-fast."""
+    return cli.verb(main)
+
+
+if __name__ == "__main__":
+    sys.exit(console())

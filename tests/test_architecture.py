@@ -1,0 +1,195 @@
+"""The rules of docs/architecture.md, read from the imports of every file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+VERBS = ("train", "evaluate", "sample", "compare", "table", "check", "memory", "doctor")
+WINGS = ("cpu", "triton", "cuda")
+TORCH_FREE = ("config", "cli", "statistics", "comparison", "__main__", *VERBS)
+
+
+def files() -> dict[str, Path]:
+    """Module name -> file, of everything that is installed."""
+    found = {}
+    for folder, package in ((ROOT / "tdlm_fast", "tdlm_fast"), (ROOT / "kernels", "tdlm_fast.kernels")):
+        for file in sorted(folder.rglob("*.py")):
+            if (ROOT / "tdlm_fast" / "kernels") in file.parents:  # a link to kernels/, if someone made one
+                continue
+            parts = file.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *(p for p in parts if p != "__init__")))] = file
+    return found
+
+
+FILES = files()
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _nodes(tree: ast.AST, inside_functions: bool):
+    """Every node that runs, in functions too if asked for; imports for type checkers alone do not run."""
+    for child in ast.iter_child_nodes(tree):
+        if _is_type_checking(child):
+            continue
+        yield child
+        if inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _nodes(child, inside_functions)
+
+
+def imports(module: str, inside_functions: bool = True) -> list[tuple[str, str, int]]:
+    """(module, name or "", line) of each import in a module; in `from . import x` a module x is the module."""
+    file, found = FILES[module], []
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in _nodes(ast.parse(file.read_text(encoding="utf-8")), inside_functions):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "", node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                found.append((whole, "", node.lineno) if whole in FILES else (base, alias.name, node.lineno))
+    return found
+
+
+def ours(module: str, **kw) -> list[tuple[str, str, int]]:
+    return [entry for entry in imports(module, **kw) if entry[0] in FILES]
+
+
+def room(module: str) -> str:
+    """The part of the house that a module stands in: "kernels.ops", "training", "config", …"""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2] if parts[:1] == ["kernels"] else parts[:1])
+
+
+def breaches(rule: str, forbidden) -> None:
+    """Fail with every import for which forbidden(module, imported module, imported name) holds."""
+    found = [
+        f"{FILES[module].relative_to(ROOT)}:{line} imports {name or target}: {rule}"
+        for module in FILES
+        for target, name, line in ours(module)
+        if forbidden(module, target, name)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_kernels_import_nothing_of_the_trainer():
+    breaches(
+        "kernels/ stands alone",
+        lambda module, target, name: (
+            module.startswith("tdlm_fast.kernels") and not target.startswith("tdlm_fast.kernels")
+        ),
+    )
+
+
+def test_ops_import_no_wing_and_wings_no_other_wing():
+    def forbidden(module, target, name):
+        here, there = room(module).split(".")[-1], room(target).split(".")[-1]
+        inside = module.startswith("tdlm_fast.kernels.") and target.startswith("tdlm_fast.kernels.")
+        return inside and there in WINGS and here != there and (here == "ops" or here in WINGS)
+
+    breaches("an op asks kernels/dispatch.py, and a wing registers there", forbidden)
+
+
+def test_nobody_imports_a_verb():
+    breaches("a verb is run, not imported", lambda module, target, name: target.removeprefix("tdlm_fast.") in VERBS)
+
+
+def test_no_private_name_crosses_a_file():
+    breaches(
+        "a name that another file uses has no underscore",
+        lambda module, target, name: name.startswith("_") and not name.startswith("__"),
+    )
+    found = []
+    for module, file in FILES.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        modules = {target.rpartition(".")[2] for target, name, _ in ours(module) if not name}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                if node.attr.startswith("_") and not node.attr.startswith("__"):
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno} uses {node.value.id}.{node.attr}")
+            if isinstance(node, ast.Attribute) and node.attr == "_init_fn":
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno} uses the private {node.attr} of PyTorch's ops")
+    assert not found, "\n".join(found)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that reach each other (Tarjan's strongly connected components of two or more)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(v):
+        index[v] = low[v] = len(index)
+        stack.append(v)
+        for w in graph[v]:
+            if w not in index:
+                visit(w)
+                low[v] = min(low[v], low[w])
+            elif w in stack:
+                low[v] = min(low[v], index[w])
+        if low[v] == index[v]:
+            group = stack[stack.index(v) :]
+            del stack[stack.index(v) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for v in graph:
+        if v not in index:
+            visit(v)
+    return found
+
+
+def test_no_circles():
+    graph = {module: {target for target, _, _ in ours(module) if target != module} for module in FILES}
+    del graph["tdlm_fast"]  # its lazy names are for users; no file imports it
+    graph = {module: targets & graph.keys() for module, targets in graph.items()}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+    assert not circles(graph), f"these import each other: {circles(graph)}"
+
+
+def loaded(module: str) -> set[str]:
+    """Every module that importing this one runs, ours and others', by its imports outside of functions."""
+    seen, left = set(), [module]
+    while left:
+        m = left.pop()
+        if m in seen:
+            continue
+        seen.add(m)
+        if m in FILES:
+            above = [m[:i] for i, c in enumerate(m) if c == "."]  # a package's __init__ runs first
+            left += [target for target, _, _ in imports(m, inside_functions=False)] + above
+    return seen
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if room(m) in TORCH_FREE])
+def test_what_answers_at_once_loads_no_torch(module):
+    heavy = {name for name in loaded(module) if name.split(".")[0] in ("torch", "triton", "datasets", "tiktoken")}
+    assert not heavy, f"{FILES[module].relative_to(ROOT)} loads {', '.join(sorted(heavy))} before anything is checked"
+
+
+def test_the_verbs_are_all_there_and_answer_for_themselves():
+    text = subprocess.run([sys.executable, "-m", "tdlm_fast"], capture_output=True, text=True, check=True).stdout
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+    assert sorted(listed) == sorted(VERBS) and all(f"tdlm_fast.{verb}" in FILES for verb in VERBS)
+
+
+def test_functions_and_signatures_are_of_a_size():
+    """60 lines and 10 arguments at most; kernels take what they are launched with, and ops what their schema lists."""
+    found = []
+    for module, file in FILES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                arguments = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
+                if lines > 60:
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines")
+                if arguments > 10 and not module.startswith("tdlm_fast.kernels"):
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} takes {arguments} arguments")
+    assert not found, "\n".join(found)

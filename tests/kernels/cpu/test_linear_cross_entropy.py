@@ -246,6 +246,7 @@ def test_rows_outside_the_batch_are_an_error_and_no_crash(offset, rows):
         )
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of PyTorch's own forward-mode code
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_second_and_forward_derivatives_are_refused_and_not_wrong(isa, reduction):
     h, w = (torch.randn(n, 16, requires_grad=True) for n in (5, 9))

@@ -10,6 +10,7 @@ from bench.race.cases import Attention, Gate, Lce, Norm
 from bench.without_gpu import launches
 from tdlm_fast.kernels import dispatch, hardware
 from tdlm_fast.kernels.triton import register
+from tdlm_fast.training import memory_estimate
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("counts the launches of Triton's interpreter", allow_module_level=True)
@@ -97,7 +98,7 @@ def run(op, args):
 
 @pytest.mark.parametrize("op, args", [pytest.param(*c, id=f"{c[0]} {i}") for i, c in enumerate(calls())])
 def test_every_op_launches_what_the_table_says(op, args, monkeypatch):
-    with hardware.pretend(launches.memory.CAPABILITY, launches.memory.PROCESSORS):  # the card that the count is for
+    with hardware.pretend(memory_estimate.CAPABILITY, memory_estimate.PROCESSORS):  # the card that the count is for
         assert counted(monkeypatch, lambda: run(op, args)) == launches.OURS[op](*args)
 
 

@@ -149,10 +149,9 @@ def config(*overrides):
 
 def steps(c, device, runs=3):
     """The outcomes of some steps, and the weights after them."""
-    from tests.test_captured import outcomes, split
-
     from tdlm_fast.training import memory_estimate
     from tdlm_fast.training.optimizer import adamw
+    from tests.training.test_cuda_graph import outcomes, split
 
     vocabulary = memory_estimate.Vocabulary("bytes")
     model, loss_of = build_model(c, vocabulary).to(device).train(), step.objective(c, vocabulary)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .config import Config
 from .kernels import add_rms_norm, attention, embedding, swiglu
-from .kernels.ops.attention import rotate
 from .kernels.ops.foreach_cast import cast
+from .kernels.ops.rotary import rotate
 
 
 def autocast(device: torch.device, precision: str):

@@ -28,6 +28,16 @@ def tiny(corpus, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.fixture
+def trained(tiny, tmp_path):
+    """A finished run of two steps: its folder and its keys."""
+    from tdlm_fast import train
+
+    args = [*tiny, "train.max_steps=2", "eval.text=0"]
+    assert train.main(["configs/tiny.yaml", *args]) == 0
+    return tmp_path / "run", args
+
+
 def split_of(rows, T):
     """A padded Split of these rows of token ids; every token counts as a byte."""
     import numpy as np
@@ -75,11 +85,10 @@ def enumerated_bound(model, row):
 @pytest.fixture
 def references():
     """The torch references and PyTorch's own attention instead of the native CPU kernels."""
-    from tdlm_fast.kernels.cpu import library as native
+    from tdlm_fast.kernels import use_backend
 
-    native.use("none")
-    yield
-    native.use(os.environ.get("TDLM_CPU_ISA"))
+    with use_backend("reference"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tdlm_fast.data import batches
-from tdlm_fast.kernels.ops.attention import rotate
+from tdlm_fast.kernels.ops.rotary import rotate
 from tdlm_fast.model import Block, Model, autocast
 
 

@@ -21,8 +21,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tdlm_fast.kernels.ops.attention import _tile_fits, _turns_fit
-from tdlm_fast.kernels.ops.next_token import MAX_T
+from tdlm_fast.kernels.ops.attention import tile_fits, turns_fit
 from tdlm_fast.kernels.triton import (
     attention,
     batch,
@@ -32,7 +31,6 @@ from tdlm_fast.kernels.triton import (
     linear_cross_entropy_chunked,
     matmul,
     next_token,
-    register,
     rms_norm,
     stable_sort,
     step_scalars,
@@ -165,7 +163,7 @@ def corruption_kernels():
     drawn = {"VALID": "*i1", "THRESHOLD": i64, "WEIGHT": f32, "XT": i64, "T_OUT": f32, "STEP_AT": i64}
     drawn |= dict.fromkeys(("seed", "step", "mask_token_id", "row_offset", "batch_rows"), "i32")
     listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "chunks": "i32"}
-    for T in (16, 128, corrupt.CHUNK, register.MAX_T):
+    for T in (16, 128, corrupt.CHUNK, tiles.MAX_T):
         for i, sampling in enumerate(corrupt.SAMPLINGS):
             block, options = corrupt.launch(T, sampling == "counts")
             if block < T:
@@ -179,11 +177,11 @@ def corruption_kernels():
 def attention_kernels(card: int):
     masks = {"VALID": "*u8", "SEGMENTS": "*i64", "KEY": "*i64"}
     for T, K in ((16, 64), (32, 32), (64, 32), (64, 64), (128, 16), (128, 32)):
-        if not _tile_fits(T, K, divmod(card, 10)):
+        if not tile_fits(T, K, divmod(card, 10)):
             continue
         launch = attention.launch(T, K)
         options = {k: v for k, v in launch.items() if "BLOCK" not in k}
-        kinds = itertools.product((torch.bfloat16, torch.float16), (False, True), (False, True)[: 1 + _turns_fit(T, K)])
+        kinds = itertools.product((torch.bfloat16, torch.float16), (False, True), (False, True)[: 1 + turns_fit(T, K)])
         for dtype, masked, turned in kinds:
             of = f"{str(dtype)[6:]}, T {T}, K {K}{', causal, every mask' * masked}{', turned' * turned}"
             constants = {"HEAD_K": K, "CAUSAL": masked, "THRESHOLD": masked << 28}
@@ -240,7 +238,7 @@ def small_kernels():
     f32, i64, constants = "*fp32", "*i64", {"BLOCK": stable_sort.BLOCK, "LOOK": stable_sort.LOOK}
     types = {"KEYS": i64, "SORTED": "*i32", "ORDER": i64, "N": "i32"}
     yield "order of tokens", stable_sort.rank_kernel, types, constants, stable_sort.OPTIONS
-    for T in (16, 128, MAX_T):
+    for T in (16, 128, tiles.MAX_T):
         launch = next_token.launch(T)
         types = dict.fromkeys(("READ", "X0", "SHIFTED", "ORDER", "TARGETS", "COUNT"), i64)
         types |= {"VALID": "*i1", "SEEN": "*i1", "N": "i32", "T": "i32", "start": "i32"}

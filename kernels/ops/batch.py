@@ -1,14 +1,14 @@
-"""The rows of a training step from a split that lies on the device, in one launch on a GPU.
+"""Draw the rows of a training step from a split that lies on the device, in one launch on a GPU.
 
     row_b = order[(step mod steps an epoch) B + b],   x0[b, i] = tokens[start_row + i] where i < length_row, else 0
 
-step is read on the device, so a captured graph draws another batch at every replay.
+step is read on the device, so every replay of a captured graph draws another batch.
 """
 
 import torch
 from torch import Tensor
 
-from .attention import HAS_TRITON
+from ..dispatch import op
 
 
 def draw_ref(
@@ -23,7 +23,7 @@ def draw_ref(
     return (torch.where(valid, x0, 0), valid) if padded else (x0, valid.new_empty(0))
 
 
-@torch.library.custom_op("tdlm::draw", mutates_args=())
+@op("tdlm::draw")
 def draw(
     tokens: Tensor, starts: Tensor, lengths: Tensor, order: Tensor, step: Tensor, rows: int, steps_per_epoch: int,
     seq_len: int, mask: int, padded: bool,
@@ -40,18 +40,3 @@ def draw(
 def _(tokens, starts, lengths, order, step, rows, steps_per_epoch, seq_len, mask, padded):
     shape = (rows, seq_len)
     return order.new_empty(shape), order.new_empty(shape if padded else 0, dtype=torch.bool)
-
-
-def _triton(*args):
-    from ..triton import batch as draw_triton
-
-    return draw_triton.draw(*args)
-
-
-def register(device: str) -> None:
-    """Let the Triton kernel serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    draw.register_kernel(device)(_triton)
-
-
-if HAS_TRITON:
-    register("cuda")

@@ -1,4 +1,4 @@
-"""Corruption of a batch: one noise level a sequence, one Philox word a token, compaction of what was masked.
+"""Corrupt a batch: one noise level per sequence, one Philox word per token, and a list of the masked tokens.
 
     masked[b, i] = philox(seed, step, global token index) < m(t_b) 2^32
     xt           = where(masked, mask_token_id, x0)
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..philox import MASK, STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, random_words
+from ..dispatch import op
+from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK, random_words
 from ..schedules import LEVELS, SCHEDULES, count_weights, table
 
 SAMPLINGS = ("stratified", "antithetic", "independent", "counts")
@@ -33,7 +34,7 @@ class Corruption(NamedTuple):
 
 
 def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, step: int, device) -> Tensor:
-    """The level of t, an integer in [0, 2^16), of rows row_offset .. row_offset + B of a batch: (B,) int64."""
+    """Return the level of t, an integer in [0, 2^16), of rows row_offset .. row_offset + B of a batch: (B,) int64."""
     row = torch.arange(row_offset, row_offset + B, device=device)
     source = row // 2 if sampling == "antithetic" else row
     u = random_words(source, seed=seed, step=step, stream=STREAM_TIME)
@@ -45,7 +46,7 @@ def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, s
 
 
 def corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows) -> list[Tensor]:
-    """The fields of a Corruption; seed and step are ints or () int64 tensors on x0's device."""
+    """Return the fields of a Corruption; seed and step are ints or () int64 tensors on x0's device."""
     B, T = x0.shape
     device, counts = x0.device, sampling == "counts"
     level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, seed, step, device)
@@ -67,7 +68,7 @@ def corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_of
 
 
 def _compact(x0: Tensor, masked: Tensor, weights: Tensor) -> list[Tensor]:
-    """rows, targets, row_weights and n_masked of a Corruption."""
+    """Return rows, targets, row_weights and n_masked of a Corruption."""
     n = masked.sum()
     flat = masked.view(-1)
     # A stable sort puts the masked positions first, in order, without asking the device for their number.
@@ -80,7 +81,7 @@ def _compact(x0: Tensor, masked: Tensor, weights: Tensor) -> list[Tensor]:
 
 
 def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, step: int) -> Tensor:
-    """(B, T) bool: in each row a uniform subset of counts (B, 1) of its valid tokens; index (B, T) is global."""
+    """Return (B, T) bool: in each row a uniform subset of counts (B, 1) of its valid tokens; index (B, T) is global."""
     words = random_words(index, seed=seed, step=step, stream=STREAM_SUBSET)
     order = torch.argsort(torch.where(valid, words, 2**33), dim=1, stable=True)
     place = torch.arange(valid.shape[1], device=order.device).expand_as(order)
@@ -88,8 +89,8 @@ def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, s
     return (rank < counts) & valid
 
 
-@torch.library.custom_op("tdlm::corrupt", mutates_args=())
-def _corrupt(
+@op("tdlm::corrupt")
+def corrupt_op(
     x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
     mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
 ) -> list[Tensor]:  # fmt: skip
@@ -98,7 +99,7 @@ def _corrupt(
     return corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
 
 
-@_corrupt.register_fake
+@corrupt_op.register_fake
 def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
     B, T = x0.shape
     row = x0.new_empty(B * T)
@@ -107,6 +108,12 @@ def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling
         x0.new_empty(B, dtype=torch.float32), row, torch.empty_like(row),
         row.new_empty(B * T, dtype=torch.float32), x0.new_empty(()),
     ]  # fmt: skip
+
+
+def check_inputs(x0: Tensor, valid: Tensor | None) -> None:
+    """Raise ValueError where a kernel would misread its inputs."""
+    if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
+        raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
 
 
 def corrupt(
@@ -142,6 +149,6 @@ def corrupt(
     rows = batch_rows if batch_rows is not None else x0.shape[0]
     if row_offset < 0 or row_offset + x0.shape[0] > rows:
         raise ValueError(f"rows {row_offset} to {row_offset + x0.shape[0]} lie outside batch_rows = {rows}")
-    ints = [0 if isinstance(k, Tensor) else int(k) & MASK for k in (seed, step)]
+    ints = [0 if isinstance(k, Tensor) else int(k) & UINT32_MASK for k in (seed, step)]
     tensors = [k.long() if isinstance(k, Tensor) else None for k in (seed, step)]
-    return Corruption(*_corrupt(x0, valid, *ints, *tensors, mask_token_id, schedule, sampling, row_offset, rows))
+    return Corruption(*corrupt_op(x0, valid, *ints, *tensors, mask_token_id, schedule, sampling, row_offset, rows))

@@ -1,19 +1,21 @@
-"""Cross-entropy of a linear head, without its logits.
+"""Compute the cross-entropy of a linear head without its logits.
 
     nll_i = logsumexp_v(h_i . w_v) - h_i . w_{y_i}
     dh_i  = g_i (P_i W - w_{y_i}),   dW = sum_i g_i (P_i - onehot(y_i))^T h_i,   P = softmax(h W^T)
 
-softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for a unit upstream
-gradient, dh; only dW needs the probabilities again. The gradient g is per token, so per-token weights cost nothing.
-Where they are known in the forward pass (a weighted sum), the CPU, and a GPU whose model is too wide for the fused
-form, keep the probabilities of some rows until their lse is known and make dW there too: three products instead of
-four (lce_sum). Sums are fp32 (fp64 for fp64 inputs); under autocast the products run in its dtype, and gradients return
-in the inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
+softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for an upstream gradient
+of 1, dh. Only dW needs the probabilities again. The gradient g is per token, so weights of tokens cost nothing. Where
+they are known in the forward pass, the CPU keeps the probabilities of some rows until their lse is known and computes
+dW there too; so does a GPU whose model is too wide for the fused form. That takes three products instead of four
+(lce_sum). Sums are fp32 (fp64 for fp64 inputs). Under autocast the products run in its dtype, and gradients have the
+inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
 """
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+from ..dispatch import op, server
 
 CHUNK_BYTES = 256 << 20
 
@@ -28,11 +30,24 @@ def _logits(h: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
-def _count(n_rows: Tensor | None, N: int) -> int:
+def count(n_rows: Tensor | None, N: int) -> int:
+    """Return how many of N rows count, read from the device."""
     return N if n_rows is None else min(int(n_rows), N)
 
 
-@torch.library.custom_op("tdlm::lce_forward", mutates_args=())
+def check_shapes(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
+    """Raise ValueError where sizes do not fit: the kernels trust them, and the ops can be called directly."""
+    if (
+        h.dim() != 2
+        or not 0 < V <= len(weight)
+        or h.shape[1:] != weight.shape[1:]
+        or any(a.shape != h.shape[:1] for a in per_row)
+    ):
+        shapes = [tuple(a.shape) for a in (h, weight, *per_row)]
+        raise ValueError(f"shapes {shapes} with a vocabulary of {V} do not fit together")
+
+
+@op("tdlm::lce_forward")
 def lce_forward(
     h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype, need_dh: bool,
@@ -43,7 +58,7 @@ def lce_forward(
     nll, lse = h.new_zeros(N, dtype=acc), h.new_zeros(N, dtype=acc)
     dh = h.new_zeros(N if need_dh else 0, D)
     w = weight[:valid_vocab].to(dtype)
-    for i, j in _chunks(_count(n_rows, N), valid_vocab, acc.itemsize):
+    for i, j in _chunks(count(n_rows, N), valid_vocab, acc.itemsize):
         z = _logits(h[i:j], w, dtype)
         y = targets[i:j, None]
         lse[i:j] = torch.logsumexp(z, -1)
@@ -61,7 +76,7 @@ def _(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
     return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
 
 
-@torch.library.custom_op("tdlm::lce_backward_weight", mutates_args=())
+@op("tdlm::lce_backward_weight")
 def lce_backward_weight(
     h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -69,7 +84,7 @@ def lce_backward_weight(
     """dW (V, D), recomputing the probabilities from lse; grad (N,) is the upstream gradient of nll."""
     dw = torch.zeros_like(weight, dtype=lse.dtype)
     w = weight[:valid_vocab].to(dtype)
-    for i, j in _chunks(_count(n_rows, h.shape[0]), valid_vocab, lse.element_size()):
+    for i, j in _chunks(count(n_rows, h.shape[0]), valid_vocab, lse.element_size()):
         p = _logits(h[i:j], w, dtype).sub_(lse[i:j, None]).exp_()
         p.scatter_add_(1, targets[i:j, None], p.new_full((j - i, 1), -1.0))
         p.mul_(grad[i:j, None])
@@ -82,7 +97,7 @@ def _(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     return torch.empty_like(weight)
 
 
-@torch.library.custom_op("tdlm::lce_backward_rows", mutates_args=())
+@op("tdlm::lce_backward_rows")
 def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
     """dh (N, D) for the upstream gradients grad (N,) of nll; 0 past the count, whatever grad is there."""
     if n_rows is not None:
@@ -102,7 +117,7 @@ def _setup(ctx, inputs, output):
 
 
 def _first_only() -> None:
-    """The gradients are outputs of the forward pass: under create_graph=True theirs would be zero, without a word."""
+    """Refuse second derivatives: gradients are outputs of the forward pass, and theirs would silently be zero."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # tracing always records
         raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy(h @ weight.T, targets)")
 
@@ -113,10 +128,10 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
     grad = grad.contiguous()
-    if n_rows is not None and not h.is_cuda:  # rows past the count have no loss, whatever is asked of them
+    if n_rows is not None and not h.is_cuda:  # rows past the count have no loss
         grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
     grad_h = None
-    if ctx.needs_input_grad[0]:  # on a GPU this op and the next leave such rows out by themselves
+    if ctx.needs_input_grad[0]:  # on a GPU this op and the next leave such rows out
         grad_h = lce_backward_rows(dh, grad, n_rows) if h.is_cuda else (dh * grad[:, None]).to(h.dtype)
     grad_w = None
     if ctx.needs_input_grad[1]:
@@ -127,7 +142,7 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
 lce_forward.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("tdlm::lce_sum", mutates_args=())
+@op("tdlm::lce_sum")
 def lce_sum(
     h: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -156,13 +171,13 @@ def _setup_sum(ctx, inputs, output):
 
 
 def _is_last_use() -> bool:
-    """Whether what this backward pass reads is freed after it, so that it may be given away."""
+    """Return whether this backward pass is the last to read its saved tensors, so that it may overwrite them."""
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return asked is not None and not asked()
 
 
 def _unread(grad: Tensor) -> bool:
-    """Whether grad lies on a GPU, which would have to be waited for to know its value."""
+    """Return whether grad lies on a GPU: to know its value would wait for the device."""
     return grad.is_cuda and type(grad) in (Tensor, FakeTensor)
 
 
@@ -181,60 +196,105 @@ def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
 lce_sum.register_autograd(_backward_sum, setup_context=_setup_sum)
 
 
-def _sums_in_forward(h: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    if not h.is_cuda or torch.compiler.is_compiling():  # which has no use for what the GPU at hand can do
+def _sums_in_forward(h, weight, targets, n_rows, V: int, dtype: torch.dtype) -> bool:
+    """Whether the loss and both gradients are made at once: always on the CPU, else by the backend of lce_forward."""
+    if not h.is_cuda or torch.compiler.is_compiling():  # compiled code must not depend on the GPU at hand
         return h.is_cpu
-    from ..triton import register as gpu
+    at_once = server(lce_sum, h, weight, targets, None, n_rows, V, dtype)
+    forward = server(lce_forward, h, weight, targets, n_rows, V, dtype, True)
+    return at_once is not None and forward is not None and at_once.backend == forward.backend
 
-    return gpu.sums_in_forward(h, weight, dtype)
+
+def _factors(targets, token_weights, n_rows, ignore_index, is_mean: bool, dtype: torch.dtype) -> tuple:
+    """Targets and factors of tokens, both 0 where a token is ignored; for a mean the factors add up to 1.
+
+    The third is the sum that a mean divides by. Where it is 0 nothing is divided, so that gradients are 0 and not nan.
+    """
+    factors = torch.ones_like(targets, dtype=dtype) if token_weights is None else token_weights.to(dtype)
+    if ignore_index is not None:
+        is_ignored = targets == ignore_index
+        targets, factors = targets.masked_fill(is_ignored, 0), factors.masked_fill(is_ignored, 0.0)
+    if not is_mean:
+        return targets, factors, None
+    if n_rows is not None:
+        factors = torch.where(torch.arange(len(targets), device=targets.device) < n_rows, factors, 0.0)
+    total = factors.sum()
+    return targets, factors / torch.where(total == 0, 1.0, total), total
 
 
 def linear_cross_entropy(
-    h: Tensor,  # (N, D)
+    h: Tensor,  # (..., D)
     weight: Tensor,  # (V, D)
-    targets: Tensor,  # (N,) int64
-    token_weights: Tensor | None = None,  # (N,) fp32
+    targets: Tensor,  # (...) int64 or int32
+    token_weights: Tensor | None = None,  # (...) fp32
     *,
     valid_vocab: int | None = None,  # rows of weight from here on are never predicted: their logit is -inf
     n_rows: Tensor | None = None,  # () integer on h's device: only the first n_rows tokens count
     reduction: str = "sum",
+    ignore_index: int | None = None,  # tokens with this target have no loss; F.cross_entropy's default is -100
 ) -> Tensor:
-    """F.cross_entropy(h @ weight.T, targets, reduction="none") * token_weights, summed unless reduction="none".
+    """F.cross_entropy((h @ weight.T).flatten(0, -2), targets.flatten(), reduction="none") * token_weights, reduced.
 
-    Returns a scalar, or (N,) for "none", in fp32 (fp64 for fp64 inputs), nats. Exact gradients for h and weight.
-    Raises ValueError where shapes do not fit and, on the CPU, where a target lies outside the vocabulary.
+    Returns a scalar for "sum" and "mean" and the shape of targets for "none", in fp32 (fp64 for fp64 inputs), in nats.
+    "mean" divides by the number of tokens that count, or by the sum of their token_weights; it is nan where that is 0.
+    Exact gradients for h and weight. Raises ValueError where shapes do not fit and, on the CPU, where a target lies
+    outside the vocabulary.
     """
-    if h.dim() != 2 or weight.dim() != 2 or h.shape[1] != weight.shape[1] or targets.shape != h.shape[:1]:
+    if weight.dim() != 2 or h.shape[-1:] != weight.shape[1:] or targets.shape != h.shape[:-1]:
         shapes = tuple(tuple(a.shape) for a in (h, weight, targets))
-        raise ValueError(f"h, weight, targets have shapes {shapes}; they must be (N, D), (V, D), (N,)")
-    if reduction not in ("sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it must be 'sum' or 'none'")
+        raise ValueError(f"h, weight, targets have shapes {shapes}; they must be (..., D), (V, D), (...)")
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it must be 'sum', 'mean' or 'none'")
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"targets are {targets.dtype}; they must be int64 or int32")
+    if token_weights is not None and token_weights.shape != targets.shape:
+        raise ValueError(f"token_weights have shape {tuple(token_weights.shape)}; it must be {tuple(targets.shape)}")
     V = weight.shape[0] if valid_vocab is None else valid_vocab
     if not 0 < V <= weight.shape[0]:
         raise ValueError(f"valid_vocab is {V}; it must lie in 1..{weight.shape[0]}")
-    if targets.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"targets are {targets.dtype}; they must be int64 or int32")
-    if targets.is_cpu and not torch.compiler.is_compiling():  # a compiled caller does not branch on data
-        live = targets if n_rows is None else targets[: _count(n_rows, len(targets))]
-        if len(live) and not 0 <= live.min() <= live.max() < V:
-            raise ValueError(f"targets reach from {live.min()} to {live.max()}; they must lie in 0..{V - 1}")
-    if token_weights is not None and token_weights.shape != targets.shape:
-        raise ValueError(f"token_weights have shape {tuple(token_weights.shape)}; it must be {tuple(targets.shape)}")
     if torch.autograd.forward_ad._current_level >= 0:
         raise RuntimeError("linear_cross_entropy has no forward-mode derivatives; use F.cross_entropy")
+    shape = targets.shape
+    if h.dim() != 2:
+        h, targets = h.reshape(-1, h.shape[-1]), targets.reshape(-1)
+        token_weights = None if token_weights is None else token_weights.reshape(-1)
+    total = None
+    if ignore_index is not None or reduction == "mean":
+        wide = torch.float64 if h.dtype == torch.float64 else torch.float32
+        targets, token_weights, total = _factors(
+            targets, token_weights, n_rows, ignore_index, reduction == "mean", wide
+        )
+    if targets.is_cpu and not torch.compiler.is_compiling():  # a compiled caller does not branch on data
+        live = targets if n_rows is None else targets[: count(n_rows, len(targets))]
+        if len(live) and not 0 <= live.min() <= live.max() < V:
+            raise ValueError(f"targets reach from {live.min()} to {live.max()}; they must lie in 0..{V - 1}")
+    if reduction == "none":
+        return _losses(h, weight, targets, token_weights, n_rows, V).view(shape)
+    loss = _sum(h, weight, targets, token_weights, n_rows, V)
+    return loss if total is None else torch.where(total == 0, torch.nan, loss)
+
+
+def _product_dtype(h: Tensor) -> torch.dtype:
+    """The dtype of the products: autocast's, else that of h."""
     device = h.device.type
     has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)  # 2.11 cannot trace that
-    autocast = has_autocast and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else h.dtype
+    return torch.get_autocast_dtype(device) if has_autocast and torch.is_autocast_enabled(device) else h.dtype
+
+
+def _losses(h, weight, targets, token_weights, n_rows, V: int) -> Tensor:
+    """(N,): the loss of each token."""
     need_dh = torch.is_grad_enabled() and h.requires_grad
-    fixed = token_weights is None or not token_weights.requires_grad
+    nll = lce_forward(h, weight, targets, n_rows, V, _product_dtype(h), need_dh)[0]
+    return nll if token_weights is None else nll * token_weights.to(nll.dtype)
+
+
+def _sum(h, weight, targets, token_weights, n_rows, V: int) -> Tensor:
+    """(): their sum, with three products and not four where the weights are known in the forward pass."""
+    is_fixed = token_weights is None or not token_weights.requires_grad
     # Gradients before the upstream factor may not fit in fp16, whose loss is scaled for that very reason.
     fits = torch.float16 not in (h.dtype, weight.dtype)
-    known = reduction == "sum" and need_dh and weight.requires_grad and fixed and fits
-    if known and _sums_in_forward(h, weight, dtype):  # three products, not four
+    needs_both = torch.is_grad_enabled() and h.requires_grad and weight.requires_grad
+    if needs_both and is_fixed and fits and _sums_in_forward(h, weight, targets, n_rows, V, _product_dtype(h)):
         g = h.new_ones(len(h), dtype=torch.float32) if token_weights is None else token_weights
-        return lce_sum(h, weight, targets, g, n_rows, V, dtype)[0]
-    nll = lce_forward(h, weight, targets, n_rows, V, dtype, need_dh)[0]
-    if token_weights is not None:
-        nll = nll * token_weights.to(nll.dtype)
-    return nll.sum() if reduction == "sum" else nll
+        return lce_sum(h, weight, targets, g, n_rows, V, _product_dtype(h))[0]
+    return _losses(h, weight, targets, token_weights, n_rows, V).sum()

@@ -1,31 +1,31 @@
-"""What next-token reads and predicts, in rows of which some places are padding, in one launch on a GPU.
+"""What an autoregressive model reads and predicts in rows with padding, in one launch on a GPU.
 
     shifted_b = <start>, read_b0, read_b1, ...;   seen_b = 1, valid_b0, valid_b1, ...
-    order: the places that are no padding, then the others, each in order;   targets = x0 there
+    order: the places of real tokens, then those of padding, each in order;   targets = x0 there
 
-Padding is moved behind the real tokens, where a row count leaves it out of the head.
+Padding moves behind the real tokens, where a row count leaves it out of the head.
 """
 
 import torch
 from torch import Tensor
 
-from .attention import HAS_TRITON
+from ..dispatch import op
 
 MAX_T = 1 << 12  # a program of the kernel holds its row
 
 
 def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What next-token reads to predict x0 (B, T): (inputs (B, T), which of them are no padding, None for all)."""
+    """Return what is read to predict x0 (B, T): (inputs (B, T), which of them are real tokens, None for all)."""
     shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
     # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
     return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
 
 
-@torch.library.custom_op("tdlm::next_token", mutates_args=())
+@op("tdlm::next_token")
 def next_token(
     read: Tensor, x0: Tensor, valid: Tensor, start_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """shifted (B, T), seen (B, T) bool, order and targets (B T,) int64, and how many are no padding, () int64.
+    """shifted (B, T), seen (B, T) bool, order and targets (B T,) int64, and the number of real tokens, () int64.
 
     read and x0 (B, T) int64 are what is read and what is predicted, valid (B, T) bool is False at padding.
     """
@@ -38,22 +38,3 @@ def next_token(
 def _(read, x0, valid, start_token_id):
     row = x0.new_empty(x0.numel())
     return torch.empty_like(x0), torch.empty_like(valid), row, torch.empty_like(row), x0.new_empty(())
-
-
-def _triton(read, x0, valid, start_token_id):
-    if not x0.numel() or x0.shape[1] > MAX_T:
-        return next_token._init_fn(read, x0, valid, start_token_id)
-    if not read.shape == x0.shape == valid.shape or x0.dtype != torch.int64 or valid.dtype != torch.bool:
-        raise ValueError("read and x0 must be (B, T) int64, and valid must be (B, T) bool")
-    from ..triton import next_token as next_token_triton
-
-    return next_token_triton.next_token(read, x0, valid, start_token_id)
-
-
-def register(device: str) -> None:
-    """Let the Triton kernel serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    next_token.register_kernel(device)(_triton)
-
-
-if HAS_TRITON:
-    register("cuda")

@@ -1,17 +1,18 @@
-"""RMSNorm (Zhang & Sennrich 2019), forward and backward in one pass each, alone or behind the residual's addition.
+"""RMSNorm (Zhang & Sennrich 2019), forward and backward in one pass each, with or without the residual's addition.
 
     y = x r w,   r = 1 / sqrt(mean(x^2) + eps);   dx = r dy w - x r^3 mean(dy w x),   dw = sum over rows of dy x r
     s = x + a,   y = norm(s);                     dx = da = ds + the gradient of the norm
 
-On the CPU it is native for fp32 rows of a multiple of 16, on a GPU Triton for rows up to 4096 wide, of fp32, bf16 or
-fp16; elsewhere F.rms_norm. Sums are fp32 (fp64 for fp64), results are rounded once. Nothing but x (or s) is kept.
+Where no backend serves a call, the functions are F.rms_norm. Sums are fp32 (fp64 for fp64), and results are rounded
+once. Only x (or s) is kept for the backward pass.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import HAS_TRITON
+from .. import hardware
+from ..dispatch import op, server
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
@@ -19,26 +20,26 @@ def _wide(*tensors: Tensor) -> list[Tensor]:
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The specification of the norm: y (..., D), not yet rounded."""
+    """Specify the norm: y (..., D), not yet rounded."""
     a, w = _wide(x, weight)
     return a * torch.rsqrt((a * a).mean(-1, keepdim=True) + eps) * w
 
 
 def rms_norm_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The specification of its gradients: dx (..., D) and dw (D,), not yet rounded."""
+    """Specify its gradients: dx (..., D) and dw (D,), not yet rounded."""
     d, a, w = _wide(dy, x, weight)
     r = torch.rsqrt((a * a).mean(-1, keepdim=True) + eps)
     dx = r * d * w - a * r**3 * (d * w * a).mean(-1, keepdim=True)
     return dx, (d * a * r).flatten(0, -2).sum(0)
 
 
-@torch.library.custom_op("tdlm::rms_norm", mutates_args=())
+@op("tdlm::rms_norm")
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """y (..., D) of x (..., D) and weight (D,), in x's dtype."""
     return rms_norm_ref(x, weight, eps).to(x.dtype)
 
 
-@torch.library.custom_op("tdlm::rms_norm_backward", mutates_args=())
+@op("tdlm::rms_norm_backward")
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """dx (..., D) and dw (D,) of dy (..., D)."""
     dx, dw = rms_norm_backward_ref(dy, x, weight, eps)
@@ -67,7 +68,7 @@ def _backward(ctx, dy):
 rms_norm_forward.register_autograd(_backward, setup_context=_setup)
 
 
-@torch.library.custom_op("tdlm::add_rms_norm", mutates_args=())
+@op("tdlm::add_rms_norm")
 def add_rms_norm_forward(
     x: Tensor, a: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ def add_rms_norm_forward(
     return (x.new_empty(0) if a is None else s), rms_norm_ref(s, weight, eps).to(dtype)
 
 
-@torch.library.custom_op("tdlm::add_rms_norm_backward", mutates_args=())
+@op("tdlm::add_rms_norm_backward")
 def add_rms_norm_backward(
     dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,51 +121,11 @@ def _backward_add(ctx, ds, dy):
 add_rms_norm_forward.register_autograd(_backward_add, setup_context=_setup_add)
 
 
-def _triton(x: Tensor, weight: Tensor, *like: Tensor | None):
-    """The Triton kernels, or None where they do not serve x. Raises ValueError where shapes do not fit."""
-    from ..triton.register import DTYPES
-
-    if x.dtype not in DTYPES or weight.dtype not in DTYPES or not x.numel():
-        return None
+def check_shapes(x: Tensor, weight: Tensor, *like: Tensor | None) -> None:
+    """Raise ValueError where x (..., D), weight (D,) and what must be like x do not fit together."""
     if weight.shape != x.shape[-1:] or any(a is not None and a.shape != x.shape for a in like):
         shapes = [tuple(a.shape) for a in (x, weight, *like) if a is not None]
         raise ValueError(f"shapes {shapes} do not fit together; they must be (..., D), (D,), (..., D)")
-    from ..triton import rms_norm as rms_norm_triton
-
-    return rms_norm_triton if x.shape[-1] <= rms_norm_triton.MAX_D else None
-
-
-def _triton_forward(x, weight, eps):
-    kernels = _triton(x, weight)
-    return kernels.forward(x, None, weight, eps, x.dtype)[1] if kernels else rms_norm_forward._init_fn(x, weight, eps)
-
-
-def _triton_backward(dy, x, weight, eps):
-    if kernels := _triton(x, weight, dy):
-        return kernels.backward(dy, None, x, weight, eps, None)[::2]
-    return rms_norm_backward._init_fn(dy, x, weight, eps)
-
-
-def _triton_add(x, a, weight, eps, dtype):
-    kernels = _triton(x, weight, a)
-    return (kernels.forward if kernels else add_rms_norm_forward._init_fn)(x, a, weight, eps, dtype)
-
-
-def _triton_add_backward(dy, ds, s, weight, eps, dtype):
-    kernels = _triton(s, weight, dy, ds)
-    return (kernels.backward if kernels else add_rms_norm_backward._init_fn)(dy, ds, s, weight, eps, dtype)
-
-
-def register(device: str) -> None:
-    """Let the Triton kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    rms_norm_forward.register_kernel(device)(_triton_forward)
-    rms_norm_backward.register_kernel(device)(_triton_backward)
-    add_rms_norm_forward.register_kernel(device)(_triton_add)
-    add_rms_norm_backward.register_kernel(device)(_triton_add_backward)
-
-
-if HAS_TRITON:
-    register("cuda")
 
 
 def rms_norm(
@@ -173,10 +134,7 @@ def rms_norm(
     eps: float,
 ) -> Tensor:
     """F.rms_norm(x, (D,), weight, eps): (..., D)."""
-    from ..cpu import library as native
-    from ..triton import register as gpu
-
-    if native.serves_rows(x, weight) or gpu.serves_rows(x, weight):
+    if not hardware.is_transformed() and server(rms_norm_forward, x, weight, eps):
         return rms_norm_forward(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
 
@@ -192,12 +150,10 @@ def add_rms_norm(
 
     There it is one launch, and with narrow y comes in the dtype of autocast, to which a product would cast it.
     """
-    from ..triton import register as gpu
-
-    if gpu.serves_rows(x, weight, *([] if a is None else [a])):
-        device = x.device.type
-        autocast = narrow and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    device = x.device.type
+    autocast = narrow and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    if not hardware.is_transformed() and server(add_rms_norm_forward, x, a, weight, eps, dtype):
         s, y = add_rms_norm_forward(x, a, weight, eps, dtype)
         return (x if a is None else s), y
     s = x if a is None else x + a

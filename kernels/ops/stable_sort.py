@@ -1,14 +1,14 @@
-"""The stable order of small integers, as the tokens are: in one launch on a GPU, up to MAX_N of them.
+"""Sort small integers, such as tokens, in a stable order: up to MAX_N of them in one launch on a GPU.
 
     rank_i = #{j: (key_j, j) < (key_i, i)},   sorted[rank_i] = key_i,   order[rank_i] = i
 
-Every key is compared with every other, so longer lists are left to torch.sort, whose radix sort takes many launches.
+The kernel compares every key with every other. Longer lists take torch.sort, whose radix sort is many launches.
 """
 
 import torch
 from torch import Tensor
 
-from .attention import HAS_TRITON
+from ..dispatch import op
 
 MAX_N = 1 << 13
 
@@ -17,7 +17,7 @@ def stable_order_ref(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.sort(keys.int(), stable=True))
 
 
-@torch.library.custom_op("tdlm::stable_order", mutates_args=())
+@op("tdlm::stable_order")
 def stable_order(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     """keys (N,) in order, int32, and where each was, (N,) int64; keys are integers of 0 .. bound - 1."""
     return stable_order_ref(keys, bound)
@@ -29,22 +29,5 @@ def _(keys, bound):
 
 
 def serves(n: int, bound: int) -> bool:
-    """Whether so many keys are ranked in one launch: a key and its place must fit 31 bits."""
+    """Return whether one launch ranks n keys below bound: a key and its place must fit 31 bits."""
     return 0 < n <= MAX_N and n * bound < 2**31
-
-
-def _triton(keys, bound):
-    if not serves(len(keys), bound):
-        return stable_order_ref(keys, bound)
-    from ..triton import stable_sort as order_triton
-
-    return order_triton.stable_order(keys)
-
-
-def register(device: str) -> None:
-    """Let the Triton kernel serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    stable_order.register_kernel(device)(_triton)
-
-
-if HAS_TRITON:
-    register("cuda")

@@ -1,25 +1,25 @@
-"""The scalars at the end of a step, which would be a launch an operation: what to clip by, and a line of the log.
+"""Fuse the scalar work that ends a step into two launches: what to clip by, and a line of the log.
 
     norm = |norms|,   scale = max((norm + 1e-6) / clip, 1),   skip = not isfinite(loss + norm)
 
-torch's fused AdamW divides every gradient by scale (clip_grad_norm_ multiplies by its inverse) and leaves the weights
+PyTorch's fused AdamW divides every gradient by scale (clip_grad_norm_ multiplies by its inverse) and leaves the weights
 as they are where skip is 1. Norms are fp32, the log is fp64.
 """
 
 import torch
 from torch import Tensor
 
-from .attention import HAS_TRITON
+from ..dispatch import op
 
 
-@torch.library.custom_op("tdlm::clip_scale", mutates_args=())
+@op("tdlm::clip_scale")
 def clip_scale(norms: Tensor, loss: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
     """norm, scale and skip, each () fp32, of the norms (P,) fp32 of all gradients; clip may be inf."""
     norm = torch.linalg.vector_norm(norms)
     return norm, ((norm + 1e-6) / clip).clamp(min=1), (~torch.isfinite(loss + norm)).float()
 
 
-@torch.library.custom_op("tdlm::record", mutates_args=("log", "step"))
+@op("tdlm::record", mutates_args=("log", "step"))
 def record(log: Tensor, step: Tensor, loss: Tensor, norm: Tensor, loss_tokens: Tensor, tokens: Tensor) -> None:
     """Write line `step` mod its length of log (window, 4) fp64 and count the step, () int64, up."""
     entry = torch.stack([a.double() for a in (loss, norm, loss_tokens, tokens)])
@@ -35,25 +35,3 @@ def _(norms, loss, clip):
 @record.register_fake
 def _(log, step, loss, norm, loss_tokens, tokens):
     return None
-
-
-def _triton_clip(norms, loss, clip):
-    from ..triton import step_scalars as finish_triton
-
-    return finish_triton.clip_scale(norms, loss, clip)
-
-
-def _triton_record(log, step, *scalars):
-    from ..triton import step_scalars as finish_triton
-
-    finish_triton.record(log, step, *scalars)
-
-
-def register(device: str) -> None:
-    """Let the Triton kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    clip_scale.register_kernel(device)(_triton_clip)
-    record.register_kernel(device)(_triton_record)
-
-
-if HAS_TRITON:
-    register("cuda")

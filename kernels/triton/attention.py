@@ -1,8 +1,8 @@
-"""The Triton kernels of attention.py: one (batch, head) a program, scores never leave it.
+"""The Triton kernels of ops/attention.py, which holds the formulas: one program per (batch, head).
 
-Imported when the op first runs on a GPU; attention.py holds the formulas and the custom ops. With rotary positions q
-and k are turned as they are read, in fp32, and rounded once. The gradients turn back by dq cos - swap(dq) sin, where
-swap exchanges the two columns of a pair: swap(dS k) = dS swap(k), one product more instead of a shuffle of registers.
+The scores never leave the program. With rotary positions q and k are turned as they are read, in fp32, and rounded
+once. The gradients turn back by dq cos - swap(dq) sin, where swap exchanges the two columns of a pair. As swap(dS k) is
+dS swap(k), that takes one more product and no shuffle of registers.
 """
 
 import functools
@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.attention import _rows_first, _threshold, rotation
+from ..ops.attention import dropout_threshold, empty_rows_first
+from ..ops.rotary import rotation
 
 
 @triton.jit
@@ -164,7 +165,7 @@ def _arguments(q, valid, segments, key, causal, dropout_p, rope, *strided):
     masks = [None if a is None else a.contiguous() for a in (valid, segments)]
     masks[0] = None if valid is None else masks[0].view(torch.uint8)
     strides = [s for a in strided for s in a.stride()[:3]]
-    threshold = _threshold(dropout_p) if key is not None else 0
+    threshold = dropout_threshold(dropout_p) if key is not None else 0
     constants = dict(HEAD_K=K, CAUSAL=causal, THRESHOLD=threshold) | launch(T, K)
     turns = _turns(T, K, q.device) if rope else None
     return [*masks, key, turns, *strides, H, T, 1 / math.sqrt(K), 1 / (1 - dropout_p)], constants
@@ -177,7 +178,7 @@ def _dense(*tensors: Tensor) -> list[Tensor]:
 
 def forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     q, k, v = _dense(q, k, v)
-    out = _rows_first(q)
+    out = empty_rows_first(q)
     arguments, constants = _arguments(q, valid, segments, key, causal, dropout_p, rope, q, k, v, out)
     forward_kernel[(q.shape[0] * q.shape[1],)](q, k, v, out, *arguments, **constants)
     return out
@@ -185,7 +186,7 @@ def forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
 
 def backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     q, k, v, dout = _dense(q, k, v, dout)
-    dq, dk, dv = (_rows_first(q) for _ in range(3))
+    dq, dk, dv = (empty_rows_first(q) for _ in range(3))
     arguments, constants = _arguments(q, valid, segments, key, causal, dropout_p, rope, q, k, v, dout, dq)
     backward_kernel[(q.shape[0] * q.shape[1],)](q, k, v, dout, dq, dk, dv, *arguments, **constants)
     return dq, dk, dv

@@ -1,11 +1,11 @@
-"""Corruption in Triton: the bits of corrupt.corrupt_ref, in two launches, one program a chunk of a sequence.
+"""Corruption in Triton: the bits of ops/corrupt.py in two launches, one program per chunk of a sequence.
 
     mask      t, masked, xt, weights of a chunk, and how many of its tokens are masked
     compact   rows, targets, row weights of a chunk, behind those of the chunks before it
 
-Two launches, because where a chunk's rows go depends on all counts before it. One launch would need programs that
-wait for each other, and a buffer for it that must be cleared before each call, which is a launch too. With
-sampling="counts" a program holds its whole sequence, of which it takes so many tokens.
+It takes two launches because the place of a chunk's rows depends on all counts before it. In one launch programs would
+wait for each other, through a buffer that must be cleared before each call, which is a launch too. With
+sampling="counts" a program holds its whole sequence, of which it masks a number of tokens.
 """
 
 import functools
@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.corrupt import SAMPLINGS
-from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN
+from ..ops.corrupt import SAMPLINGS, check_inputs
+from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK
 from ..schedules import count_weights, table
 from .philox import random_words
 from .tiles import SMALL
 
-CHUNK = 256  # tokens of a program, at most; a program that holds its sequence spills past 4096 (gpu.MAX_T)
+CHUNK = 256  # tokens of a program, at most; a program that holds its sequence spills past tiles.MAX_T
 BLOCK_C = 256  # counts that are added up at once
 TIME, TOKEN, SUBSET = tl.constexpr(STREAM_TIME), tl.constexpr(STREAM_TOKEN), tl.constexpr(STREAM_SUBSET)
 ANTITHETIC, INDEPENDENT, COUNTS = (tl.constexpr(SAMPLINGS.index(n)) for n in ("antithetic", "independent", "counts"))
@@ -120,6 +120,8 @@ def corrupt(
     x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows
 ) -> list[Tensor]:
     """The fields of a Corruption. seed_at and step_at, () int64 on the device, take the place of the ints."""
+    check_inputs(x0, valid)
+    seed, step = seed & UINT32_MASK, step & UINT32_MASK
     (B, T), device, counts = x0.shape, x0.device, sampling == "counts"
     x0, valid = x0.contiguous(), None if valid is None else valid.contiguous()
     threshold, weight = _tables(schedule, counts, T if counts else 0, counts and valid is not None, device)

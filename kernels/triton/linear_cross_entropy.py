@@ -8,7 +8,7 @@
 Softmax(h W^T) W is attention with Q = h and K = V = W, so `forward` is FlashAttention-2 (Dao 2023) with the rows of h
 as queries, split over V as in flash decoding. `weight` is the same loop with the roles exchanged; the gradient g of
 each token rides in the exponent, and g = 0 gives exactly 0. Sums are fp32 in a fixed order: no atomics, the same bits
-every run. The row count is read on the device, and programs past it leave at once. lce_plan.py chooses tiles, scratch.
+every run. The row count is read on the device, and programs past it end at once. tiles.py chooses tiles, scratch.
 """
 
 import torch
@@ -16,14 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import FOLD_ROWS, MAX_SPLITS, SMALL, Plan
+from .. import hardware
+from ..ops.linear_cross_entropy import check_shapes
+from .tiles import FOLD_ROWS, MAX_SPLITS, SMALL, Plan, card, fused
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NO_TARGET = tl.constexpr(2**31 - 3)
 
 
 @triton.jit
-def _live(N_ROWS, N):
+def live_rows(N_ROWS, N):
     """How many rows count: n_rows held within 0..N, or all."""
     if N_ROWS is None:
         live = N
@@ -75,7 +77,7 @@ def _attend(x, m, total, acc, W, j, V, D, ENDS: tl.constexpr, NEED_DH: tl.conste
 def forward_kernel(H, W, N_ROWS, M, L, ACC, N, V, D, NEED_DH: tl.constexpr, HALF_SUMS: tl.constexpr,
                    PEELED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
                    MAX_SPLITS: tl.constexpr):  # fmt: skip
-    live = _live(N_ROWS, N)
+    live = live_rows(N_ROWS, N)
     tiles, splits = _parts(live, V, tl.num_programs(0), BLOCK_N, BLOCK_V, MAX_SPLITS)
     part, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     if part >= splits or live == 0:
@@ -113,7 +115,7 @@ def combine_kernel(H, W, Y, N_ROWS, M, L, ACC, NLL, LSE, DH, N, V, D, programs, 
                    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, MAX_SPLITS: tl.constexpr,
                    ROWS: tl.constexpr):  # fmt: skip
     """Rows past the count get 0; a target outside the vocabulary gets NaN, and nothing outside W is read."""
-    live = _live(N_ROWS, N)
+    live = live_rows(N_ROWS, N)
     tiles, splits = _parts(live, V, programs, BLOCK_N, BLOCK_V, MAX_SPLITS)
     r, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     on, at = r < live, r[:, None].to(tl.int64) * D + d[None, :]
@@ -145,7 +147,7 @@ def combine_kernel(H, W, Y, N_ROWS, M, L, ACC, NLL, LSE, DH, N, V, D, programs, 
 
 
 @triton.jit
-def _scale(GMAX, HEADROOM: tl.constexpr):
+def gradient_scale(GMAX, HEADROOM: tl.constexpr):
     """fp16 has few exponents: gradients are scaled to at most 2^(HEADROOM + 1) inside the products."""
     if GMAX is None:
         scale = 1.0
@@ -159,8 +161,8 @@ def _scale(GMAX, HEADROOM: tl.constexpr):
 def fold_kernel(Y, LSE, G, GMAX, N_ROWS, SHIFT, GS, CODE, N, padded, HEADROOM: tl.constexpr, ROWS: tl.constexpr):
     """Per row the exponent's shift, the scaled gradient, and the target; -2 - target where the gradient is negative."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    on = r < _live(N_ROWS, N)
-    g = tl.load(G + r, mask=on, other=0.0) * _scale(GMAX, HEADROOM)
+    on = r < live_rows(N_ROWS, N)
+    g = tl.load(G + r, mask=on, other=0.0) * gradient_scale(GMAX, HEADROOM)
     lse = tl.load(LSE + r, mask=on, other=0.0)
     y = tl.load(Y + r, mask=on, other=-1)
     y = tl.where((y >= 0) & (y < NO_TARGET), y, NO_TARGET).to(tl.int32)
@@ -174,7 +176,7 @@ def weight_kernel(H, W, SHIFT, GS, CODE, GMAX, N_ROWS, DW, N, V, rows_of_w, D, H
                   HALF_SUMS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
                   BLOCK_D: tl.constexpr):  # fmt: skip
     """Program (i, s): rows of dw in tile i, summed over part s of the tokens, into DW[s]."""
-    live = _live(N_ROWS, N)
+    live = live_rows(N_ROWS, N)
     r, v, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_D)
     v0 = tl.program_id(0) * BLOCK_V
     at = v0.to(tl.int64) * D + v[:, None] * D + d[None, :]
@@ -193,7 +195,7 @@ def weight_kernel(H, W, SHIFT, GS, CODE, GMAX, N_ROWS, DW, N, V, rows_of_w, D, H
         # Few tiles hold a target or a negative gradient: a branch that all threads take alike spares the others.
         if tl.max(((code < 0) | (code >= v0) & (code < v0 + BLOCK_V)).to(tl.int32), 0) > 0:
             g = tl.load(GS + r0 + r)
-            code = tl.load(CODE + r0 + r, cache_modifier=".cg")  # read anew: kept, it costs registers
+            code = tl.load(CODE + r0 + r, cache_modifier=".cg")  # read once more: kept, it costs registers
             p = tl.where((code < 0)[None, :], -p, p)
             y = tl.where(code < 0, -2 - code, code) - v0
             p -= tl.where(v[:, None] == y[None, :], g[None, :], 0.0)
@@ -201,7 +203,7 @@ def weight_kernel(H, W, SHIFT, GS, CODE, GMAX, N_ROWS, DW, N, V, rows_of_w, D, H
             acc += tl.dot(p.to(x.dtype), x, out_dtype=SUM).to(tl.float32)
         else:
             acc = tl.dot(p.to(x.dtype), x, acc, input_precision="ieee")
-    acc = tl.where(inside, acc / _scale(GMAX, HEADROOM), 0.0).to(DW.dtype.element_ty)
+    acc = tl.where(inside, acc / gradient_scale(GMAX, HEADROOM), 0.0).to(DW.dtype.element_ty)
     at += part.to(tl.int64) * rows_of_w * D
     tl.store(DW + at, acc, mask=(v < rows_of_w - v0)[:, None] & (d < D)[None, :])
 
@@ -211,18 +213,25 @@ def rows_kernel(DH, G, N_ROWS, OUT, N, D, ROWS: tl.constexpr, BLOCK_D: tl.conste
     """Rows of dh times their gradients; 0 past the count."""
     r, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     at = r[:, None].to(tl.int64) * D + d[None, :]
-    on, inside = r < _live(N_ROWS, N), (r < N)[:, None] & (d < D)[None, :]
+    on, inside = r < live_rows(N_ROWS, N), (r < N)[:, None] & (d < D)[None, :]
     g = tl.load(G + r, mask=on, other=0.0).to(tl.float32)
     dh = tl.load(DH + at, mask=on[:, None] & inside, other=0.0).to(tl.float32)
     tl.store(OUT + at, (dh * g[:, None]).to(OUT.dtype.element_ty), mask=inside)
 
 
+def _plan(h: Tensor, weight: Tensor, dtype: torch.dtype, need_dh: bool = True) -> Plan:
+    gpu = hardware.card(h.device)
+    return fused(card(gpu.capability), len(h), h.shape[1], len(weight), h.dtype, weight.dtype, dtype,
+                 processors=gpu.multiprocessors, need_dh=need_dh)  # fmt: skip
+
+
 def forward(
-    h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None, valid_vocab: int,
-    need_dh: bool, plan: Plan,
+    h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None, valid_vocab: int, dtype: torch.dtype,
+    need_dh: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """lce_forward in two launches; the scratch is plan.forward_scratch bytes."""
-    N, D = h.shape
+    check_shapes(h, weight, valid_vocab, targets)
+    (N, D), plan = h.shape, _plan(h, weight, dtype, need_dh)
     x, w = h.to(plan.dtype).contiguous(), weight[:valid_vocab].to(plan.dtype).contiguous()
     tiles, half = plan.forward, plan.half_sums
     nll, lse = h.new_empty(N, dtype=torch.float32), h.new_empty(N, dtype=torch.float32)
@@ -244,10 +253,11 @@ def forward(
 
 def backward_weight(
     h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None, valid_vocab: int,
-    plan: Plan,
+    dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """lce_backward_weight in two launches, and a sum over the parts of the tokens where V has few tiles."""
-    N, D = h.shape
+    check_shapes(h, weight, valid_vocab, targets, lse, grad)
+    (N, D), plan = h.shape, _plan(h, weight, dtype)
     x, w = h.to(plan.dtype).contiguous(), weight[:valid_vocab].to(plan.dtype).contiguous()
     tiles, V = plan.weight, weight.shape[0]
     padded = triton.cdiv(N, tiles.rows) * tiles.rows
@@ -279,6 +289,8 @@ def rows_launch(D: int) -> dict:
 
 def backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
     """lce_backward_rows in one launch."""
+    if grad.shape != dh.shape[:1]:
+        raise ValueError(f"grad has shape {tuple(grad.shape)}; it must be {tuple(dh.shape[:1])}")
     (N, D), dh, block = dh.shape, dh.contiguous(), rows_launch(dh.shape[1])
     out, grid = torch.empty_like(dh), (triton.cdiv(N, block["ROWS"]), triton.cdiv(D, block["BLOCK_D"]))
     rows_kernel[grid](dh, grad.contiguous(), n_rows, out, N, D, **block, **SMALL)

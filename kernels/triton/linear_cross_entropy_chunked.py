@@ -3,11 +3,11 @@
     softmax   z -> lse, nll, and softmax(z) - onehot(y), times g if g is known, in the place of z
     weigh     z, lse -> g (e^(z - lse) - onehot(y)) in the place of z
 
-For widths whose tiles no longer fit in the chip. Where the weights g of the tokens are known in the forward pass, one
-softmax serves dh and dW: three products instead of four, and nothing is computed again (loss_sum). At most CHUNK_BYTES
-of logits live at once, and nothing waits for the host, so it can be captured in a CUDA graph. cuBLAS makes the products
-where all rows count; where a count on the device says how many, those of product_triton.py, so that half the rows cost
-half the products here too.
+For widths whose tiles do not fit in the chip. Where the weights g of the tokens are known in the forward pass, one
+softmax serves dh and dW: three products instead of four, and nothing is computed twice (loss_sum). At most CHUNK_BYTES
+of logits live at once, and nothing waits for the host, so a CUDA graph can capture it. cuBLAS computes the products
+where all rows count. Where a number on the device says how many do, matmul.py does, so that half the rows cost half
+the products here too.
 """
 
 import torch
@@ -16,9 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import matmul as product_triton
-from .linear_cross_entropy import LOG2E, _live, _scale
-from .tiles import PRODUCTS, SMALL, padded, product, stored_rows
+from .. import hardware
+from ..ops.linear_cross_entropy import check_shapes
+from . import matmul
+from .linear_cross_entropy import LOG2E, gradient_scale, live_rows
+from .tiles import PRODUCTS, SMALL, card, padded, product, stored_rows
 
 HEADROOM, BLOCK = 12, 1024
 
@@ -29,7 +31,7 @@ def softmax_kernel(Z, Y, N_ROWS, LSE, NLL, G, GMAX, first, N, V, apart, WRITE: t
     """Program i: row first + i of the batch, row i of Z. A target outside the vocabulary gives NaN."""
     r = first + tl.program_id(0)
     z = Z + tl.program_id(0).to(tl.int64) * apart
-    if r >= _live(N_ROWS, N):  # no product reads what lies there
+    if r >= live_rows(N_ROWS, N):  # no product reads what lies there
         tl.store(LSE + r, 0.0)
         tl.store(NLL + r, 0.0)
         return
@@ -47,7 +49,7 @@ def softmax_kernel(Z, Y, N_ROWS, LSE, NLL, G, GMAX, first, N, V, apart, WRITE: t
     tl.store(LSE + r, lse)
     tl.store(NLL + r, tl.where(known, lse - tl.load(z + y, mask=known, other=0.0).to(tl.float32), float("nan")))
     if WRITE:
-        g = 1.0 if G is None else tl.load(G + r) * _scale(GMAX, HEADROOM)
+        g = 1.0 if G is None else tl.load(G + r) * gradient_scale(GMAX, HEADROOM)
         tl.debug_barrier()  # z[y] is read before another thread writes there
         for v0 in range(0, V, BLOCK):
             x = tl.load(z + v0 + v, mask=v < V - v0, other=0.0).to(tl.float32)
@@ -59,11 +61,11 @@ def softmax_kernel(Z, Y, N_ROWS, LSE, NLL, G, GMAX, first, N, V, apart, WRITE: t
 @triton.jit(do_not_specialize=["first", "N", "V"])
 def weigh_kernel(Z, Y, N_ROWS, LSE, G, GMAX, first, N, V, apart, HEADROOM: tl.constexpr, BLOCK: tl.constexpr):
     r = first + tl.program_id(0)
-    if r >= _live(N_ROWS, N):
+    if r >= live_rows(N_ROWS, N):
         return
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     z = Z + tl.program_id(0).to(tl.int64) * apart + v
-    g = tl.load(G + r) * _scale(GMAX, HEADROOM)
+    g = tl.load(G + r) * gradient_scale(GMAX, HEADROOM)
     x = tl.load(z, mask=v < V, other=0.0).to(tl.float32)
     p = tl.exp2((x - tl.load(LSE + r)) * LOG2E) - tl.where(v == tl.load(Y + r), 1.0, 0.0)
     tl.store(z, tl.where(g != 0, p * g, 0.0).to(Z.dtype.element_ty), mask=v < V)
@@ -72,28 +74,28 @@ def weigh_kernel(Z, Y, N_ROWS, LSE, G, GMAX, first, N, V, apart, HEADROOM: tl.co
 class Products:
     """The three products of a chunk of rows, of which the first is row i of the batch."""
 
-    def __init__(self, n_rows: Tensor | None, dtype: torch.dtype, hardware: tuple[int, int]):
-        card, self.processors = hardware
-        self.n_rows = n_rows
-        self.plans = [product(card, dtype, of) for of in PRODUCTS]
+    def __init__(self, n_rows: Tensor | None, dtype: torch.dtype, device: torch.device):
+        gpu = hardware.card(device)
+        self.n_rows, self.processors = n_rows, gpu.multiprocessors
+        self.plans = [product(card(gpu.capability), dtype, of) for of in PRODUCTS]
 
     def logits(self, x: Tensor, w: Tensor, i: int) -> Tensor:
         """x w^T (rows, V); rows past the count may hold anything."""
         if self.n_rows is None:
             z = x.new_empty(len(x), padded(len(w)))[:, : len(w)]
             return torch.mm(x, w.T, out=z)
-        return product_triton.logits(x, w, self.n_rows, i, self.plans[0])
+        return matmul.logits(x, w, self.n_rows, i, self.plans[0])
 
     def towards_h(self, z: Tensor, w: Tensor, i: int) -> Tensor:
         """z w (rows, D) fp32, 0 past the count."""
         if self.n_rows is None:
             return _product(z, w)
-        return product_triton.towards_h(z, w, self.n_rows, i, self.plans[1], self.processors)
+        return matmul.towards_h(z, w, self.n_rows, i, self.plans[1], self.processors)
 
     def towards_w(self, z: Tensor, x: Tensor, i: int, dw: Tensor) -> None:
         """dw (V, D) fp32 = z^T x for the first chunk, += for the others."""
         if self.n_rows is not None:
-            product_triton.towards_w(z, x, self.n_rows, i, self.plans[2], dw, add=i > 0)
+            matmul.towards_w(z, x, self.n_rows, i, self.plans[2], dw, add=i > 0)
         elif i:
             dw += _product(z.T, x)
         else:
@@ -113,9 +115,10 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         return a.float() @ b.float()
 
 
-def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh, hardware) -> tuple[Tensor, Tensor, Tensor]:
-    """lce_forward. h (N, D), weight (V, D), targets (N,); hardware: (card of lce_plan, multiprocessors)."""
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, hardware)
+def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Tensor, Tensor, Tensor]:
+    """lce_forward. h (N, D), weight (V, D), targets (N,)."""
+    check_shapes(h, weight, valid_vocab, targets)
+    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
     x, w, y = _even(h, dtype), _even(weight[:V], dtype), targets.contiguous()
     nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
     dh = h.new_empty(N if need_dh else 0, D)
@@ -130,9 +133,10 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh, hardware) -
     return nll, lse, dh
 
 
-def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype, hardware) -> Tensor:
+def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> Tensor:
     """lce_backward_weight: dw (V, D), summed over the chunks in fp32."""
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, hardware)
+    check_shapes(h, weight, valid_vocab, targets, lse, grad)
+    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
     w, y, lse = _even(weight[:V], dtype), targets.contiguous(), lse.contiguous()
     x, g, top = _live_rows(h, grad, n_rows, dtype)
     dw = weight.new_zeros(len(weight), x.shape[1], dtype=torch.float32)
@@ -144,9 +148,10 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype, h
     return _unscaled(dw, top)[:, :D].to(weight.dtype).contiguous()
 
 
-def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype, hardware) -> tuple[Tensor, Tensor, Tensor]:
+def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> tuple[Tensor, Tensor, Tensor]:
     """lce_sum: the weighted loss and both its gradients, of one softmax."""
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, hardware)
+    check_shapes(h, weight, valid_vocab, targets, token_weights)
+    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
     w, y = _even(weight[:V], dtype), targets.contiguous()
     x, g, top = _live_rows(h, token_weights, n_rows, dtype)
     nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The Triton kernel of next_token.py: one program a row, which counts what is no padding before it."""
+"""The Triton kernel of ops/next_token.py: one program per row, which counts the real tokens before it."""
 
 import torch
 import triton
@@ -42,6 +42,8 @@ def launch(T: int) -> dict:
 
 def next_token(read: Tensor, x0: Tensor, valid: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """tdlm::next_token."""
+    if not read.shape == x0.shape == valid.shape or x0.dtype != torch.int64 or valid.dtype != torch.bool:
+        raise ValueError("read and x0 must be (B, T) int64, and valid must be (B, T) bool")
     read, x0, valid = read.contiguous(), x0.contiguous(), valid.contiguous()
     (B, T), shifted, seen = x0.shape, torch.empty_like(x0), torch.empty_like(valid)
     order, targets, count = x0.new_empty(B * T), x0.new_empty(B * T), x0.new_empty(())

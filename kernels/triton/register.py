@@ -1,169 +1,148 @@
-"""The Triton kernels as the CUDA backend of the ops. Triton is imported when an op first runs on a GPU.
+"""The Triton kernels as implementations of the ops: which kernel serves which op, and when.
 
-Without Triton, before Ampere (compute capability 8.0) and for fp64 the torch references run. With TRITON_INTERPRET=1
-the same code serves CPU tensors, through `interpret()`: that is how the tests prove it without a GPU.
+Triton is imported when a kernel first runs. A GPU before compute capability 8.0 (Ampere), a machine without Triton and
+fp64 tensors use the next link of the chain. With TRITON_INTERPRET=1 the same code serves CPU tensors after
+`register("cpu")`: that is how the tests prove it without a GPU.
 """
 
 import functools
-import importlib.util
+import importlib
 import warnings
 
 import torch
 
-from ..cpu.library import _transformed
-from ..ops.corrupt import _corrupt
+from .. import hardware
+from ..dispatch import backend, implement
+from ..ops.attention import tile_attention, tile_attention_backward
+from ..ops.batch import draw
+from ..ops.corrupt import corrupt_op
+from ..ops.embedding import embedding_backward
 from ..ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward, lce_sum
-from ..philox import MASK
-from . import tiles as lce_plan
+from ..ops.next_token import next_token
+from ..ops.rms_norm import add_rms_norm_backward, add_rms_norm_forward, rms_norm_backward, rms_norm_forward
+from ..ops.rows import put_rows
+from ..ops.stable_sort import serves as sorts_at_once
+from ..ops.stable_sort import stable_order
+from ..ops.step_scalars import clip_scale, record
+from ..ops.swiglu import swiglu_backward, swiglu_forward
+from . import tiles
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_T = 1 << 12  # of corrupt by counts: a program holds its sequence, and longer ones spill
-
-
-@functools.cache
-def _hardware(device: torch.device) -> tuple[int | None, int]:
-    """(card of lce_plan, multiprocessors); of a small sm_86 where the interpreter stands in for it."""
-    if device.type != "cuda":
-        return 86, 4
-    properties = torch.cuda.get_device_properties(device)
-    return lce_plan.card((properties.major, properties.minor)), properties.multi_processor_count
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+EMPTY, WRONG_TYPE = "there is nothing to compute", "it takes fp32, bf16 and fp16"
 
 
-@functools.cache
 def missing() -> str:
-    """Why Triton kernels cannot run at all, or nothing."""
-    if importlib.util.find_spec("triton") is None:
-        from ..cuda import library as native_cuda
+    """Return why Triton kernels cannot run at all, "" where they can."""
+    install = "Triton is not installed: pip install triton (triton-windows on Windows)"
+    return "" if hardware.has_triton() else install
 
-        why = "Triton is not installed: pip install triton (triton-windows on Windows)"
-        head = "native CUDA serves the head on the GPU, " if native_cuda.backend == "native" else ""
-        rest = "torch references the rest" if head else "the torch references run on the GPU"
-        warnings.warn(f"tdlm_fast: {head}{rest}. {why}", stacklevel=3)
+
+@functools.cache
+def warn(why: str) -> None:
+    warnings.warn(f"tdlm_fast: no Triton kernels on this GPU, so slower ones run. {why}", stacklevel=5)
+
+
+def machine(x: torch.Tensor, *_) -> str:
+    """Return why no Triton kernel runs where x lies, "" where they do."""
+    if why := missing():
+        warn(why)
         return why
+    if hardware.card(x.device).capability < (8, 0):
+        return "Triton kernels need compute capability 8.0"
     return ""
 
 
-def describe() -> str:
-    """Which kernels serve the GPU, and why."""
-    if not torch.cuda.is_available():
-        return "no GPU here"
-    found, _ = _hardware(torch.device("cuda", torch.cuda.current_device()))
-    if missing() or found is None:
-        return f"torch references: {missing() or 'the Triton kernels need compute capability 8.0'}"
-    sums = "fp16" if lce_plan.half_sums(found) else "fp32"
-    return f"Triton, tiles of sm_{found}, sums of products in {sums}"
+def typed(*tensors: torch.Tensor | None) -> str:
+    """Return machine's answer, or that the first tensor is empty or one is of another type."""
+    if why := machine(tensors[0]):
+        return why
+    if not tensors[0].numel():
+        return EMPTY
+    return "" if all(a is None or a.dtype in TYPES for a in tensors) else WRONG_TYPE
 
 
-def served() -> dict[str, str]:
-    """What serves the ops of this GPU that the head's backend does not choose."""
-    by = describe()
-    triton = by.startswith("Triton")
-    longer = f"Triton; with sampling=counts past {MAX_T} tokens a row the torch reference"
-    rows = {"corrupt": longer if triton else by}
-    return rows | dict.fromkeys(("rms_norm", "swiglu"), "Triton" if triton else "PyTorch")
+def fused(h, weight, dtype) -> str:
+    if h.shape[-1] > tiles.MAX_FUSED_WIDTH:
+        return "the model is too wide for the fused form"
+    return typed(h, weight) or ("" if dtype in TYPES else WRONG_TYPE)
 
 
-def _serves(device: torch.device, *dtypes: torch.dtype) -> bool:
-    return not missing() and _hardware(device)[0] is not None and all(d in DTYPES for d in dtypes)
+def chunked(h, weight, dtype) -> str:
+    if h.shape[-1] <= tiles.MAX_FUSED_WIDTH:
+        return "the model is narrow enough for the fused form"
+    return typed(h, weight) or ("" if dtype in TYPES else WRONG_TYPE)
 
 
-def serves_rows(*tensors: torch.Tensor) -> bool:
-    """Whether swiglu and rms_norm of these have Triton kernels: a GPU's tensors that no transform is at work on."""
-    x, dtypes = tensors[0], {a.dtype for a in tensors}
-    return x.is_cuda and x.numel() > 0 and not _transformed() and _serves(x.device, *dtypes)
+def corrupts(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, *_) -> str:
+    if sampling == "counts" and x0.shape[1] > tiles.MAX_T:
+        return f"sampling=counts takes rows of up to {tiles.MAX_T} tokens"
+    return machine(x0) or ("" if x0.numel() else EMPTY)
 
 
-def _plan(h, weight, dtype, need_dh=True) -> lce_plan.Plan | None:
-    card, processors = _hardware(h.device)
-    return lce_plan.fused(
-        card, len(h), h.shape[1], len(weight), h.dtype, weight.dtype, dtype, processors=processors, need_dh=need_dh
-    )
+def reads_rows(read, x0, *_) -> str:
+    if x0.shape[1] > tiles.MAX_T:
+        return f"it takes rows of up to {tiles.MAX_T} tokens"
+    return machine(x0) or ("" if x0.numel() else EMPTY)
 
 
-def _fit(h, weight, valid_vocab, *per_row):
-    """The kernels trust sizes, so a direct call of the op must not get past here with others."""
-    rows = any(a.shape != h.shape[:1] for a in per_row)
-    if not 0 < valid_vocab <= len(weight) or h.dim() != 2 or h.shape[1:] != weight.shape[1:] or rows:
-        shapes = [tuple(a.shape) for a in (h, weight, *per_row)]
-        raise ValueError(f"shapes {shapes} with a vocabulary of {valid_vocab} do not fit together")
+def normalizes(x, weight, *more) -> str:
+    return typed(x, weight, *more) or ("" if x.shape[-1] <= tiles.MAX_D else f"it takes rows up to {tiles.MAX_D} wide")
 
 
-def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    if not h.numel() or not _serves(h.device, h.dtype, weight.dtype, dtype):
-        return lce_forward._init_fn(h, weight, targets, n_rows, valid_vocab, dtype, need_dh)
-    _fit(h, weight, valid_vocab, targets)
-    plan = _plan(h, weight, dtype, need_dh)
-    if plan is None:
-        from . import linear_cross_entropy_chunked as lce_stored
-
-        return lce_stored.forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh, _hardware(h.device))
-    from . import linear_cross_entropy as lce_triton
-
-    return lce_triton.forward(h, weight, targets, n_rows, valid_vocab, need_dh, plan)
+def gates(x) -> str:
+    return typed(x) or ("it takes an even width" if x.shape[-1] % 2 else "")
 
 
-def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
-    if not h.numel() or not _serves(h.device, h.dtype, weight.dtype, dtype):
-        return lce_backward_weight._init_fn(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
-    _fit(h, weight, valid_vocab, targets, lse, grad)
-    plan = _plan(h, weight, dtype)
-    if plan is None:
-        from . import linear_cross_entropy_chunked as lce_stored
-
-        where = _hardware(h.device)
-        return lce_stored.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype, where)
-    from . import linear_cross_entropy as lce_triton
-
-    return lce_triton.backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, plan)
+def puts_rows(dx, *_) -> str:
+    return machine(dx) or ("" if dx.dim() == 2 and dx.numel() else "it takes the rows of a matrix")
 
 
-def sums_in_forward(h, weight, dtype) -> bool:
-    """Whether a GPU makes the loss and both gradients of a weighted sum at once, of one softmax: the stored form."""
-    from ..cuda import library as native_cuda
-
-    if native_cuda.backend != "triton":
-        return False
-    return h.numel() > 0 and _serves(h.device, h.dtype, weight.dtype, dtype) and _plan(h, weight, dtype) is None
+def sorts(keys, bound) -> str:
+    return machine(keys) or ("" if sorts_at_once(len(keys), bound) else "there are too many keys to compare them all")
 
 
-def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
-    if not sums_in_forward(h, weight, dtype):
-        return lce_sum._init_fn(h, weight, targets, token_weights, n_rows, valid_vocab, dtype)
-    _fit(h, weight, valid_vocab, targets, token_weights)
-    from . import linear_cross_entropy_chunked as lce_stored
+HEAD, WIDE_HEAD = "linear_cross_entropy", "linear_cross_entropy_chunked"
+KERNELS = (  # op, module and function of the kernel, and when it serves
+    (lce_forward, HEAD, "forward", lambda h, w, y, n, V, dtype, need_dh: fused(h, w, dtype)),
+    (lce_forward, WIDE_HEAD, "forward", lambda h, w, y, n, V, dtype, need_dh: chunked(h, w, dtype)),
+    (lce_backward_weight, HEAD, "backward_weight", lambda h, w, *rest: fused(h, w, rest[-1])),
+    (lce_backward_weight, WIDE_HEAD, "backward_weight", lambda h, w, *rest: chunked(h, w, rest[-1])),
+    (lce_sum, WIDE_HEAD, "loss_sum", lambda h, w, *rest: chunked(h, w, rest[-1])),
+    (lce_backward_rows, HEAD, "backward_rows", lambda dh, grad, n: typed(dh, grad)),
+    (corrupt_op, "corrupt", "corrupt", corrupts),
+    (tile_attention, "attention", "forward", lambda q, *_: typed(q)),
+    (tile_attention_backward, "attention", "backward", lambda dout, q, *_: typed(q)),
+    (rms_norm_forward, "rms_norm", "norm", lambda x, weight, eps: normalizes(x, weight)),
+    (rms_norm_backward, "rms_norm", "norm_gradients", lambda dy, x, weight, eps: normalizes(x, weight)),
+    (add_rms_norm_forward, "rms_norm", "forward", lambda x, a, weight, *_: normalizes(x, weight, a)),
+    (add_rms_norm_backward, "rms_norm", "backward", lambda dy, ds, s, weight, *_: normalizes(s, weight)),
+    (swiglu_forward, "swiglu", "forward", gates),
+    (swiglu_backward, "swiglu", "backward", lambda dy, x: gates(x)),
+    (embedding_backward, "embedding", "backward", lambda dx, tokens, rows: typed(dx)),
+    (put_rows, "embedding", "put_rows", puts_rows),
+    (next_token, "next_token", "next_token", reads_rows),
+    (draw, "batch", "draw", machine),
+    (stable_order, "stable_sort", "stable_order", sorts),
+    (clip_scale, "step_scalars", "clip_scale", machine),
+    (record, "step_scalars", "record", machine),
+)
 
-    where = _hardware(h.device)
-    return lce_stored.loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype, where)
 
+def _lazily(module: str, name: str):
+    """Return a call of a function whose module, and Triton with it, is imported at the first call."""
 
-def backward_rows(dh, grad, n_rows):
-    if not dh.numel() or not _serves(dh.device, dh.dtype, grad.dtype):
-        return lce_backward_rows._init_fn(dh, grad, n_rows)
-    if grad.shape != dh.shape[:1]:
-        raise ValueError(f"grad has shape {tuple(grad.shape)}; it must be {tuple(dh.shape[:1])}")
-    from . import linear_cross_entropy as lce_triton
+    @functools.cache
+    def load():
+        return importlib.import_module(f".{module}", __package__)
 
-    return lce_triton.backward_rows(dh, grad, n_rows)
-
-
-def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
-    rest = (mask_token_id, schedule, sampling, row_offset, batch_rows)
-    if not x0.numel() or sampling == "counts" and x0.shape[1] > MAX_T or not _serves(x0.device):
-        return _corrupt._init_fn(x0, valid, seed, step, seed_at, step_at, *rest)
-    if x0.dtype != torch.int64 or valid is not None and (valid.shape != x0.shape or valid.dtype != torch.bool):
-        raise ValueError("x0 must be (B, T) int64, and valid must be (B, T) bool")
-    from . import corrupt as corrupt_triton
-
-    return corrupt_triton.corrupt(x0, valid, seed & MASK, step & MASK, seed_at, step_at, *rest)
+    return lambda *args: getattr(load(), name)(*args)
 
 
 def register(device: str) -> None:
     """Let the kernels serve a device type: "cuda", or "cpu" in a process of Triton's interpreter."""
-    lce_forward.register_kernel(device)(forward)
-    lce_backward_weight.register_kernel(device)(backward_weight)
-    lce_backward_rows.register_kernel(device)(backward_rows)
-    lce_sum.register_kernel(device)(loss_sum)
-    _corrupt.register_kernel(device)(corrupt)
+    for op, module, name, serves in KERNELS:
+        implement(op, device, "triton", serves, _lazily(module, name))
 
 
+backend("triton", missing)
 register("cuda")

@@ -1,6 +1,6 @@
-"""The Triton kernels of rms_norm.py: some rows a program, alone or with the residual added first.
+"""The Triton kernels of ops/rms_norm.py: some rows per program, with or without the residual added first.
 
-Each program of the backward pass sums dw over its own rows; the programs' sums are added up in their order.
+Each program of the backward pass sums dw over its own rows. The sums of the programs are added up in order.
 """
 
 import torch
@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_D = 1 << 12  # a program holds whole rows
+from ..ops.rms_norm import check_shapes
+
 PROGRAMS = 256  # of the backward pass, at most
 TILE = 1024  # entries that a program holds at once, or one row
 
@@ -60,7 +61,8 @@ def launch(D: int) -> dict:
 
 
 def forward(x: Tensor, a: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x + a in x's dtype, or (0,) without a; its norm in dtype), in one launch."""
+    """(x + a in x's dtype, or (0,) without a; its norm in dtype), in one launch: tdlm::add_rms_norm."""
+    check_shapes(x, weight, a)
     D, options = x.shape[-1], launch(x.shape[-1])
     N, x, a = x.numel() // D, x.contiguous(), None if a is None else a.contiguous()
     s, y = x.new_empty(0) if a is None else torch.empty_like(x), torch.empty_like(x, dtype=dtype)
@@ -73,6 +75,7 @@ def backward(
     dy: Tensor, ds: Tensor | None, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx in x's dtype, the same in dtype or (0,) where that is x's or None, dw), in two launches."""
+    check_shapes(x, weight, dy, ds)
     D, options = x.shape[-1], launch(x.shape[-1])
     N, x, dy, ds = x.numel() // D, x.contiguous(), dy.contiguous(), None if ds is None else ds.contiguous()
     dx, other = torch.empty_like(x), dtype not in (None, x.dtype)
@@ -84,3 +87,13 @@ def backward(
         dy, ds, x, weight.contiguous(), dx, da if other else None, part, N, D, eps, tiles, **options
     )
     return dx, da, part.sum(0).to(weight.dtype)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """tdlm::rms_norm."""
+    return forward(x, None, weight, eps, x.dtype)[1]
+
+
+def norm_gradients(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """tdlm::rms_norm_backward."""
+    return backward(dy, None, x, weight, eps, None)[::2]

@@ -1,4 +1,4 @@
-"""The Triton kernel of order.py: each program ranks some keys among all."""
+"""The Triton kernel of ops/stable_sort.py: each program ranks some keys among all."""
 
 import torch
 import triton
@@ -24,7 +24,7 @@ def rank_kernel(KEYS, SORTED, ORDER, N, BLOCK: tl.constexpr, LOOK: tl.constexpr)
     tl.store(ORDER + rank, i.to(tl.int64), mask=i < N)
 
 
-def stable_order(keys: Tensor) -> tuple[Tensor, Tensor]:
+def stable_order(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     """(keys in order, int32; where each was, int64)."""
     keys = keys.contiguous()
     ordered, order = torch.empty_like(keys, dtype=torch.int32), torch.empty_like(keys, dtype=torch.int64)

@@ -1,8 +1,10 @@
-"""The Triton kernels of swiglu.py: a tile of y a program, one launch each way."""
+"""The Triton kernels of ops/swiglu.py: a tile of y per program, one launch each way."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..ops.swiglu import check_gradient
 
 TILE = 1024  # entries of y a program
 
@@ -53,6 +55,7 @@ def forward(x: Tensor) -> Tensor:
 
 def backward(dy: Tensor, x: Tensor) -> Tensor:
     """dx (..., 2 n) of dy (..., n) and x (..., 2 n)."""
+    check_gradient(dy, x)
     x, dy, D = x.contiguous(), dy.contiguous(), x.shape[-1] // 2
     dx, M, options = x.new_empty(x.shape), x.numel() // (2 * D), launch(D)
     backward_kernel[_grid(M, D, options)](dy, x, dx, M, D, **options)

@@ -1,7 +1,7 @@
 """Turn text into tokens, cached by content. A damaged cache file is made again.
 
-    packed       the stream of tokens
-    paragraphs   a paragraph a row, headings dropped (the published layout)
+packed       the stream of tokens
+paragraphs   a paragraph a row, headings dropped (the published layout)
 """
 
 import contextlib

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..data.dataset import Split
 from ..kernels import linear_cross_entropy
-from ..kernels.ops.attention import rotate
 from ..kernels.ops.corrupt import random_subsets
+from ..kernels.ops.rotary import rotate
 from ..kernels.philox import STREAM_SAMPLE, random_words
 from ..objective import next_token_inputs
 from .likelihood import scoring

@@ -1,4 +1,4 @@
-"""Choose the device of a run, and record the versions that ran."""
+"""Choose the device of a run, record the versions that ran, and list what serves each op."""
 
 import importlib.metadata
 import platform
@@ -20,9 +20,9 @@ def kernels():
 
 def tell_missing(device: torch.device) -> None:
     """Print one line on stderr where the native CPU kernels are missing: what is lost and how to get them."""
-    native = kernels().native
-    if device.type == "cpu" and native._why_missing:
-        print(f"NOTE: no native CPU kernels, so this runs many times slower: {native._why_missing}", file=sys.stderr)
+    why = kernels().cpu.library.missing()
+    if device.type == "cpu" and why:
+        print(f"NOTE: no native CPU kernels, so this runs many times slower: {why}", file=sys.stderr)
 
 
 def pick_device(name: str) -> torch.device:
@@ -47,6 +47,51 @@ def versions(device: torch.device) -> dict:
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     threads = ""
     if device.type == "cpu":
-        threads = f", {torch.get_num_threads()} threads, {kernels().native.describe()}"
+        threads = f", {torch.get_num_threads()} threads, {kernels().cpu.library.describe()}"
     names["python"] = platform.python_version()
     return {"device": f"{device.type} ({chip}{threads})", "versions": names}
+
+
+def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
+    """Return {op: [(backend, "" where it serves, else why not)]} at the sizes of configs/tiny.yaml in bf16."""
+    kernels()  # raises ConfigError, where an import would raise ValueError
+    from ..kernels.dispatch import answers, name
+    from ..kernels.ops import attention, batch, corrupt, embedding, next_token, rms_norm, rows, stable_sort, swiglu
+    from ..kernels.ops import linear_cross_entropy as head
+    from ..kernels.ops import step_scalars as scalars
+
+    def floats(*shape: int, dtype=torch.bfloat16):
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def integers(*shape: int, dtype=torch.int64):
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    V, eps, fp32 = 50257, 1e-6, torch.float32
+    h, w, g, y, n = floats(8, 64), floats(V, 64, dtype=fp32), floats(8, dtype=fp32), integers(8), integers()
+    x, weight, gate, q = floats(8, 64, dtype=fp32), floats(64, dtype=fp32), floats(8, 384), floats(1, 4, 128, 16)
+    x0, one, how = integers(2, 128), floats(dtype=fp32), (None, None, None, False, 0.0, True)
+    calls = {
+        head.lce_forward: (h, w, y, n, V, h.dtype, True),
+        head.lce_backward_weight: (h, w, y, g, g, n, V, h.dtype),
+        head.lce_backward_rows: (h, g, n),
+        head.lce_sum: (h, w, y, g, n, V, h.dtype),
+        corrupt.corrupt_op: (x0, None, 0, 0, None, n, V, "linear", "stratified", 0, 2),
+        attention.tile_attention: (q, q, q, *how),
+        attention.tile_attention_backward: (q, q, q, q, *how),
+        rms_norm.rms_norm_forward: (x, weight, eps),
+        rms_norm.rms_norm_backward: (x, x, weight, eps),
+        rms_norm.add_rms_norm_forward: (x, h, weight, eps, h.dtype),
+        rms_norm.add_rms_norm_backward: (h, x, x, weight, eps, h.dtype),
+        swiglu.swiglu_forward: (gate,),
+        swiglu.swiglu_backward: (gate[:, :192], gate),
+        embedding.embedding_backward: (x, y, V),
+        rows.put_rows: (h, y, n, 8),
+        next_token.next_token: (x0, x0, x0 > 0, V),
+        batch.draw: (integers(9, dtype=torch.int16), y, y, y, n, 2, 1, 128, 65535, False),
+        stable_sort.stable_order: (y, V),
+        scalars.clip_scale: (g, one, 1.0),
+        scalars.record: (floats(4, 4, dtype=torch.float64), n, one, one, n, n),
+    }
+    found = {name(op): answers(op, *args) for op, args in calls.items()}
+    chosen = attention.backend(q, masked=True)
+    return found | {"attention": [({"tile": "tile_attention", "sdpa": "PyTorch's SDPA"}.get(chosen, chosen), "")]}

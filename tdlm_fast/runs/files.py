@@ -35,7 +35,7 @@ def plain(value):
 
 
 def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
-    """Write value to path as JSON, whole or not at all. indent=None leaves out all white space."""
+    """Write value to path as JSON, whole or not at all; without an indent on one line."""
     separators = (",", ":") if indent is None else None
     text = json.dumps(plain(value), indent=indent, separators=separators, allow_nan=False) + "\n"
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))

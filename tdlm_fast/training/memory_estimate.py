@@ -6,19 +6,18 @@ appearance to its release, in the 512-byte units of PyTorch's CUDA allocator, an
 head runs. Not counted: the scratch of other ops, fragments, and the CUDA context (some 300 to 500 MB, no allocator's).
 """
 
-import contextlib
 import weakref
-from unittest import mock
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import config as settings
 from ..data import dataset
+from ..kernels import hardware
 from ..kernels.triton import tiles as lce_plan
 from ..model import build_model
 from . import step
@@ -82,25 +81,9 @@ class Meter(TorchDispatchMode):
         return out
 
 
-@contextlib.contextmanager
 def as_on_gpu():
-    """Python code sees fake tensors as tensors of a GPU, so that the ops choose what they choose there.
-
-    Autograd refuses tensors of device type cuda in a PyTorch without CUDA, so underneath they are of type cpu.
-    """
-    from importlib import import_module
-
-    from ..kernels.triton import register as gpu
-
-    attention = import_module("tdlm_fast.kernels.ops.attention")
-    with (
-        mock.patch.object(FakeTensor, "is_cuda", True, create=True),
-        mock.patch.object(FakeTensor, "is_cpu", False, create=True),
-        mock.patch.object(attention, "_capability", lambda device: CAPABILITY),
-        mock.patch.object(attention, "HAS_TRITON", True),
-        mock.patch.object(gpu, "missing", lambda: ""),
-    ):
-        yield
+    """Let fake tensors pass for those of the GPU that the step is traced for, so that the ops choose as on it."""
+    return hardware.pretend(CAPABILITY, PROCESSORS)
 
 
 class Vocabulary:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from bench.race.cases import LCE, Lce
 from tdlm_fast.kernels import corrupt, linear_cross_entropy, rms_norm, swiglu
 from tdlm_fast.kernels.cpu import library as native
-from tdlm_fast.kernels.ops.corrupt import _corrupt
+from tdlm_fast.kernels.cpu import linear_cross_entropy as head
+from tdlm_fast.kernels.ops.corrupt import corrupt_op
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_weight, lce_forward, lce_sum
 from tdlm_fast.kernels.schedules import SCHEDULES
 
@@ -135,7 +136,7 @@ def test_inputs_of_two_types_under_autocast(isa):
 def test_a_weighted_sum_takes_three_products_only_where_both_gradients_are_wanted(isa, monkeypatch):
     h, w, y, weights = problem("wide", torch.float32)
     calls = []
-    monkeypatch.setattr(native, "_call", lambda name, *a, real=native._call: calls.append(name) or real(name, *a))
+    monkeypatch.setattr(head, "_call", lambda name, *a, real=head._call: calls.append(name) or real(name, *a))
 
     def grads(h_too, w_too, reduction, weights):
         a, b, calls[:] = h.clone().requires_grad_(h_too), w.clone().requires_grad_(w_too), []
@@ -240,7 +241,9 @@ def test_corruption_refuses_what_the_kernel_cannot_read():
 @pytest.mark.parametrize("offset, rows", [(0, 0), (0, -1), (-9, 4), (100, 5), (1_000_000, 4), (1, 2)])
 def test_rows_outside_the_batch_are_an_error_and_no_crash(offset, rows):
     with pytest.raises(ValueError, match="lie outside batch_rows"):
-        _corrupt(torch.zeros(2, 3, dtype=torch.int64), None, 1, 2, None, None, 9, "linear", "stratified", offset, rows)
+        corrupt_op(
+            torch.zeros(2, 3, dtype=torch.int64), None, 1, 2, None, None, 9, "linear", "stratified", offset, rows
+        )
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -279,7 +282,7 @@ def test_a_confident_tokens_nll_is_not_negative(isa):
 
 def test_the_references_run_without_the_library(monkeypatch):
     monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_why_missing", "the library was not built")
+    monkeypatch.setattr(native, "_missing", "the library was not built")
     try:
         native.use(None)
         assert native.describe() == "torch references: the library was not built"

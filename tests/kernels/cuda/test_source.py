@@ -2,7 +2,7 @@
 
 The kernels are held to fp64 by at most twice the error of the torch reference in the same dtype, whatever the order
 in which the emulated threads run, once more under AddressSanitizer and UBSan, and their compiled form to what
-bench/results/resources-cuda.json says. With a GPU, TDLM_CUDA_BACKEND=native runs the same cases on it, through the op.
+bench/results/resources-cuda.json says. With a GPU, TDLM_BACKEND=cuda runs the same cases on it, through the op.
 """
 
 import functools
@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 
 from bench.without_gpu import resources_cuda
-from tdlm_fast.kernels import linear_cross_entropy
-from tdlm_fast.kernels.cuda import library as native_cuda
+from tdlm_fast.kernels import dispatch, linear_cross_entropy
+from tdlm_fast.kernels.cuda import library
+from tdlm_fast.kernels.cuda import linear_cross_entropy as head
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_weight, lce_forward
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
-DTYPES = native_cuda.TYPES
+DTYPES = head.TYPES
 CXX = shutil.which(os.environ.get("CXX", "g++"))
 EMULATED = os.environ.get("TDLM_CUDA_EMULATED")  # a library built before, with sanitizers
 CASES = {  # N, D, V, and what else the problem is made of
@@ -58,25 +59,26 @@ def build(folder, *flags):
 
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory):
-    library, why = native_cuda.load(Path(EMULATED) if EMULATED else build(tmp_path_factory.mktemp("cuda"), "-O2"))
+    built, why = library.load(Path(EMULATED) if EMULATED else build(tmp_path_factory.mktemp("cuda"), "-O2"))
     assert not why
-    return library
+    return built
 
 
 @pytest.fixture(params=["emulated", "cuda"])
 def device(request, monkeypatch):
     if request.param == "cuda":
-        if not torch.cuda.is_available() or native_cuda.backend != "native":
-            pytest.skip("needs a GPU and TDLM_CUDA_BACKEND=native")
+        if not torch.cuda.is_available() or dispatch.chosen("cuda") != "cuda":
+            pytest.skip("needs a GPU and TDLM_BACKEND=cuda")
         yield "cuda"
         return
-    monkeypatch.setattr(native_cuda, "_library", request.getfixturevalue("emulator"))
-    native_cuda._library.emulate_order(0)
-    native_cuda._error.cache_clear()
+    monkeypatch.setattr(library, "handle", request.getfixturevalue("emulator"))
+    monkeypatch.setattr(library, "_missing", "")
+    library.handle.emulate_order(0)
+    library.device_error.cache_clear()
     torch.use_deterministic_algorithms(True)  # torch.empty gives NaN: an element nobody writes shows
     yield "cpu"
     torch.use_deterministic_algorithms(False)
-    native_cuda._error.cache_clear()
+    library.device_error.cache_clear()
 
 
 def problem(case, dtype, device="cpu"):
@@ -114,9 +116,9 @@ def ours(case, dtype, device):
         forgotten = weights if n_rows is None else weights.masked_fill(past, float("nan"))
 
         def backward(h, w, y, lse, g, *more):
-            return native_cuda.backward_weight(h, w, y, lse, torch.where(g == g, forgotten, g), *more)
+            return head.backward_weight(h, w, y, lse, torch.where(g == g, forgotten, g), *more)
 
-        return answers(native_cuda.forward, backward, h, w, y, weights, n_rows, V, dtype)
+        return answers(head.forward, backward, h, w, y, weights, n_rows, V, dtype)
     h, w = h.requires_grad_(), w.requires_grad_()
     nll = linear_cross_entropy(h, w, y, valid_vocab=V, n_rows=n_rows, reduction="none")
     return [a.cpu() for a in (nll.detach(), *torch.autograd.grad(nll, (h, w), weights))]
@@ -125,9 +127,8 @@ def ours(case, dtype, device):
 @functools.cache
 def truth_and_reference(case, dtype):
     h, w, y, weights, n_rows, V = problem(case, dtype)
-    reference = answers(
-        lce_forward._init_fn, lce_backward_weight._init_fn, h, w, y, weights, _clamped(n_rows), V, dtype
-    )  # fmt: skip
+    ops = [dispatch.reference(op) for op in (lce_forward, lce_backward_weight)]
+    reference = answers(*ops, h, w, y, weights, _clamped(n_rows), V, dtype)
     live = torch.arange(len(h)) < (len(h) if n_rows is None else n_rows)
     h, w = h.double().requires_grad_(), w.double().requires_grad_()
     nll = F.cross_entropy((h @ w.T)[:, :V], y, reduction="none") * live
@@ -156,8 +157,8 @@ def test_error_is_at_most_twice_the_references(device, case, dtype):
 def test_the_gradients_of_fp16_keep_what_fp16_would_lose(device):
     truth, reference = truth_and_reference("tiny gradients", torch.float16)
     h, w, y, weights, n_rows, V = problem("tiny gradients", torch.float16, device)
-    _, lse, _ = native_cuda.forward(h, w, y, n_rows, V, torch.float16, False)
-    dw = native_cuda.backward_weight(h, w.float(), y, lse, weights, n_rows, V, torch.float16).cpu()
+    _, lse, _ = head.forward(h, w, y, n_rows, V, torch.float16, False)
+    dw = head.backward_weight(h, w.float(), y, lse, weights, n_rows, V, torch.float16).cpu()
     assert dw.dtype == torch.float32 and (dw - truth[2]).abs().max() < 2e-3 * truth[2].abs().max()
     assert (reference[2] - truth[2]).abs().max() > 0.5 * truth[2].abs().max()  # or this proves nothing
 
@@ -167,9 +168,9 @@ def test_zero_weights_and_rows_past_the_count_give_exactly_zero(device):
         nll, dh, dw = ours("some rows", dtype, device)
         assert nll[71:].eq(0).all() and dh[71:].eq(0).all() and dh[::3].eq(0).all() and dw[83:].eq(0).all()
         h, w, y, weights, _, V = problem("odd", dtype, device)
-        _, lse, _ = native_cuda.forward(h, w, y, None, V, dtype, False)
+        _, lse, _ = head.forward(h, w, y, None, V, dtype, False)
         lse[3] = float("nan")  # not even a broken row comes through a weight of 0
-        assert native_cuda.backward_weight(h, w, y, lse, weights * 0, None, V, dtype).eq(0).all()
+        assert head.backward_weight(h, w, y, lse, weights * 0, None, V, dtype).eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -178,14 +179,14 @@ def test_no_bit_depends_on_the_order_of_the_threads(device, case, dtype):
     first = ours(case, dtype, device)
     for order in (1, 12345, 777):
         if device == "cpu":
-            native_cuda._library.emulate_order(order)
+            library.handle.emulate_order(order)
         assert all(torch.equal(a, b) for a, b in zip(first, ours(case, dtype, device), strict=True))
 
 
 def test_without_dh_the_loss_is_the_same_and_nothing_else_is_written(device):
     for dtype in DTYPES:
         h, w, y, _, n_rows, V = problem("some rows", dtype, device)
-        with_dh, without = (native_cuda.forward(h, w, y, n_rows, V, dtype, need) for need in (True, False))
+        with_dh, without = (head.forward(h, w, y, n_rows, V, dtype, need) for need in (True, False))
         assert torch.equal(with_dh[0], without[0]) and torch.equal(with_dh[1], without[1])
         assert without[2].shape == (0, h.shape[1]) and without[2].dtype == dtype
 
@@ -193,48 +194,45 @@ def test_without_dh_the_loss_is_the_same_and_nothing_else_is_written(device):
 def test_inputs_of_other_types_are_rounded_to_the_products_type(device):
     h, w, y, weights, n_rows, V = problem("wide", torch.bfloat16, device)
     for other in (torch.float32, torch.float16):  # fp16 holds these bf16 numbers but for the least of them
-        mine = native_cuda.forward(h.to(other), w.to(other), y, n_rows, V, torch.bfloat16, True)
-        same = native_cuda.forward(h.to(other).bfloat16(), w.to(other).bfloat16(), y, n_rows, V, torch.bfloat16, True)
+        mine = head.forward(h.to(other), w.to(other), y, n_rows, V, torch.bfloat16, True)
+        same = head.forward(h.to(other).bfloat16(), w.to(other).bfloat16(), y, n_rows, V, torch.bfloat16, True)
         assert torch.equal(mine[0], same[0]) and mine[2].dtype == other
         torch.testing.assert_close(mine[2].float(), same[2].float(), rtol=2**-7, atol=1e-6)
-        dw = native_cuda.backward_weight(h.to(other), w.to(other), y, mine[1], weights, n_rows, V, torch.bfloat16)
+        dw = head.backward_weight(h.to(other), w.to(other), y, mine[1], weights, n_rows, V, torch.bfloat16)
         assert dw.dtype == other and dw.isfinite().all() and dw[:V].abs().sum() > 0
 
 
 def test_targets_out_of_range_give_nan_and_read_nothing(device):
     for dtype in DTYPES:
         h, w, y, weights, _, V = problem("odd", dtype, device)
-        good = native_cuda.forward(h, w, y, None, V, dtype, True)
+        good = head.forward(h, w, y, None, V, dtype, True)
         for bad in (-1, V, 2**40, -(2**63)):
             y[3] = bad
-            nll, lse, dh = native_cuda.forward(h, w, y, None, V, dtype, True)
+            nll, lse, dh = head.forward(h, w, y, None, V, dtype, True)
             assert nll.isnan().nonzero().tolist() == [[3]] and dh[3].isnan().all() and torch.equal(lse, good[1])
             rest = torch.arange(len(h)) != 3
             assert torch.equal(nll[rest], good[0][rest]) and torch.equal(dh[rest], good[2][rest])
-            assert native_cuda.backward_weight(h, w, y, lse, weights, None, V, dtype).isfinite().all()
+            assert head.backward_weight(h, w, y, lse, weights, None, V, dtype).isfinite().all()
 
 
 def test_tensors_that_begin_anywhere_and_have_strides(device):
     for dtype in DTYPES:
         h, w, y, weights, _, V = problem("odd", dtype, device)
-        same = native_cuda.forward(h, w, y, None, V, dtype, True)
+        same = head.forward(h, w, y, None, V, dtype, True)
         off = torch.cat((h.new_zeros(1), h.flatten()))[1:].view_as(h)  # two or four bytes past an aligned address
         strided = torch.stack((w, w), -1)[..., 0]
-        apart = native_cuda.forward(off, strided, torch.stack((y, y), -1)[:, 0], None, V, dtype, True)
+        apart = head.forward(off, strided, torch.stack((y, y), -1)[:, 0], None, V, dtype, True)
         assert off.data_ptr() % 16 and not strided.is_contiguous()
         assert all(torch.equal(a, b) for a, b in zip(same, apart, strict=True))
 
 
-def test_what_the_kernels_do_not_serve_runs_as_the_reference(device):
-    g = torch.Generator().manual_seed(0)
-    for N, D, dtype in ((5, 257, torch.float32), (5, 8, torch.float64), (0, 8, torch.float32)):
-        h, w = torch.randn(N, D, generator=g, dtype=dtype), torch.randn(20, D, generator=g, dtype=dtype)
-        args = tuple(a.to(device) for a in (h, w, torch.arange(N)))
-        theirs = lce_forward._init_fn(*args, None, 20, dtype, True)
-        mine = native_cuda.forward(*args, None, 20, dtype, True)
-        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-        more = (*args, mine[1], torch.ones_like(mine[1]), None, 20, dtype)
-        assert torch.equal(native_cuda.backward_weight(*more), lce_backward_weight._init_fn(*more))
+def test_what_the_kernels_do_not_serve_they_say(device):
+    for N, D, dtype, says in (
+        (5, 257, torch.float32, "256 wide"), (5, 8, torch.float64, "fp32, bf16 and fp16"), (0, 8, torch.float32, "wide")
+    ):  # fmt: skip
+        h, w = torch.zeros(N, D, dtype=dtype, device=device), torch.zeros(20, D, dtype=dtype, device=device)
+        assert says in head.serves(h, w, dtype)
+    assert head.serves(torch.zeros(5, 256, device=device), torch.zeros(20, 256, device=device), torch.float16) == ""
 
 
 def test_arguments_that_do_not_fit_are_an_error(device):
@@ -242,11 +240,11 @@ def test_arguments_that_do_not_fit_are_an_error(device):
     for change in ({1: w[:, :3]}, {2: y[:3]}, {4: V + 1}, {4: 0}):
         args = [change.get(i, a) for i, a in enumerate((h, w, y, None, V, torch.float32, True))]
         with pytest.raises(ValueError, match="do not fit"):
-            native_cuda.forward(*args)
+            head.forward(*args)
     for change in ({3: g[:3]}, {4: g[:3]}, {6: V + 1}):
         args = [change.get(i, a) for i, a in enumerate((h, w, y, g, g, None, V, torch.float32))]
         with pytest.raises(ValueError, match="do not fit"):
-            native_cuda.backward_weight(*args)
+            head.backward_weight(*args)
 
 
 @pytest.mark.skipif(bool(EMULATED), reason="these are the sanitized tests")
@@ -279,40 +277,20 @@ def test_the_emulator_stops_at_a_barrier_that_some_threads_do_not_reach(tmp_path
     assert stopped.returncode < 0 and "a barrier that some of its threads never reach" in stopped.stderr
 
 
-def test_the_backend_follows_triton_the_library_and_the_environment(monkeypatch):
-    def choose(asked, triton, why_missing):
-        monkeypatch.setattr(native_cuda.importlib.util, "find_spec", lambda name: object() if triton else None)
-        monkeypatch.setattr(native_cuda, "_why_missing", why_missing)
-        return native_cuda.choose(asked)
-
-    assert choose(None, True, "") == ("triton", "Triton is installed")
-    assert choose(None, False, "") == ("native", "Triton is not installed")
-    assert choose(None, False, "it was not built") == ("none", "no Triton, and it was not built")
-    assert choose("native", True, "") == ("native", "chosen as TDLM_CUDA_BACKEND=native")
-    assert choose("none", True, "")[0] == "none" and choose("triton", True, "gone")[0] == "triton"
-    for asked, triton, missing, says in (
-        ("native", True, "it was not built", "'native'; it was not built"),
-        ("triton", False, "", "pip install triton"),
-        ("cutlass", True, "", "must be one of triton, native, none"),
-    ):
-        with pytest.raises(ValueError, match=f"TDLM_CUDA_BACKEND is .*{says}"):
-            choose(asked, triton, missing)
-
-
 def test_a_library_that_cannot_be_used_says_why(tmp_path):
-    assert "was not built: install a CUDA toolkit" in native_cuda.load(tmp_path / "absent.so")[1]
+    assert "was not built: install a CUDA toolkit" in library.load(tmp_path / "absent.so")[1]
     (tmp_path / "broken.so").write_text("no library")
-    assert "does not load" in native_cuda.load(tmp_path / "broken.so")[1]
+    assert "does not load" in library.load(tmp_path / "broken.so")[1]
 
 
-@pytest.mark.skipif(not native_cuda._PATH.exists(), reason="the CUDA library was not built: no nvcc at installation")
+@pytest.mark.skipif(not library.PATH.exists(), reason="the CUDA library was not built: no nvcc at installation")
 def test_the_built_library_needs_no_toolkit_and_answers_without_a_gpu():
-    library, why = native_cuda.load(native_cuda._PATH)
+    built, why = library.load(library.PATH)
     assert not why
-    error = library.tdlm_cuda_runs(0)
-    assert (error == 0) == torch.cuda.is_available() and library.tdlm_cuda_error(error)
+    error = built.tdlm_cuda_runs(0)
+    assert (error == 0) == torch.cuda.is_available() and built.tdlm_cuda_error(error)
     if not torch.cuda.is_available():
-        assert native_cuda.describe().startswith("no GPU here; one would have ")
+        assert library.describe() == "the CUDA library is built, and there is no GPU here"
 
 
 def test_the_installation_goes_on_where_nvcc_fails(tmp_path):

@@ -1,6 +1,6 @@
 """Attention on the CPU, the choice of what serves a GPU, and the compiled tile kernels' registers."""
 
-import importlib
+import math
 import os
 import re
 import subprocess
@@ -12,10 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import attention
-
-A = importlib.import_module("tdlm_fast.kernels.ops.attention")
-
+from tdlm_fast.kernels import attention, hardware, use_backend
+from tdlm_fast.kernels.ops import attention as A
 
 pytestmark = pytest.mark.usefixtures("references")  # tests/kernels/cpu/test_attention.py tests the native kernels
 
@@ -54,10 +52,13 @@ def test_packed_documents_attend_as_if_alone(causal, of):
 class OnGPU:
     """What backend() asks of a tensor."""
 
-    is_cuda, device = True, "cuda"
+    is_cuda, is_cpu, device = True, False, "cuda"
 
     def __init__(self, dtype, T, K):
         self.dtype, self.shape = dtype, (64, 4, T, K)
+
+    def numel(self):
+        return math.prod(self.shape)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,11 @@ class OnGPU:
     ],
 )
 def test_what_serves_a_gpu(monkeypatch, dtype, T, K, masked, package, capability, expected):
-    monkeypatch.setattr(A, "HAS_TRITON", True)
     monkeypatch.setattr(A, "_flash_attn", lambda: package)
-    monkeypatch.setattr(A, "_capability", lambda device: capability)
-    assert A.backend(OnGPU(dtype, T, K), masked) == expected
+    with use_backend(None), hardware.pretend(capability, 4, OnGPU):
+        assert A.backend(OnGPU(dtype, T, K), masked) == expected
+        with use_backend("reference"):
+            assert A.backend(OnGPU(dtype, T, K), masked) == "sdpa"
 
 
 def test_flash_attn_is_called_in_its_own_layout(monkeypatch):
@@ -128,13 +130,13 @@ def test_compiled_ahead_of_time_no_tile_spills(kernel, T, K, dtype, arch, shared
     pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
     from tdlm_fast.kernels.triton import attention as attention_triton
 
-    assert A._tile_fits(T, K, (8, 6)) and not A._tile_fits(128, 64, (8, 6))
+    assert A.tile_fits(T, K, (8, 6)) and not A.tile_fits(128, 64, (8, 6))
     fn, options = getattr(attention_triton, kernel), attention_triton.launch(T, K)
-    constants = dict(HEAD_K=K, CAUSAL=True, THRESHOLD=A._threshold(0.1)) | {
+    constants = dict(HEAD_K=K, CAUSAL=True, THRESHOLD=A.dropout_threshold(0.1)) | {
         name: options.pop(name) for name in ("BLOCK_T", "BLOCK_K")
     }
     types_ = dict(VALID="*u8", SEGMENTS="*i64", KEY="*i64", scale="fp32", rescale="fp32", H="i32", T="i32")
-    if A._turns_fit(T, K):
+    if A.turns_fit(T, K):
         types_["TURNS"] = "*fp32"
     else:  # q and k come turned
         constants["TURNS"] = None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdlm_fast.kernels import corrupt
-from tdlm_fast.kernels.ops.corrupt import SAMPLINGS, _corrupt
+from tdlm_fast.kernels.ops.corrupt import SAMPLINGS, corrupt_op
 from tdlm_fast.kernels.schedules import SCHEDULES, count_weights, inverse, mask_probability
 
 KW = dict(mask_token_id=1)
@@ -82,5 +82,5 @@ def test_ops_pass_opcheck():
     x0 = torch.randint(0, 50, (2, 5))
     for sampling in ("stratified", "counts"):
         rest = (50, "cosine", sampling, 0, 2)
-        torch.library.opcheck(_corrupt, (x0, None, 1, 2, None, None, *rest))
-        torch.library.opcheck(_corrupt, (x0, x0 > 9, 1, 0, None, torch.tensor(2), *rest))
+        torch.library.opcheck(corrupt_op, (x0, None, 1, 2, None, None, *rest))
+        torch.library.opcheck(corrupt_op, (x0, x0 > 9, 1, 0, None, torch.tensor(2), *rest))

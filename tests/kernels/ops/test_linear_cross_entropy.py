@@ -1,17 +1,14 @@
 """Kernels against known answers and against plain torch in fp64."""
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tdlm_fast.kernels import corrupt, linear_cross_entropy
-from tdlm_fast.kernels.cuda import library as native_cuda
+from tdlm_fast.kernels.ops import linear_cross_entropy as head
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_forward, lce_sum
 from tdlm_fast.kernels.philox import philox4x32
 from tdlm_fast.kernels.schedules import SCHEDULES
-from tdlm_fast.kernels.triton import register as gpu
 
 RANDOM123 = [  # kat_vectors of Random123, philox4x32 10
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -78,7 +75,7 @@ def problem(N, D, V, dtype=torch.float64):
 @pytest.mark.parametrize("shape", [(1, 16, 11), (37, 24, 101), (130, 64, 1003)])
 @pytest.mark.parametrize("chunk_bytes", [1 << 12, 1 << 28])
 def test_linear_cross_entropy_is_the_cross_entropy_of_the_logits(shape, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(sys.modules[lce_forward._init_fn.__module__], "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
     h, w, y, weights = problem(*shape)
     V, n = shape[2] - 3, max(1, shape[0] - 5)
     live = torch.arange(shape[0]) < n
@@ -140,24 +137,91 @@ def test_a_compiled_caller_is_one_graph(reduction):
         torch.testing.assert_close(found, expected)
 
 
-def test_the_doctor_says_what_serves_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(gpu, "_hardware", lambda device: (86, 46))
-    monkeypatch.setattr(gpu, "missing", lambda: "")
-    found = gpu.served()
-    assert found["corrupt"] == "Triton; with sampling=counts past 4096 tokens a row the torch reference"
-    assert found["swiglu"] == "Triton"
-    monkeypatch.setattr(gpu, "missing", lambda: "Triton is not installed")
-    assert gpu.served()["corrupt"].startswith("torch references") and gpu.served()["rms_norm"] == "PyTorch"
+# ---- as F.cross_entropy: any shape, the mean, ignored targets --------------------------------------------------------
+
+CHOICES = {  # share of tokens that are ignored, and whether tokens have weights
+    "plain": (0.0, False), "some ignored": (0.4, False), "all ignored": (1.0, False), "weighted": (0.4, True),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("backend, said", [
-    ("native", "native CUDA serves the head on the GPU, torch references the rest. Triton is not installed"),
-    ("none", "the torch references run on the GPU. Triton is not installed"),
-])  # fmt: skip
-def test_the_warning_without_triton_names_what_runs(monkeypatch, backend, said):
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(native_cuda, "backend", backend)
-    with pytest.warns(UserWarning, match=said):
-        gpu.missing.__wrapped__()
+def both(shape, choice, of, dtype):
+    """(the loss and its gradients for h and weight) of one problem, by `of`(h, w, y, token weights)."""
+    share, is_weighted = CHOICES[choice]
+    g = torch.Generator().manual_seed(len(shape))
+    h, w = torch.randn(*shape, 24, generator=g, dtype=torch.float64), torch.randn(101, 24, generator=g).double()
+    y = torch.randint(0, 101, shape, generator=g)
+    y = torch.where(torch.rand(shape, generator=g) < share, -100, y)
+    weights = torch.rand(shape, generator=g) + 0.5 if is_weighted else None
+    h, w = h.to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
+    loss = of(h, w, y, weights)
+    upstream = torch.rand(loss.shape, generator=g).to(loss.dtype)
+    return loss.detach(), *torch.autograd.grad(loss, (h, w), upstream)
+
+
+def plain(reduction):
+    def of(h, w, y, weights):
+        z = (h @ w.T).reshape(-1, len(w))
+        if weights is None:
+            loss = F.cross_entropy(z, y.flatten(), reduction=reduction)
+            return loss.view(y.shape) if reduction == "none" else loss
+        nll = F.cross_entropy(z, y.flatten(), reduction="none").view(y.shape) * weights
+        total = weights[y != -100].sum()
+        return {"none": nll, "sum": nll.sum(), "mean": nll.sum() / total}[reduction]
+
+    return of
+
+
+def ours(reduction):
+    return lambda h, w, y, weights: linear_cross_entropy(h, w, y, weights, reduction=reduction, ignore_index=-100)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_and_gradients_are_those_of_cross_entropy(shape, choice, reduction, dtype):
+    truth, found = (both(shape, choice, of(reduction), dtype) for of in (plain, ours))
+    assert truth[0].isnan().all() == (choice == "all ignored" and reduction == "mean")
+    for a, b in zip(found, truth, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def test_the_mean_counts_the_rows_before_the_count():
+    h, w, y, _ = problem(40, 16, 33)
+    y[3:9] = -100
+    truth = F.cross_entropy(h[:30] @ w.T, y[:30])
+    unread = torch.where(torch.arange(40) < 30, y, 10**6)
+    found = linear_cross_entropy(h, w, unread, reduction="mean", ignore_index=-100, n_rows=torch.tensor(30))
+    torch.testing.assert_close(found, truth)
+    for mine, theirs in zip(*(torch.autograd.grad(x, (h, w)) for x in (found, truth)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert linear_cross_entropy(h, w, y, reduction="mean", n_rows=torch.tensor(0)).isnan()
+
+
+def test_token_weights_get_their_gradient_through_the_mean():
+    h, w, y, weights = problem(9, 16, 33)
+    weights = weights.double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda g: linear_cross_entropy(h, w, y, g, reduction="mean", ignore_index=int(y[0])), weights
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_compiled_mean_is_one_graph(reduction):
+    compiled = torch.compile(ours(reduction), fullgraph=True, backend="aot_eager")
+    for of in (compiled, ours(reduction)):
+        found = both((3, 5), "some ignored", of, torch.float32)
+        for a, b in zip(found, both((3, 5), "some ignored", plain(reduction), torch.float32), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_an_ignored_target_is_an_error_unless_it_is_named():
+    h, w, y, _ = problem(9, 16, 33)
+    y[2] = -100
+    with pytest.raises(ValueError, match="reach from -100"):
+        linear_cross_entropy(h, w, y)
+    with pytest.raises(ValueError, match=r"must be \(..., D\), \(V, D\), \(...\)"):
+        linear_cross_entropy(h.view(3, 3, 16), w, y)
+    with pytest.raises(ValueError, match="'sum', 'mean' or 'none'"):
+        linear_cross_entropy(h, w, y, reduction="average")

@@ -5,8 +5,6 @@ needs a pytest run of its own: `make test` starts it.
 test_tiles.py is arithmetic, and runs anywhere.
 """
 
-import importlib
-import importlib.util
 import inspect
 import os
 from pathlib import Path
@@ -15,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from tdlm_fast.kernels.triton import register
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-if not HAS_TRITON or not (INTERPRETED or torch.cuda.is_available()):
+if register.missing() or not (INTERPRETED or torch.cuda.is_available()):
     collect_ignore = [p.name for p in Path(__file__).parent.glob("test_*.py") if p.name != "test_tiles.py"]
 elif INTERPRETED:
-    names = ("attention", "batch", "embedding", "next_token", "rms_norm", "stable_sort", "step_scalars", "swiglu")
-    for name in ("triton.register", *(f"ops.{n}" for n in names)):
-        importlib.import_module(f"tdlm_fast.kernels.{name}").register("cpu")
+    register.register("cpu")
     torch.set_num_threads(1)
 
 

@@ -1,6 +1,5 @@
 """The single-tile attention in Triton against fp64: at most twice the error of the reference in the same dtype."""
 
-import importlib
 import os
 
 import pytest
@@ -12,10 +11,9 @@ if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1 as test_interpreter.py sets it", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
 
-A = importlib.import_module("tdlm_fast.kernels.ops.attention")
+from tdlm_fast.kernels.ops import attention as A  # noqa: E402
+
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-if DEVICE == "cpu":
-    A.register("cpu")
 # The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
 DTYPES = [torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
 

@@ -13,7 +13,7 @@ from tests.kernels.triton.guard import guarded
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("compute-sanitizer looks for that on a GPU (make test-gpu)", allow_module_level=True)
 
-from tests.kernels.triton.test_launches import calls
+from tests.kernels.triton.test_launches import calls, run
 
 
 def test_a_read_past_the_end_is_a_fault():
@@ -27,10 +27,10 @@ def test_a_read_past_the_end_is_a_fault():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGSEGV
 
 
-@pytest.mark.parametrize("op, run, args", [pytest.param(*c, id=f"{c[0]} {i}") for i, c in enumerate(calls())])
-def test_nothing_past_the_end_of_an_input_is_read(op, run, args):
-    truth = run(*args)
-    found = run(*[guarded(a) if isinstance(a, torch.Tensor) and a.numel() else a for a in args])
+@pytest.mark.parametrize("op, args", [pytest.param(*c, id=f"{c[0]} {i}") for i, c in enumerate(calls())])
+def test_nothing_past_the_end_of_an_input_is_read(op, args):
+    truth = run(op, args)
+    found = run(op, [guarded(a) if isinstance(a, torch.Tensor) and a.numel() else a for a in args])
     found, truth = (x if isinstance(x, (tuple, list)) else [x] for x in (found, truth))
     for a, b in zip(found, truth, strict=True):
         assert a is None or torch.equal(a.nan_to_num(), b.nan_to_num())

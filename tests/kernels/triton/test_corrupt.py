@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from bench.race.cases import CORRUPT
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.kernels import philox as reference
-from tdlm_fast.kernels.ops.corrupt import SAMPLINGS, _corrupt, corrupt_ref
+from tdlm_fast.kernels.ops.corrupt import SAMPLINGS, corrupt_op, corrupt_ref
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import corrupt as corrupt_triton
-from tdlm_fast.kernels.triton import register as gpu
+from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.kernels.triton.philox import random_words
 
 SMALL = [c for c in CORRUPT if c.B * c.T < 2000 or torch.cuda.is_available()]
@@ -61,7 +61,7 @@ def test_rows_too_long_for_a_program_that_counts_take_the_reference(device, monk
         raise AssertionError("a program of the kernels would spill")
 
     monkeypatch.setattr(corrupt_triton, "corrupt", refuse)
-    x0 = torch.randint(0, 50, (2, gpu.MAX_T + 1), device=device)
+    x0 = torch.randint(0, 50, (2, tiles.MAX_T + 1), device=device)
     found = both(x0, x0 > 4, 3, 4, "cosine", "counts")
     assert 0 < found.n_masked < (x0 > 4).sum()
     step = torch.tensor(4, device=device)
@@ -80,7 +80,7 @@ def test_a_sequence_of_several_chunks(sampling, T, device):
 
 
 def test_a_sequence_longer_than_a_program_can_hold(device):
-    x0 = torch.randint(0, 50, (2, gpu.MAX_T + 9), device=device)
+    x0 = torch.randint(0, 50, (2, tiles.MAX_T + 9), device=device)
     both(x0, None, 5, 6, "cosine", "stratified")
 
 
@@ -113,8 +113,8 @@ def test_nothing_masked_and_everything_masked(device):
 def test_ops_pass_opcheck(device):
     x0 = torch.randint(0, 50, (2, 5), device=device)
     rest = (50, "cosine", "stratified", 0, 2)
-    torch.library.opcheck(_corrupt, (x0, None, 1, 2, None, None, *rest))
-    torch.library.opcheck(_corrupt, (x0, x0 > 9, 1, 0, None, torch.tensor(2, device=device), *rest))
+    torch.library.opcheck(corrupt_op, (x0, None, 1, 2, None, None, *rest))
+    torch.library.opcheck(corrupt_op, (x0, x0 > 9, 1, 0, None, torch.tensor(2, device=device), *rest))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -1,6 +1,5 @@
 """bench/without_gpu/launches.py says what our ops launch: here they run and are counted."""
 
-import importlib
 import os
 
 import pytest
@@ -9,18 +8,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from bench.race.cases import Attention, Gate, Lce, Norm
 from bench.without_gpu import launches
-from tdlm_fast.kernels.triton import embedding as embedding_triton
-from tdlm_fast.kernels.triton import register as gpu
+from tdlm_fast.kernels import dispatch, hardware
+from tdlm_fast.kernels.triton import register
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("counts the launches of Triton's interpreter", allow_module_level=True)
 
 from triton.runtime.interpreter import GridExecutor
 
-A, R, S, D, F, E, N, ORDER = (
-    importlib.import_module(f"tdlm_fast.kernels.ops.{n}")
-    for n in ("attention", "rms_norm", "swiglu", "batch", "step_scalars", "embedding", "next_token", "stable_sort")
-)
+OPS = {dispatch.name(op): op for op, *_ in register.KERNELS}
 F32, F16 = torch.float32, torch.float16
 
 
@@ -55,48 +51,54 @@ def lce(h_dtype, w_dtype, dtype):
 
 
 def calls():
-    """(op, what runs it, arguments) of every op of ours in the step."""
+    """(op, arguments) of every op of ours in the step."""
     for types in ((F32, F32, F32), (F32, F32, F16), (F16, F32, F16), (F16, F16, F16)):
         forward, weight = lce(*types)
-        yield "lce_forward", gpu.forward, forward
-        yield "lce_backward_weight", gpu.backward_weight, weight
-        yield "lce_backward_weight", gpu.backward_weight, (*weight[:5], None, *weight[6:])
+        yield "lce_forward", forward
+        yield "lce_backward_weight", weight
+        yield "lce_backward_weight", (*weight[:5], None, *weight[6:])
     wide, w, y, g, n = Lce("", 300, 528, 300, n_rows=170).inputs(F32)
     for count in (n, None):
-        yield "lce_sum", gpu.loss_sum, (wide, w, y, g, count, 300, F32)
+        yield "lce_sum", (wide, w, y, g, count, 300, F32)
     rows, n = torch.randperm(40), torch.tensor(21)
-    yield "lce_backward_rows", gpu.backward_rows, (torch.randn(40, 32), torch.ones(40), n)
+    yield "lce_backward_rows", (torch.randn(40, 32), torch.ones(40), n)
     x0 = torch.randint(0, 9, (3, 17))
-    yield "next_token", N._triton, (x0, x0, x0 > 2, 1)
-    yield "put_rows", E._triton_put, (torch.randn(40, 32), rows, n, 50)
-    yield "corrupt", gpu.corrupt, (x0, x0 > 2, 1, 0, None, torch.tensor(2), 9, "linear", "stratified", 0, 3)
+    yield "next_token", (x0, x0, x0 > 2, 1)
+    yield "put_rows", (torch.randn(40, 32), rows, n, 50)
+    yield "corrupt", (x0, x0 > 2, 1, 0, None, torch.tensor(2), 9, "linear", "stratified", 0, 3)
     (q, k, v), dout, valid = Attention("", 2, 2, 16, 16, padding=0.3).inputs(F16)
     rest = (valid, None, torch.tensor([1, 2]), True, 0.1, True)
-    yield "tile_attention", A._triton_forward, (q, k, v, *rest)
-    yield "tile_attention_backward", A._triton_backward, (dout, q, k, v, *rest)
+    yield "tile_attention", (q, k, v, *rest)
+    yield "tile_attention_backward", (dout, q, k, v, *rest)
     (x, w, a), (dy, ds) = Norm("", 40, 32, add=True).inputs(F32)
-    yield "rms_norm", R._triton_forward, (x, w, 1e-6)
-    yield "rms_norm_backward", R._triton_backward, (dy, x, w, 1e-6)
-    yield "add_rms_norm", R._triton_add, (x, a.half(), w, 1e-6, F16)
-    yield "add_rms_norm_backward", R._triton_add_backward, (dy.half(), ds, x, w, 1e-6, F16)
+    yield "rms_norm", (x, w, 1e-6)
+    yield "rms_norm_backward", (dy, x, w, 1e-6)
+    yield "add_rms_norm", (x, a.half(), w, 1e-6, F16)
+    yield "add_rms_norm_backward", (dy.half(), ds, x, w, 1e-6, F16)
     x, dy = Gate("", 40, 32).inputs(F16)
-    yield "swiglu", S._triton_forward, (x,)
-    yield "swiglu_backward", S._triton_backward, (dy, x)
+    yield "swiglu", (x,)
+    yield "swiglu_backward", (dy, x)
     tokens = torch.randint(0, 9, (40,))
-    yield "stable_order", ORDER._triton, (tokens, 9)
-    yield "embedding_backward", embedding_triton.backward, (torch.randn(40, 16), tokens, 9)
+    yield "stable_order", (tokens, 9)
+    yield "embedding_backward", (torch.randn(40, 16), tokens, 9)
     starts = torch.arange(4)
-    yield "draw", D._triton, (tokens.short(), starts, starts + 2, starts, torch.tensor(1), 2, 2, 6, 65535, True)
-    yield "clip_scale", F._triton_clip, (torch.ones(3), torch.tensor(1.0), 1.0)
+    yield "draw", (tokens.short(), starts, starts + 2, starts, torch.tensor(1), 2, 2, 6, 65535, True)
+    yield "clip_scale", (torch.ones(3), torch.tensor(1.0), 1.0)
     one = torch.tensor(1)
-    yield "record", F._triton_record, (torch.zeros(3, 4, dtype=torch.float64), one, one.float(), one.float(), one, one)
+    yield "record", (torch.zeros(3, 4, dtype=torch.float64), one, one.float(), one.float(), one, one)
 
 
-@pytest.mark.parametrize("op, run, args", [pytest.param(*c, id=f"{c[0]} {i}") for i, c in enumerate(calls())])
-def test_every_op_launches_what_the_table_says(op, run, args, monkeypatch):
-    if "lce" in op:  # on the card that the count is for
-        monkeypatch.setattr(gpu, "_hardware", lambda device: (86, launches.memory.PROCESSORS))
-    assert counted(monkeypatch, lambda: run(*args)) == launches.OURS[op](*args)
+def run(op, args):
+    """Run what serves the call, without the op's own dispatch."""
+    link = dispatch.server(OPS[op], *args)
+    assert link.backend == "triton"
+    return link.run(*args)
+
+
+@pytest.mark.parametrize("op, args", [pytest.param(*c, id=f"{c[0]} {i}") for i, c in enumerate(calls())])
+def test_every_op_launches_what_the_table_says(op, args, monkeypatch):
+    with hardware.pretend(launches.memory.CAPABILITY, launches.memory.PROCESSORS):  # the card that the count is for
+        assert counted(monkeypatch, lambda: run(op, args)) == launches.OURS[op](*args)
 
 
 def test_all_of_ours_are_here():

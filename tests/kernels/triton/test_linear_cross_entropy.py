@@ -12,8 +12,7 @@ from bench.race.cases import LCE, Lce
 from tdlm_fast.kernels import linear_cross_entropy
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward
 from tdlm_fast.kernels.triton import linear_cross_entropy_chunked as lce_stored
-from tdlm_fast.kernels.triton import register as gpu
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 
 # The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
@@ -71,8 +70,8 @@ def test_error_is_at_most_twice_torchs(case, dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["wide", "some rows", "extreme logits", "all alike"])
 def test_the_stored_form_is_as_accurate(name, dtype, device, monkeypatch):
-    monkeypatch.setattr(lce_plan, "fused", lambda *a, **k: None)
-    monkeypatch.setattr(lce_plan, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(tiles, "MAX_FUSED_WIDTH", 0)
+    monkeypatch.setattr(tiles, "CHUNK_BYTES", 1)
     compare(next(c for c in LCE if c.name == name), dtype, device)
 
 
@@ -80,8 +79,8 @@ def test_the_stored_form_is_as_accurate(name, dtype, device, monkeypatch):
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_a_weighted_sum_of_the_stored_form_is_as_accurate(case, dtype, device, monkeypatch):
     """Three products of one softmax: the loss, and both gradients with the tokens' weights in them."""
-    monkeypatch.setattr(lce_plan, "fused", lambda *a, **k: None)
-    monkeypatch.setattr(lce_plan, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(tiles, "MAX_FUSED_WIDTH", 0)
+    monkeypatch.setattr(tiles, "CHUNK_BYTES", 1)
     h, w, y, weights, n_rows = case.inputs(dtype, device)
     h[case.live :], live = 7.0, torch.arange(case.N, device=device) < case.live
     h, w = h.float(), w.float()  # whose products are of dtype
@@ -178,19 +177,18 @@ def test_a_target_outside_the_vocabulary_is_nan_and_reads_nothing(device):
 
 def test_a_target_out_of_range_makes_a_weighted_sum_nan(device):
     _, h, w, y, *_ = case("wide", torch.float32, device)
-    where = gpu._hardware(h.device)
     for bad in (-1, 500, 2**40):
         wrong, weights = y.clone(), torch.ones(len(y), device=device)
         wrong[3] = bad
-        loss, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32, where)
+        loss, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32)
         assert loss.isnan() and dh[3].isnan().all() and dh[4:].isfinite().all() and dw[:500].isnan().all()
         weights[3] = 0
-        _, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32, where)
+        _, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32)
         assert dh.isfinite().all() and dw.isfinite().all()
 
 
 def test_fp16_sums_are_close_and_only_where_asked(device, monkeypatch):
-    if device == "cuda" and gpu._hardware(torch.device("cuda", torch.cuda.current_device()))[0] not in lce_plan.GEFORCE:
+    if device == "cuda" and tiles.card(torch.cuda.get_device_capability()) not in tiles.GEFORCE:
         pytest.skip("this card adds in fp32 at the full rate")
     found = next(c for c in LCE if c.name == "some rows")
     monkeypatch.setenv("TDLM_FP16_ACCUMULATE", "1")

@@ -1,21 +1,23 @@
 """What surrounds the model in a step (drawing, ordering, clipping, the log), and the whole step as a GPU runs it."""
 
-import importlib
+import contextlib
 import math
 
 import pytest
 import torch
 
 from tdlm_fast import config as settings
+from tdlm_fast.kernels import dispatch, hardware, use_backend
+from tdlm_fast.kernels.ops import stable_sort
 from tdlm_fast.kernels.ops.batch import draw, draw_ref
 from tdlm_fast.kernels.ops.next_token import next_token
 from tdlm_fast.kernels.ops.stable_sort import stable_order
 from tdlm_fast.kernels.ops.step_scalars import clip_scale, record
+from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.model import build_model
 from tdlm_fast.training import step
 from tdlm_fast.training.cuda_graph import DeviceSteps
 
-order = importlib.import_module("tdlm_fast.kernels.ops.stable_sort")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -58,9 +60,11 @@ def test_the_order_is_torchs(kind, N):
 
 def test_what_is_too_long_or_too_large_is_sorted(monkeypatch):
     keys = torch.tensor([2**30, 5, 2**30, 0], device=DEVICE)
-    assert not order.serves(4, 2**31) and order.serves(2**13, 50258) and not order.serves(2**13 + 1, 2)
+    assert (
+        not stable_sort.serves(4, 2**31) and stable_sort.serves(2**13, 50258) and not stable_sort.serves(2**13 + 1, 2)
+    )
     assert stable_order(keys, 2**31)[1].tolist() == [3, 1, 0, 2]
-    monkeypatch.setattr(order, "MAX_N", 3)
+    monkeypatch.setattr(stable_sort, "MAX_N", 3)
     assert stable_order(keys % 100, 100)[1].tolist() == [3, 1, 0, 2]
 
 
@@ -77,9 +81,9 @@ def test_next_token_gives_the_references_rows(B, T, padding, monkeypatch):
         padding, valid
     )
     args = read, x0, valid.to(DEVICE), 50256
-    found, truth = next_token(*args), next_token._init_fn(*args)
+    found, truth = next_token(*args), dispatch.reference(next_token)(*args)
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, truth, strict=True))
-    monkeypatch.setattr(importlib.import_module("tdlm_fast.kernels.ops.next_token"), "MAX_T", T - 1)
+    monkeypatch.setattr(tiles, "MAX_T", T - 1)
     assert all(torch.equal(a, b) for a, b in zip(next_token(*args), truth, strict=True))
     with pytest.raises(ValueError, match="must be"):
         monkeypatch.undo()
@@ -145,9 +149,10 @@ def config(*overrides):
 
 def steps(c, device, runs=3):
     """The outcomes of some steps, and the weights after them."""
+    from tests.test_captured import outcomes, split
+
     from tdlm_fast.training import memory_estimate
     from tdlm_fast.training.optimizer import adamw
-    from tests.test_captured import outcomes, split
 
     vocabulary = memory_estimate.Vocabulary("bytes")
     model, loss_of = build_model(c, vocabulary).to(device).train(), step.objective(c, vocabulary)
@@ -160,28 +165,26 @@ def steps(c, device, runs=3):
 def as_gpu(monkeypatch):
     """Python code sees the CPU's tensors as those of a GPU, whose kernels the interpreter runs."""
     if DEVICE == "cuda":
-        return lambda dtype: None
-    attention = importlib.import_module("tdlm_fast.kernels.ops.attention")
+        return lambda dtype: contextlib.nullcontext()
 
-    def patch(dtype):
-        monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
-        monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
-        monkeypatch.setattr(attention, "_capability", lambda device: (8, 6))
+    def pretend(dtype):
         # The interpreter multiplies bf16 wrongly, so fp16 stands in for it.
         if dtype == torch.float16:
             monkeypatch.setattr(step, "autocast", lambda device, precision: torch.autocast("cpu", dtype))
+        return hardware.pretend((8, 6), 4, torch.Tensor)
 
-    return patch
+    return pretend
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("layout", ["paragraphs", "packed"])
 @pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
-def test_a_step_of_the_gpus_kernels_is_the_references(objective, layout, precision, as_gpu, references):
-    truth, weights = steps(config(f"objective={objective}", f"data.layout={layout}", "precision=fp32"), "cpu")
-    as_gpu(torch.float16 if precision == "bf16" else torch.float32)
+def test_a_step_of_the_gpus_kernels_is_the_references(objective, layout, precision, as_gpu):
+    with use_backend("reference"):
+        truth, weights = steps(config(f"objective={objective}", f"data.layout={layout}", "precision=fp32"), "cpu")
     c = config(f"objective={objective}", f"data.layout={layout}", f"precision={precision}")
-    found, mine = steps(c, DEVICE)
+    with as_gpu(torch.float16 if precision == "bf16" else torch.float32):
+        found, mine = steps(c, DEVICE)
     close = 2e-4 if precision == "fp32" else 1e-2
     for a, b in zip(found, truth, strict=True):
         assert (a["tokens"], a["loss_tokens"]) == (b["tokens"], b["loss_tokens"])

@@ -1,9 +1,7 @@
-"""The step written for a CUDA graph: the bits of the eager step, nothing that waits for the device, and its memory."""
+"""The step written for a CUDA graph: the bits of the eager step, and nothing that waits for the device."""
 
-import json
 import os
 import signal
-import sys
 import warnings
 
 import numpy as np
@@ -13,19 +11,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdlm_fast import config as settings
-from tdlm_fast import memory, train
+from tdlm_fast import train
 from tdlm_fast.data import batches, dataset
-from tdlm_fast.kernels import linear_cross_entropy
-from tdlm_fast.kernels.cuda import library as native_cuda
-from tdlm_fast.kernels.ops.corrupt import SAMPLINGS
-from tdlm_fast.kernels.schedules import SCHEDULES
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels import linear_cross_entropy, use_backend
+from tdlm_fast.kernels.ops import linear_cross_entropy as head
 from tdlm_fast.model import build_model
-from tdlm_fast.objective import LOSS_WEIGHTS
 from tdlm_fast.training import cuda_graph, memory_estimate, step
 from tdlm_fast.training.cuda_graph import DeviceData, DeviceSteps
 from tdlm_fast.training.optimizer import adamw
 from tdlm_fast.training.step import EagerSteps
+from tests.running import metrics
 
 SMALL = [
     "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
@@ -119,100 +114,12 @@ def test_a_capture_that_fails_says_why_and_the_steps_go_on():
     assert torch.cuda.is_available() or runner.why.startswith("the step cannot be captured: ")
 
 
-# ---- without a host ----------------------------------------------------------------------------------------------
-
-LAYOUTS = [("data.layout=paragraphs", "train.accumulation=2"), ("data.layout=packed", "train.accumulation=1")]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda o: " ".join(o))
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_a_diffusion_step_never_waits_for_the_device(schedule, sampling, layout):
-    memory_estimate.trace(config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda o: " ".join(o))
-@pytest.mark.parametrize("override", ["objective=autoregressive", *(f"loss_weight={w}" for w in LOSS_WEIGHTS)])
-def test_nor_does_any_other(override, layout):
-    options = "precision=fp32", "model.tied=true", "model.positions=learned", "model.mlp=gelu", "optim.clip=0"
-    memory_estimate.trace(config(override, *layout), tokens=400)
-    memory_estimate.trace(config(override, *layout, *options), tokens=400)
-
-
-@pytest.mark.parametrize(
-    "sync",
-    [
-        lambda x: x.sum().item(),
-        lambda x: torch.tensor(3.0),
-        lambda x: x.nonzero(),
-        lambda x: x[x > 0],
-        lambda x: float(x.sum()),
-        lambda x: torch.arange(5)[x.sum().long()],
-    ],
-)
-def test_the_trace_finds_what_would_wait(monkeypatch, sync):
-    def waits(*args, **kw):
-        sync(args[1].float())
-        return real(*args, **kw)
-
-    real = step.OBJECTIVES["diffusion"]
-    memory_estimate.trace(config(), tokens=400)
-    monkeypatch.setitem(step.OBJECTIVES, "diffusion", waits)
-    with pytest.raises(Exception) as error:  # ours, or that of fake tensors
-        memory_estimate.trace(config(), tokens=400)
-    assert type(error.value).__name__ in ("HostTransfer", "DynamicOutputShapeException", "DataDependentOutputException")
-
-
-# ---- memory ------------------------------------------------------------------------------------------------------
-
-
-def test_the_meter_counts_what_is_alive():
-    with memory_estimate.FakeTensorMode(), memory_estimate.Meter() as meter:
-        a = torch.empty(1000, 1000)
-        b = a.view(-1)[5:]  # no new storage
-        c = a + 1
-        one = 4_000_256  # 512-byte units
-        assert meter.live == meter.peak == 2 * one
-        del a, b
-        c.add_(1)
-        torch.empty(1)
-        assert meter.peak == 2 * one and meter.live == one
-
-
-@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
-@pytest.mark.parametrize("name, limit_mb", [("tiny", 300), ("base", 7500)])  # 8 GB less the CUDA context
-def test_the_step_fits(name, limit_mb, objective):
-    # A quarter of base's micro-batches, of the same size: the peak is within one of them.
-    fewer = ["train.batch_size=8", "train.accumulation=2"] if name == "base" else []
-    c = settings.load(f"configs/{name}.yaml", [f"objective={objective}", *fewer])
-    tokens = {"tiny": 2_500_000, "base": 120_000_000}[name]  # WikiText-2, WikiText-103
-    weights = 16 * {"tiny": 6_539_776, "base": 90_000_000}[name] / 1e6  # weights, gradients, moments in fp32
-    assert weights < memory_estimate.estimate(c, tokens=tokens) < limit_mb
-
-
-def test_the_head_is_counted_with_its_scratch():
-    """Stored form: at least the chunk of logits; fused form: its plan."""
-    h, w = torch.empty(8192, 768, dtype=torch.bfloat16), torch.empty(50257, 768)
-    chunk = lce_plan.CHUNK_BYTES * 0.9
-    for op in ("lce_backward_weight", "lce_sum"):
-        assert memory_estimate.head_scratch(op, h, w, torch.bfloat16) > chunk + 4 * w.numel()
-    forward = memory_estimate.head_scratch("lce_forward", h, w, torch.bfloat16)
-    assert memory_estimate.head_scratch("lce_sum", h, w, torch.bfloat16) == forward + 4 * w.numel() > chunk
-    rows = lce_plan.stored_rows(50257, torch.bfloat16)
-    parts = lce_plan.product_parts(
-        lce_plan.product(86, torch.bfloat16, "towards_h"), rows, 768, memory_estimate.PROCESSORS
-    )
-    logits, casts = 2 * rows * lce_plan.padded(50257), 2 * (8192 + 50257) * 768
-    assert forward == logits + casts + 4 * 768 * (8192 + (parts + 1) * rows)
-    assert memory_estimate.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
-
-
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_gradients_that_a_gpu_scales_in_place_are_right_and_can_be_taken_again(factor, monkeypatch):
     h, w = torch.randn(40, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
     y, weights = torch.randint(300, (40,)), torch.rand(40)
     truth = torch.autograd.grad(factor * linear_cross_entropy(h, w, y, weights), (h, w))
-    monkeypatch.setattr(sys.modules["tdlm_fast.kernels.ops.linear_cross_entropy"], "_unread", lambda grad: True)
+    monkeypatch.setattr(head, "_unread", lambda grad: True)
     loss = factor * linear_cross_entropy(h, w, y, weights)
     for keep in (True, True, False):
         found = torch.autograd.grad(loss, (h, w), retain_graph=keep)
@@ -233,27 +140,18 @@ class Ops(TorchDispatchMode):
 
 @pytest.mark.parametrize("D, reduction, backend, sums", [
     (768, "sum", "triton", True), (512, "sum", "triton", False), (768, "none", "triton", False),
-    (768, "sum", "none", False),
+    (768, "sum", "reference", False),
 ])  # fmt: skip
-def test_a_gpu_makes_both_gradients_of_a_wide_head_at_once(D, reduction, backend, sums, monkeypatch):
+def test_a_gpu_makes_both_gradients_of_a_wide_head_at_once(D, reduction, backend, sums):
     """Where the weights are known in the forward pass; the backward pass then scales in place."""
-    monkeypatch.setattr(native_cuda, "backend", backend)
-    with FakeTensorMode(), memory_estimate.as_on_gpu(), Ops() as ops:
+    choice = use_backend(None if backend == "triton" else backend)
+    with choice, FakeTensorMode(), memory_estimate.as_on_gpu(), Ops() as ops:
         h, w = torch.empty(40, D, requires_grad=True), torch.empty(300, D, requires_grad=True)
         y, weights = torch.empty(40, dtype=torch.int64), torch.empty(40)
         linear_cross_entropy(h, w, y, weights, reduction=reduction).sum().backward()
         assert h.grad.shape == h.shape and w.grad.shape == w.shape
     assert ("tdlm::lce_sum" in ops.seen) == sums != ("tdlm::lce_backward_weight" in ops.seen)
     assert ops.seen.count("aten::mul_") == 2 * sums
-
-
-def test_the_command_prints_it(capsys):
-    assert memory.main(["configs/tiny.yaml", "model.layers=1"]) == 0
-    assert "MB at the peak of a step" in capsys.readouterr().out
-    assert memory.main(["configs/tiny.yaml", "model.layer=1"]) == 2
-
-
-# ---- train through the same interface -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -264,10 +162,6 @@ def on_device(monkeypatch):
         return DeviceSteps(*args, steps=steps, first=first, window=args[-1].train.log_every)
 
     return lambda: monkeypatch.setattr(cuda_graph, "start", start)
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(folder):
@@ -303,9 +197,6 @@ def test_a_loss_that_is_no_number_stops_it_too(tiny, on_device, capsys):
     args = [*tiny, "optim.lr=1e18", "optim.clip=0", "optim.min_lr=0", "train.log_every=4"]
     assert train.main(["configs/tiny.yaml", *args]) == 1
     assert "not finite at step" in capsys.readouterr().err
-
-
-# ---- on a GPU ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

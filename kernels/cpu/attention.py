@@ -1,0 +1,66 @@
+"""Attention of csrc/cpu/attention.h: one head of one sequence a task, for fp32 and bf16."""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from ..dispatch import implement
+from ..ops.attention import dropout_threshold, empty_rows_first, tile_attention, tile_attention_backward
+from ..ops.rotary import rotation
+from . import library
+
+
+@functools.lru_cache(8)
+def _rotation(T: int, K: int) -> Tensor:
+    return rotation(T, K, "cpu")
+
+
+def _serves(q: Tensor) -> str:
+    if library.isa is None:
+        return library.why
+    if q.dtype not in (torch.float32, torch.bfloat16):
+        return "it takes fp32 and bf16"
+    return "" if q.numel() else "there is nothing to attend to"
+
+
+def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropout_p, rope=False) -> None:
+    """Fill out, or, where there are grads to fill, read it as the gradient of the output."""
+    B, H, T, K = q.shape
+    if not (q.shape == k.shape == v.shape == out.shape and q.dtype == k.dtype == v.dtype == out.dtype):
+        raise ValueError(f"q, k, v have shapes {[tuple(a.shape) for a in (q, k, v)]} or types that differ")
+    if any(a is not None and a.shape != (B, T) for a in (valid, segments)):
+        raise ValueError(f"valid and segments must be (B, T) = {(B, T)}")
+    if rope and K % 2:
+        raise ValueError(f"rope turns pairs; the head size {K} must be even")
+    tensors = [a if a.stride(-1) == 1 else a.contiguous() for a in (q, k, v, out)] + list(grads)
+    valid = None if valid is None else valid.bool().contiguous()
+    segments = None if segments is None else segments.long().contiguous()
+    turns = _rotation(T, K) if rope else None
+    words = (ctypes.c_uint32 * 2)(*key.tolist()) if dropout_p else None
+    library.check(library.function("tdlm_attention")(
+        library.isa_number(), torch.get_num_threads(), bool(grads), q.dtype == torch.bfloat16, causal,
+        (ctypes.c_void_p * 7)(*(a.data_ptr() for a in tensors)),
+        (ctypes.c_int64 * 21)(*(s for a in tensors for s in a.stride()[:3])),
+        B, H, T, K, None if valid is None else valid.data_ptr(), None if segments is None else segments.data_ptr(),
+        None if turns is None else turns.data_ptr(), words, dropout_threshold(dropout_p), 1 / (1 - dropout_p),
+    ), "attention")  # fmt: skip
+
+
+def forward(q, *rest):
+    """tdlm::tile_attention."""
+    out = empty_rows_first(q)
+    _run(out, (), q, *rest)
+    return out
+
+
+def backward(dout, q, *rest):
+    """tdlm::tile_attention_backward."""
+    grads = tuple(empty_rows_first(q) for _ in range(3))
+    _run(dout.to(q.dtype), grads, q, *rest)
+    return grads
+
+
+implement(tile_attention, "cpu", "cpu", lambda q, *rest: _serves(q), forward)
+implement(tile_attention_backward, "cpu", "cpu", lambda dout, q, *rest: _serves(q), backward)

@@ -1,0 +1,26 @@
+"""Rotary position embedding (Su 2021): pairs (i, i + K/2) of a head turn by position * 10000^(-2i/K)."""
+
+import torch
+from torch import Tensor
+
+
+def rotation(T: int, K: int, device, first: int = 0) -> Tensor:
+    """Return (T, K) fp32: the K / 2 cosines of each position from `first` on, then its sines."""
+    half = K // 2
+    rate = 10000.0 ** (-torch.arange(half, device=device) / half)
+    angle = torch.arange(first, first + T, device=device)[:, None] * rate
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def rotate(x: Tensor, first: int = 0) -> Tensor:
+    """Return x (B, H, T, K) turned by its positions, which start at `first`."""
+    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device, first).to(x.dtype).chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def rotate_back(x: Tensor) -> Tensor:
+    """Return the transpose of rotate, which is its inverse."""
+    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device).to(x.dtype).chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)

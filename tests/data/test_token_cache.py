@@ -1,0 +1,43 @@
+"""The token cache is checked and rebuilt."""
+
+import numpy as np
+import pytest
+
+from tdlm_fast.config import Data as DataConfig
+from tdlm_fast.data import dataset, sources
+
+TEXT = "".join(f"Paragraph {i} says {'very ' * (i % 9)}little.\n = Heading = \n\n" for i in range(60))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, text in zip(sources.SPLITS, (TEXT, TEXT[:700], TEXT[:900]), strict=True):
+        (tmp_path / f"{split}.txt").write_text(text)
+    return tmp_path
+
+
+def load(folder, seq_len=32, **kw):
+    return dataset.load(DataConfig(path=str(folder), cache=str(folder / "cache"), tokenizer="bytes", **kw), seq_len)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
+def test_a_damaged_cache_is_rebuilt_with_one_line(folder, damage, capsys):
+    before = load(folder).splits["train"].tokens
+    for file in (folder / "cache").iterdir():
+        file.write_bytes(damage(file.read_bytes()))
+    assert np.array_equal(load(folder).splits["train"].tokens, before)
+    assert capsys.readouterr().err.count("is damaged") == 3
+    load(folder)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unwritable_cache_stops_nothing(folder, capsys):
+    (folder / "file").write_text("")
+    config = DataConfig(path=str(folder), tokenizer="bytes", cache=str(folder / "file"))
+    assert dataset.load(config, 32).splits["test"].bytes == 900
+    assert "data.cache" in capsys.readouterr().err
+    load(folder)
+    for file in (folder / "cache").iterdir():
+        file.unlink()
+        file.mkdir()
+    assert load(folder).splits["test"].bytes == 900

@@ -1,0 +1,54 @@
+"""summary.json and metrics.jsonl when they are damaged."""
+
+import json
+
+import pytest
+
+from tdlm_fast import config as settings
+from tdlm_fast import train
+from tdlm_fast.comparison import records
+from tdlm_fast.runs import files
+from tdlm_fast.runs import metrics as run_metrics
+from tests.running import TINY, metrics
+
+
+@pytest.mark.parametrize("text", ["", '{"finished": tr', '{"finished": true}', "[]"])
+def test_a_summary_cut_short_is_made_again(trained, text):
+    folder, args = trained
+    whole = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(text)
+    with pytest.raises(settings.ConfigError, match="summary.json is damaged .*; remove it, and .* makes it again"):
+        records.read(folder)
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
+
+
+def test_a_summary_that_lacks_a_key_is_made_again_as_its_error_says(trained):
+    folder, args = trained
+    whole = json.loads((folder / "summary.json").read_text())
+    for key in run_metrics.REPORTED:
+        (folder / "summary.json").write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
+        says = rf"summary.json is damaged \(no {key}\); remove it, and .*train CONFIG --resume makes it again"
+        with pytest.raises(settings.ConfigError, match=says):
+            records.read(folder)
+    (folder / files.LAST).rename(folder / "kept")
+    with pytest.raises(settings.ConfigError, match="damaged .*; restore it: without .*last.safetensors"):
+        records.read(folder)
+    (folder / "kept").rename(folder / files.LAST)
+    (folder / "summary.json").unlink()
+    with pytest.raises(settings.ConfigError, match="is not finished: .*train CONFIG --resume ends it"):
+        records.read(folder)
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert records.read(folder)["summary"]["test"] == whole["test"]
+
+
+def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
+    folder, args = trained
+    whole = metrics(folder)
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write('{"step": 2, "valid": {"nats_per_token": 5.1}\n\x00\x01 garbage }\n{"step": 2, "val')
+    assert len(records.read(folder)["evaluations"]) == 2
+    (folder / "summary.json").unlink()
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert "metrics.jsonl: 3 damaged lines dropped" in capsys.readouterr().err
+    assert metrics(folder) == whole

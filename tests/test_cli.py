@@ -1,0 +1,28 @@
+"""How a verb ends when its output is closed or full."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+
+def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
+    folder, args = trained
+    prompt = ["-m", "tdlm_fast.sample", str(folder), "--tokens", "8", "--device", "cpu"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tdlm_fast.evaluate", str(folder), "--device", "cpu"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0 and " ? " in ended.stdout and not ended.stderr
+    for closed in (">&-", "2>&-"):
+        line = f"{shlex.join([sys.executable, *prompt])} {closed}"
+        ended = subprocess.run(line, shell=True, capture_output=True, text=True)
+        assert ended.returncode == 0 and "Traceback" not in ended.stderr
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, *prompt], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("error: the output cannot be written: No space left on device\n")
+    ended = subprocess.run(
+        f"{shlex.join([sys.executable, *prompt])} | true", shell=True, stderr=subprocess.PIPE, text=True
+    )
+    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr

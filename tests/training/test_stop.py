@@ -1,0 +1,94 @@
+"""Ctrl-C, SIGTERM and kill -9: what a stopped run keeps."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tdlm_fast import train
+from tdlm_fast.runs import checkpoint, files, load
+from tdlm_fast.training import logger, trainer
+from tests.running import ENDLESS, TINY, begun, metrics, state_of
+
+
+def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny, tmp_path, monkeypatch, capfd):
+    folder, real, scores = tmp_path / "run", logger.Log.progress, trainer.both
+
+    def progress(self, step, entry):  # when the loop has decided already that it does not save at this step
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, step, entry)
+
+    evaluated = []
+
+    def both(*args, **kw):
+        evaluated.append(state_of(folder / files.LAST)["step"] if (folder / files.LAST).exists() else None)
+        return scores(*args, **kw)
+
+    monkeypatch.setattr(logger.Log, "progress", progress)
+    monkeypatch.setattr(trainer, "both", both)
+    args = [*tiny, "eval.every=100", "eval.text=0"]
+    assert train.main([TINY, *args]) == 130
+    said = capfd.readouterr()
+    assert "stopping after this step" in said.err and "stopped at step 7 of 30; saved" in said.err
+    assert "weights of step 7" in said.out and "stopped early; to resume" in said.out
+    last, best = (state_of(folder / name) for name in (files.LAST, files.BEST))
+    # The score of a stop is no evaluation of the run: which weights are the best must not hang on when it came.
+    assert evaluated == [None] and last["step"] == 7 and best["step"] == 0 and last["best"] == best["best"]
+    assert json.loads((folder / "summary.json").read_text())["best_step"] == 7
+    monkeypatch.undo()
+    assert load.load_run(folder, device="cpu")[3]["step"] == 7
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert train.main([TINY, *args, f"run.dir={tmp_path / 'whole'}"]) == 0
+    a, b = ({e["step"]: e["loss"] for e in metrics(f) if "loss" in e} for f in (folder, tmp_path / "whole"))
+    assert a == b and len(a) == 30
+    assert [e["step"] for e in metrics(folder) if "valid" in e] == [0, 30]
+    a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, tmp_path / "whole"))
+    assert all(a[key] == b[key] for key in ("valid", "test", "best_step", "tokens"))
+
+
+def test_a_stop_in_the_final_evaluation_loses_nothing(tiny, tmp_path, capsys):
+    folder, args = tmp_path / "a run", [*tiny, "train.max_steps=2", "eval.text=0", f"run.dir={tmp_path / 'a run'}"]
+    with begun([*args, f"eval.max_samples={ENDLESS}", "eval.target_stderr=0"], "step 2  valid") as process:
+        while checkpoint.peek(folder / files.LAST).get("evaluated") != 2:  # the final evaluation begins after that
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error and len(out.splitlines()) == 1
+    assert "interrupted; the last checkpoint is intact; to resume: " in error
+    goes_on = shlex.split(error.partition("to resume: ")[2])
+    assert shutil.which(goes_on[0]) and goes_on[1:3] == ["-m", "tdlm_fast.train"] and goes_on[-1] == "--resume"
+    before = metrics(folder)
+    assert train.main([*goes_on[3:], "eval.max_samples=4"]) == 0 and metrics(folder) == before
+    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sample "))
+    words = subprocess.run(printed.removeprefix("sample "), shell=True, capture_output=True, text=True)
+    assert words.returncode == 0 and words.stdout.startswith("The ")  # as printed, outside an activated environment
+
+
+def test_a_comparison_killed_outright_takes_its_run_with_it(tiny, tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("the death of a parent is signalled on Linux alone")
+    args = [a for a in tiny if not a.startswith("run.dir=")]
+    command = [sys.executable, "-m", "tdlm_fast.compare", TINY, *args, f"eval.samples={ENDLESS}", "--out", tmp_path]
+    process, folder = subprocess.Popen(command, stderr=subprocess.DEVNULL), tmp_path / "diffusion-seed42"
+    lock, deadline = folder / "lock", time.monotonic() + 60
+    while not (folder / "config.yaml").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    trainer = int(lock.read_text().split()[1])
+    process.kill()
+    process.wait()
+    try:
+        while lock.exists():  # the run ends in its own way, and so removes its lock
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(trainer, signal.SIGKILL)

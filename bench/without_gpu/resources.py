@@ -214,7 +214,7 @@ def _pick(kernel, *given: dict) -> list[dict]:
 
 def row_kernels():
     f32 = torch.float32
-    for D, odd in ((16, False), (64, False), (64, True), (rms_norm.MAX_D, False)):
+    for D, odd in ((16, False), (64, False), (64, True), (tiles.MAX_D, False)):
         launch = rms_norm.launch(D)
         options = {k: v for k, v in launch.items() if k not in ("ROWS", "BLOCK_D")}
         for x, y in ((f32, torch.bfloat16), (f32, f32), (torch.bfloat16,) * 2, (torch.float16,) * 2):

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.docs_tables import claims, cpu, gpu, harness, samplers
 from bench.docs_tables.results import OBJECTIVES, RESULTS, read, table
 from tdlm_fast import config as settings
-from tdlm_fast.comparison import figures, report
+from tdlm_fast.comparison import figures, report, tables
 from tdlm_fast.comparison.arms import label
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def experiment() -> str:
     one = runs["diffusion"][0]
     words = (
         f"{one['steps']:,} steps of {one['parameters']:,} parameters on {one['device']}. Means of "
-        f"{report.seeds_of(found)}, in brackets the lowest and the highest. A bound may lie above the likelihood it "
+        f"{tables.seeds_of(found)}, in brackets the lowest and the highest. A bound may lie above the likelihood it "
         f"bounds. {claims.departures()}"
     )
     for arm in found["controls"]:
@@ -51,9 +51,9 @@ def experiment() -> str:
             test = next(c for c in arm["claims"] if c["id"] == "test")
             other, theirs = test["right"], test["as_published"]
             words += (
-                f" Trained with the published weight ({report.seeds_of(arm)}), diffusion is {abs(other['mean']):.3f} "
+                f" Trained with the published weight ({tables.seeds_of(arm)}), diffusion is {abs(other['mean']):.3f} "
                 f"nats {'behind' if other['mean'] < 0 else 'ahead'} [{other['low']:+.3f}, {other['high']:+.3f}]. The "
-                f"published computation shows the same runs {report.ratio(theirs)} ahead (published: "
+                f"published computation shows the same runs {tables.ratio(theirs)} ahead (published: "
                 f"{math.exp(test['claimed']):.2f}×)."
             )
     return f"{table(*rows)}\n\n{words}"
@@ -67,7 +67,7 @@ def finding() -> str:
         "**The finding.** At the settings of the published experiment the autoregressive model predicts the test text "
         f"**{mean:.3f} nats per token better** (95 % interval {low:.3f} to {high:.3f}) than the diffusion model's "
         "bound; the published metric, which is not a likelihood, shows diffusion ahead, by a factor in perplexity of "
-        f"{report.times(test['as_published']['mean'])} in our runs and {math.exp(test['claimed']):.2f} as published."
+        f"{tables.times(test['as_published']['mean'])} in our runs and {math.exp(test['claimed']):.2f} as published."
     )
 
 
@@ -135,10 +135,10 @@ def sized(svg: str) -> str:
 
 
 def main() -> int:
-    for name, tables in TABLES.items():
+    for name, drawn in TABLES.items():
         path = ROOT / name
-        path.write_text(filled(path.read_text(), tables))
-        print(f"{name}: {', '.join(tables)}")
+        path.write_text(filled(path.read_text(), drawn))
+        print(f"{name}: {', '.join(drawn)}")
     for file in CONFIGS:
         file.write_text(noted(file))
     print(f"configs: {', '.join(file.stem for file in CONFIGS)}")

@@ -1,4 +1,4 @@
-"""Prove the instrument on the spot: `python -m tdlm_fast.check RUN`. Exit code 0 where everything passes."""
+"""Check the code that scores a run, on that run: `python -m tdlm_fast.check RUN`. Exit code 0 where all checks pass."""
 
 import argparse
 import sys
@@ -6,20 +6,21 @@ from pathlib import Path
 
 from . import config as settings
 from .cli import verb
-from .evaluation.self_check import checks
 
 
 def main(argv=None) -> int:
     p = argparse.ArgumentParser(prog="python -m tdlm_fast.check", description=__doc__.split("\n")[0])
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--sequences", type=int, default=32, help="test sequences to check with")
-    p.add_argument("--steps", type=int, default=200, help="training steps whose masks are replayed, at most")
+    p.add_argument("--steps", type=int, default=200, help="training steps whose masks are drawn again, at most")
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
     failed = 0
     try:
         if a.sequences < 2 or a.steps < 1:
             raise settings.ConfigError("--sequences must be at least 2 and --steps at least 1")
+        from .evaluation.self_check import checks  # torch is loaded once the options are known to be right
+
         for result in checks(a.run, rows=a.sequences, steps=a.steps, device=a.device):
             print(result, flush=True)
             failed += not result.passed

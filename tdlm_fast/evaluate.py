@@ -1,7 +1,7 @@
-"""Likelihood or accuracy of a run: `python -m tdlm_fast.evaluate RUN [--split test | --tasks blimp,hellaswag]`.
+"""Score a run: `python -m tdlm_fast.evaluate RUN [--split test | --tasks blimp,hellaswag]`.
 
-Without --tasks: nats per token of a split (evaluation/likelihood.py). With it: accuracy on evaluation sets
-(evaluation/accuracy.py). Finished parts are kept in the run folder: the same command resumes after an interruption.
+Without --tasks: the likelihood of a split in nats per token (evaluation/likelihood.py). With it: accuracy on evaluation
+sets (evaluation/accuracy.py), whose finished parts are kept, so the same command resumes after an interruption.
 """
 
 import argparse
@@ -22,15 +22,7 @@ HINTS = {
 }  # fmt: skip
 
 
-def fits(a) -> None:
-    """Raise ConfigError where an option was given that goes without effect."""
-    names, goes = (OF_TASKS, "with --tasks") if a.tasks is None else (OF_SPLITS, "without --tasks")
-    given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(a, name) is not None)
-    if given:
-        raise settings.ConfigError(f"{given}: only {goes}")
-
-
-def main(argv=None) -> int:
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m tdlm_fast.evaluate", description=__doc__.split("\n")[0])
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--split", choices=("train", "valid", "test"), help="(default: test)")
@@ -46,54 +38,65 @@ def main(argv=None) -> int:
     p.add_argument("--batch-size", type=int, help="--tasks: sequences a forward pass (default 0: the config's)")
     p.add_argument("--device", default="auto")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    a = p.parse_args(argv)
+    return p
+
+
+def check(a) -> None:
+    """Raise ConfigError where an option is out of range or would have no effect."""
+    at_least(a, LEAST, HINTS)
+    names, when = (OF_TASKS, "with --tasks") if a.tasks is None else (OF_SPLITS, "without --tasks")
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(a, name) is not None)
+    if given:
+        raise settings.ConfigError(f"{given}: only {when}")
+
+
+def tasks(a) -> str:
+    """Score evaluation sets and return the text to print."""
+    from .evaluation import accuracy
+
+    results = accuracy.evaluate(
+        a.run, [name.strip() for name in a.tasks.split(",")], checkpoint=a.checkpoint, device=a.device,
+        data=a.data, seed=a.seed, **{k: getattr(a, k) for k in COUNTS if getattr(a, k) is not None},
+    )  # fmt: skip
+    return json.dumps({"run": a.run.name} | results) if a.json else accuracy.table(results)
+
+
+def split(a) -> str:
+    """Score a split and return the text to print."""
+    from .evaluation.likelihood import likelihood
+    from .evaluation.trained_text import trained_text
+    from .runs.load import load_run
+
+    config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
+    corpus, name, e = trained_text(a.run, config, state, a.layout), a.split or "test", config.eval
+    score = likelihood(
+        model, corpus.splits[name], config.objective, start_token_id=tokenizer.start_token_id,
+        seed=config.seed if a.seed is None else a.seed, batch_size=e.batch_size, precision=config.precision,
+        target_stderr=e.target_stderr if a.target_stderr is None else a.target_stderr,
+        max_samples=e.max_samples if a.max_samples is None else a.max_samples,
+    )  # fmt: skip
+    if not a.json:
+        return f"{corpus.name} {name}, {config.objective}, step {state['step']}: {score}"
+    keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": name}
+    keys |= {"step": state["step"], "checkpoint": a.checkpoint, "note": corpus.note}
+    return json.dumps(keys | score.asdict())
+
+
+def main(argv=None) -> int:
+    a = parser().parse_args(argv)
     try:
-        from .evaluation.likelihood import likelihood
-        from .runs.load import load_run
-
-        at_least(a, LEAST, HINTS)
-        fits(a)
+        check(a)  # before torch is loaded
         a.checkpoint = checkpoint_of(a.run, a.checkpoint)
-        if a.tasks is not None:
-            from .evaluation import accuracy
-
-            found = accuracy.evaluate(
-                a.run, [name.strip() for name in a.tasks.split(",")], checkpoint=a.checkpoint, device=a.device,
-                data=a.data, seed=a.seed, **{k: getattr(a, k) for k in COUNTS if getattr(a, k) is not None},
-            )  # fmt: skip
-            print(json.dumps({"run": a.run.name} | found) if a.json else accuracy.table(found))
-            return 0
-        from dataclasses import replace
-
-        from .data import dataset
-
-        config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
-        layout = replace(config.data, layout=a.layout or config.data.layout)
-        corpus, split = dataset.load(layout, config.model.seq_len, state.get("corpus")), a.split or "test"
-        if corpus.hash != state["corpus_hash"]:  # what one source holds out may be another's training text
-            raise settings.ConfigError(f"the text is not what {a.run} was trained on; restore it")
-        e = config.eval
-        found = likelihood(
-            model, corpus.splits[split], config.objective, start_token_id=tokenizer.start_token_id,
-            seed=config.seed if a.seed is None else a.seed, batch_size=e.batch_size, precision=config.precision,
-            target_stderr=e.target_stderr if a.target_stderr is None else a.target_stderr,
-            max_samples=e.max_samples if a.max_samples is None else a.max_samples,
-        )  # fmt: skip
+        print(split(a) if a.tasks is None else tasks(a))
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished parts of tasks are kept, the same command goes on", file=sys.stderr)
+        print("interrupted; finished parts of tasks are kept, and the same command resumes", file=sys.stderr)
         return 130
     except settings.NonFinite as e:
         print(f"error: {a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}", file=sys.stderr)
         return 1
-    if a.json:
-        keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": split}
-        keys |= {"step": state["step"], "checkpoint": a.checkpoint, "note": corpus.note}
-        print(json.dumps(keys | found.asdict()))
-    else:
-        print(f"{corpus.name} {split}, {config.objective}, step {state['step']}: {found}")
     return 0
 
 

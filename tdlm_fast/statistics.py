@@ -1,4 +1,4 @@
-"""Intervals: Student's t, Wilson's for shares, and the mean over seeds. Nothing here needs torch."""
+"""Compute intervals: Student's t, Wilson's for shares, and the mean over seeds. Nothing here needs torch."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ T_975 = (
 
 
 def t_975(freedom: int) -> float:
-    """Half-width of a 95 % interval in standard errors, for a spread seen with that many degrees of freedom."""
+    """Return the half-width of a 95 % interval in standard errors, for a spread with that many degrees of freedom."""
     if freedom < 1:
         raise ValueError("an interval needs two values or more")
     return T_975[freedom - 1] if freedom <= len(T_975) else NORMAL + 2.5 / freedom
 
 
-# A stand-in for the spread over seeds where one seed cannot show it, in nats: 1.96 times that of the right metric over
-# the three seeds of the published experiment (bench/results/wikitext-2-compare).
+# Stands in for the spread over seeds where there is one seed, in nats: 1.96 times the spread of the advantage on
+# likelihood over the three seeds of the published experiment (bench/results/wikitext-2-compare).
 ONE_SEED = 0.05
 
 
@@ -31,10 +31,9 @@ class Interval:
 
 
 def over_seeds(values: list[float], errors: list[float], *, shared=False) -> Interval:
-    """95 % interval of the mean of one value a seed with their standard errors of estimation.
+    """Return the 95 % interval of a mean over seeds, from one value per seed and its standard error of estimation.
 
-    shared: the errors are those of one sample that all seeds were measured on (the questions of a set), so more seeds
-    do not average them out.
+    shared: all seeds were measured on one sample (the questions of a set), so more seeds do not average its error out.
     """
     n, mean = len(values), sum(values) / len(values)
     own = 1.96 * (sum(errors) if shared else math.sqrt(sum(e * e for e in errors))) / n
@@ -47,7 +46,7 @@ def over_seeds(values: list[float], errors: list[float], *, shared=False) -> Int
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share seen in n trials (Wilson 1927)."""
+    """Return the 95 % interval of a share observed in n trials (Wilson 1927)."""
     z = 1.96
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))

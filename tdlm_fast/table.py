@@ -1,4 +1,4 @@
-"""Several likelihoods of one run, side by side: `python -m tdlm_fast.table RUN [--sequences 64]`."""
+"""Print several likelihoods of one run, side by side: `python -m tdlm_fast.table RUN [--sequences 64]`."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import config as settings
 from .cli import at_least, verb
-from .evaluation.table import likelihoods, lines
+from .evaluation.table_lines import lines
 
 
 def main(argv=None) -> int:
@@ -19,6 +19,8 @@ def main(argv=None) -> int:
     a = p.parse_args(argv)
     try:
         at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"})
+        from .evaluation.table import likelihoods  # torch is loaded once the options are known to be right
+
         table = likelihoods(a.run, sequences=a.sequences, draws=a.draws, device=a.device, split=a.split)
     except settings.ConfigError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -30,7 +32,7 @@ def main(argv=None) -> int:
     widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
     for line in text:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
-    print("95 % intervals: of the estimate for all sequences, over sequences for some of them")
+    print("95 % intervals: of the estimate where all sequences are scored, over sequences where some are")
     return 0
 
 

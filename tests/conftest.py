@@ -53,9 +53,10 @@ def sharp_model(vocab, width=16, **kw):
     """A model far from uniform: an untrained one is nearly uniform, which would test nothing."""
     import torch
 
+    from tdlm_fast.config import Model as Shape
     from tdlm_fast.model import Model
 
-    model = Model(vocab=vocab, width=width, layers=1, heads=2, inner=24, dropout=0.1, **kw)
+    model = Model(Shape(width=width, layers=1, heads=2, inner=24, dropout=0.1, **kw), vocab=vocab)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 2:
@@ -80,6 +81,18 @@ def enumerated_bound(model, row):
                 nll = F.cross_entropy(model(xt, causal=False)[0] @ model.head.T, x0[0], reduction="none")
                 total += nll[list(subset)].mean().item() / math.comb(n, size)
     return total
+
+
+def torch_free(verb: str, *args: str) -> str:
+    """What a verb prints with these arguments, in a new interpreter that must not load torch."""
+    import subprocess
+    import sys
+
+    code = f"import sys\nfrom tdlm_fast import {verb}\ntry: {verb}.main(sys.argv[1:])\n"
+    code += "except SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert done.returncode == 0, f"{verb} {args} loads torch: {done.stderr}"
+    return done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -78,3 +78,22 @@ def test_what_only_diffusion_reads_binds_only_diffusion():
     assert config.load(TINY, [*odd, "objective=autoregressive"]).train.batch_size == 3
     with pytest.raises(config.ConfigError, match="loss_weight=uniform is for objective=diffusion"):
         config.load(TINY, ["objective=autoregressive", "loss_weight=uniform"])
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("noise.input_masking=0.1", "noise.input_masking is for objective=autoregressive"),
+        ("noise.input_masking=1", "noise.input_masking is 1.0"),
+        ("eval.early=2,x", "eval.early is '2,x'; it must be steps"),
+        ("eval.probe=-1", "eval.probe is -1"),
+    ],
+)
+def test_keys_that_cannot_be_are_named(override, message):
+    with pytest.raises(config.ConfigError, match=message):
+        config.load("configs/tiny.yaml", [override])
+
+
+def test_early_steps():
+    assert config.early_steps(config.load("configs/tiny.yaml", ["eval.early=2, 10,50"])) == {2, 10, 50}
+    assert config.early_steps(config.load("configs/tiny.yaml")) == set()

@@ -5,7 +5,7 @@ import functools
 import math
 
 from bench.docs_tables.results import OBJECTIVES, read, table
-from tdlm_fast.comparison import figures, report, svg
+from tdlm_fast.comparison import figures, svg, tables
 
 
 @functools.cache
@@ -124,7 +124,7 @@ def standing() -> str:
     d, a = (figures.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
     side = "ahead of" if a > d else "behind"
     words = (
-        f"Means of {report.seeds_of(comparison())}, in brackets the lowest and the highest. These runs use the "
+        f"Means of {tables.seeds_of(comparison())}, in brackets the lowest and the highest. These runs use the "
         "tokenised WikiText-2 (`wikitext-2-v1`, rare words replaced by `<unk>`), because the raw training set could "
         "not be obtained. The publication used the raw one. So the two objectives can be compared with each other "
         f"here, but not with 382.74 and 611.01. Diffusion's bound is {abs(a - d):.3f} nats per token {side} the exact "
@@ -171,9 +171,9 @@ def verdicts() -> str:
     rules = "\n".join(f"- {rule}" for rule in found["rules"])
     words = (
         f"Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals, over "
-        f"{report.seeds_of(found)} on the tokenised text; nats is the advantage on likelihood. The rules:"
+        f"{tables.seeds_of(found)} on the tokenised text; nats is the advantage on likelihood. The rules:"
     )
-    return table(*report.claims_table(found)) + f"\n\n{words}\n\n{rules}"
+    return table(*tables.claims_table(found)) + f"\n\n{words}\n\n{rules}"
 
 
 def departures() -> str:
@@ -182,11 +182,11 @@ def departures() -> str:
 
 def controls() -> str:
     """The test perplexity with every control arm."""
-    return table(*report.control_table(comparison()))
+    return table(*tables.control_table(comparison()))
 
 
 def progress() -> str:
-    return table(*report.early_table(comparison()))
+    return table(*tables.early_table(comparison()))
 
 
 TABLES = {

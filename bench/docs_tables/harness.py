@@ -2,7 +2,7 @@
 
 from bench.docs_tables import claims
 from bench.docs_tables.results import read, table
-from tdlm_fast.comparison import report
+from tdlm_fast.comparison import tables
 
 NAMES = {
     "hellaswag": "HellaSwag", "mmlu": "MMLU, letters", "mmlu_text": "MMLU, texts", "arc_easy": "ARC-easy",
@@ -79,7 +79,7 @@ def departures() -> str:
 
 def accuracies() -> str:
     """Both objectives of the published experiment on the evaluation sets."""
-    return table(*report.task_table(claims.comparison()))
+    return table(*tables.task_table(claims.comparison()))
 
 
 TABLES = {"accuracies": accuracies, "agreement": agreement, "cut": cut, "departures": departures}

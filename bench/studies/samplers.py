@@ -38,7 +38,7 @@ from tdlm_fast.objective import next_token_nll
 from tdlm_fast.runs.load import load_run
 from tdlm_fast.sampling.diffusion import masked_counts
 from tdlm_fast.sampling.generate import generate_batch
-from tdlm_fast.sampling.options import UNMASKING
+from tdlm_fast.sampling.options import UNMASKING, SamplerOptions
 
 TOY = (
     "data.tokenizer=bytes data.layout=packed model.width=64 model.heads=4 model.seq_len=64 train.batch_size=64 "
@@ -77,9 +77,11 @@ def judged(judge, ids: torch.Tensor, start: int, batch: int = 32) -> dict:
 
 def written(model, objective: str, number: int, *, T: int, start: int, batch: int = 32, **kw) -> tuple:
     """(ids (number, T), network evaluations per text) of texts without a prompt, text i with seed i."""
-    kw |= dict(tokens=T, seq_len=T, start_token_id=start, forbidden=start)
+    limits = dict(seq_len=T, start_token_id=start, forbidden=start)
     parts = [
-        generate_batch(model, objective, [], [], number=min(batch, number - i), seed=i, **kw)
+        generate_batch(
+            model, objective, [], [], SamplerOptions(tokens=T, number=min(batch, number - i), seed=i, **kw), **limits
+        )
         for i in range(0, number, batch)
     ]
     return torch.cat([p.ids for p in parts]), sum(p.rows for p in parts) / number

@@ -1,4 +1,4 @@
-"""Runs grouped into arms, and what must be alike for them to be compared."""
+"""Group runs into arms, and find what is alike between them."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide 
 
 
 def check_alike(runs: list[dict], folders: list[Path]) -> None:
-    """Raise ConfigError unless all runs were scored on the same tokens, and no run is there twice."""
+    """Raise ConfigError unless all runs were scored on the same tokens and each is listed once."""
     first = runs[0]
     for run, folder in zip(runs[1:], folders[1:], strict=True):
         here, there = first["config"], run["config"]
@@ -22,35 +22,41 @@ def check_alike(runs: list[dict], folders: list[Path]) -> None:
             raise settings.ConfigError(f"{both} are not scored on the same tokens: {'; '.join(other)}")
     seen: dict[str, Path] = {}
     for run, folder in zip(runs, folders, strict=True):
-        who = identity(run["config"])
-        if who in seen:
-            raise settings.ConfigError(f"{seen[who]} and {folder} are the same run: same settings, same seed")
-        seen[who] = folder
+        same = identity(run["config"])
+        if same in seen:
+            raise settings.ConfigError(f"{seen[same]} and {folder} are the same run: same settings, same seed")
+        seen[same] = folder
 
 
 IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
 
 
 def identity(config: dict) -> str:
-    """What two runs share that are one run twice: the keys that decide numbers, the seed too."""
+    """Return the keys that decide numbers, with the seed, as text: two runs that share it are one run."""
     return json.dumps({k: v for k, v in config.items() if k not in IGNORED}, sort_keys=True)
 
 
 def differences(a: dict, b: dict) -> list[str]:
-    """Keys in which two configs differ, apart from the seed and what decides no number."""
-    ignored = (*IGNORED, "seed", *(("loss_weight",) if a["objective"] != b["objective"] else ()))  # next-token has none
+    """Return the keys in which two configs differ, apart from the seed and keys that decide no number."""
+    ignored = (
+        *IGNORED,
+        "seed",
+        *(("loss_weight",) if a["objective"] != b["objective"] else ()),
+    )  # for diffusion only
     return [k for k in a if a[k] != b[k] and k not in ignored]
 
 
 def label(config: dict, base: dict) -> str:
-    """A run's name: its objective and what sets it apart from the run it is compared with."""
+    """Name a run by its objective and the keys in which it differs from the run it is compared with."""
     apart = [f"{k.rpartition('.')[2]}={config[k]}" for k in differences(config, base) if k != "objective"]
     return " ".join([config["objective"], *apart])
 
 
 def arms_of(runs: list[dict]) -> list[dict]:
-    """Runs grouped to arms: those that differ in the seed alone are one. The first diffusion and the first next-token
-    arm come first. [{"label", "objective", "runs"}]"""
+    """Group runs that differ only in the seed: [{"label", "objective", "runs"}].
+
+    The first diffusion arm and the first autoregressive arm come first.
+    """
     order = sorted(range(len(runs)), key=lambda i: OBJECTIVES.index(runs[i]["config"]["objective"]) * len(runs) + i)
     firsts = {}
     for i in order:
@@ -71,7 +77,7 @@ def arms_of(runs: list[dict]) -> list[dict]:
 
 
 def pairs_of(arms: list[dict]) -> list[tuple[dict, dict]]:
-    """(diffusion run, autoregressive run) of every seed that both first arms have."""
+    """Return (diffusion run, autoregressive run) of every seed that both first arms have."""
     first = {}
     for arm in arms:
         first.setdefault(arm["objective"], {r["config"]["seed"]: r for r in arm["runs"]})
@@ -82,7 +88,7 @@ def pairs_of(arms: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
-    """What was found alike, or not, in the runs of each seed: settings, weights before step 1, batches."""
+    """Say for the runs of each seed whether settings, text, weights before step 1 and batches were alike."""
     words = []
     for d, a in pairs:
         seed, other = d["config"]["seed"], [k for k in differences(d["config"], a["config"]) if k != "objective"]
@@ -92,15 +98,15 @@ def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
         )
         shared = {e["step"]: e["batch"] for e in d["evaluations"] if "batch" in e}
         seen = [(shared[e["step"]], e["batch"]) for e in a["evaluations"] if e["step"] in shared and "batch" in e]
-        what = f"batches before {len(seen)} evaluations" if seen else "batches"
-        if not seen and d["config"]["data.layout"] == "paragraphs":  # runs of before batches were recorded
+        read = f"batches before {len(seen)} evaluations" if seen else "batches"
+        if not seen and d["config"]["data.layout"] == "paragraphs":  # runs from before batches were recorded
             shared = {step: n for step, _, n, *_ in d["losses"]}
             seen = [(shared[step], n) for step, _, n, *_ in a["losses"] if step in shared]
-            what = f"tokens of the batches at {len(seen)} logged steps"
+            read = f"tokens of the batches at {len(seen)} logged steps"
         batches = "not recorded" if not seen else "equal" if all(x == y for x, y in seen) else "DIFFERENT"
         text = "equal" if d["summary"]["corpus_hash"] == a["summary"]["corpus_hash"] else "DIFFERENT"
         words.append(
             f"seed {seed}: settings apart from the objective {'DIFFERENT: ' + ', '.join(other) if other else 'equal'}; "
-            f"text {text}; weights before the first step {weights}; {what} {batches}"
+            f"text {text}; weights before the first step {weights}; {read} {batches}"
         )
     return words

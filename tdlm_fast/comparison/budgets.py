@@ -1,15 +1,16 @@
-"""Both objectives at equal budgets: steps, training FLOPs, loss-bearing tokens, seconds."""
+"""Compare both objectives at equal budgets: steps, training FLOPs, loss-bearing tokens, seconds."""
 
 import math
 
+from ..statistics import over_seeds
 from .arms import OBJECTIVES
 
 
 def flops(run: dict, step: int, loss_tokens: int | None) -> float | None:
-    """Floating-point operations of training up to a step: 2 a multiply and add, three times the forward pass.
+    """Count the floating-point operations of training up to a step: three times those of the forward pass.
 
-    blocks 6 P a token and 12 L D T for the attention, over all B T places (padding is computed too); head 6 D V a token
-    that bears loss. Chowdhery et al. 2022, appendix B, with the head counted where it runs.
+    Blocks take 6 P a token and attention 12 L D T, over all B T places (padding is computed too); the head takes 6 D V
+    for each token that bears loss. Chowdhery et al. 2022, appendix B, with the head counted where it runs.
     """
     c, parts = run["config"], run["summary"]["parameters_by_part"]
     if loss_tokens is None:
@@ -21,7 +22,7 @@ def flops(run: dict, step: int, loss_tokens: int | None) -> float | None:
 
 
 def _at(run: dict, value, budget: float) -> tuple[float, float] | None:
-    """(validation nats, their standard error) of a run at a budget of value(run, evaluation), on straight lines."""
+    """Interpolate (validation nats, their standard error) of a run where value(run, evaluation) is the budget."""
     points = [(value(run, e), e["valid"]) for e in run["evaluations"]]
     for (x0, e0), (x1, e1) in zip(points, points[1:], strict=False):
         if x0 <= budget <= x1 and x1 > x0:
@@ -39,20 +40,21 @@ LEDGERS = {
 
 
 def ledgers(pairs: list[tuple[dict, dict]]) -> list[dict]:
-    """Both objectives at one budget, the largest that all reached, for each way of counting it: [{"ledger", "budget",
-    "diffusion", "autoregressive", "difference"}], validation nats per token, the difference diffusion's advantage."""
-    from ..statistics import over_seeds
+    """Compare both objectives at the largest budget that all runs reached, for each way of counting it.
 
+    [{"ledger", "budget", "diffusion", "autoregressive", "difference"}]: validation nats per token; the difference is
+    diffusion's advantage.
+    """
     out = []
     for name, value in LEDGERS.items() if pairs else ():
         ends = [value(run, run["evaluations"][-1]) for pair in pairs for run in pair]
         if any(v is None for pair in pairs for run in pair for v in (value(run, e) for e in run["evaluations"])):
             continue
-        found = [[_at(run, value, min(ends)) for run in pair] for pair in pairs]
-        if any(at is None for both in found for at in both):
+        reached = [[_at(run, value, min(ends)) for run in pair] for pair in pairs]
+        if any(at is None for both in reached for at in both):
             continue
         row = {"ledger": name, "budget": min(ends)}
-        row |= {o: sum(both[i][0] for both in found) / len(found) for i, o in enumerate(OBJECTIVES)}
-        errors = [math.hypot(d[1], a[1]) for d, a in found]
-        out.append(row | {"difference": over_seeds([a[0] - d[0] for d, a in found], errors)})
+        row |= {o: sum(both[i][0] for both in reached) / len(reached) for i, o in enumerate(OBJECTIVES)}
+        errors = [math.hypot(d[1], a[1]) for d, a in reached]
+        out.append(row | {"difference": over_seeds([a[0] - d[0] for d, a in reached], errors)})
     return out

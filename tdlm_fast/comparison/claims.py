@@ -1,4 +1,4 @@
-"""The published claims (claims.json), and in what a run departs from the published experiment."""
+"""Read the published claims (claims.json), and list how a run departs from the published experiment."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ def load() -> dict:
 
 
 def departures(run: dict) -> list[str]:
-    """In what a diffusion run's text and settings are not the published experiment's: "KEY 4 instead of 2", …"""
+    """List where a diffusion run's text and settings differ from the published ones: "KEY 4 instead of 2", …"""
     config, summary, published = run["config"], run["summary"], load()
     text = published["known_texts"].get(summary["corpus_hash"], summary["corpus"])
     out = [] if text == "wikitext-2" else [f"text {text} instead of {published['text']}"]  # the Hub's is the raw one

@@ -1,4 +1,4 @@
-"""Curves and heat maps of a comparison (compare.json), as SVG by name: a series an arm, bands from seed to seed."""
+"""Draw curves and heat maps of a comparison (compare.json) as SVG: a series for each arm, a band over its seeds."""
 
 import math
 from dataclasses import replace
@@ -10,10 +10,11 @@ NAMES = {"diffusion": "Diffusion", "autoregressive": "Autoregressive"}
 
 
 def first_arms(result: dict) -> dict[str, dict]:
-    found: dict[str, dict] = {}
+    """Return the first arm of each objective."""
+    arms: dict[str, dict] = {}
     for arm in result["arms"]:
-        found.setdefault(arm["objective"], arm)
-    return found
+        arms.setdefault(arm["objective"], arm)
+    return arms
 
 
 def mean(values) -> float:
@@ -22,7 +23,7 @@ def mean(values) -> float:
 
 
 def by_step(arm: dict) -> dict[int, list[dict]]:
-    """Evaluations at each step that every run of an arm was evaluated at."""
+    """Return the evaluations of an arm at each step at which all its runs were evaluated."""
     out: dict[int, list[dict]] = {}
     for run in arm["runs"]:
         for e in run["evaluations"]:
@@ -31,27 +32,27 @@ def by_step(arm: dict) -> dict[int, list[dict]]:
 
 
 def levels(run: dict) -> dict | None:
+    """Return a run's diagnostics by noise level: of its table, else of its last evaluation."""
     return run["table"]["levels"] if run["table"] else run["evaluations"][-1].get("diagnostics")
 
 
-def _band(arm: dict, colour: int, x, y, **kw) -> Series:
-    """A series over evaluations with the lowest and highest seed as its band."""
+def band(arm: dict, colour: int, x, y, **kw) -> Series:
+    """Return a series over evaluations with the lowest and highest seed as its band."""
     points = by_step(arm)
     xs, ys, low, high = [], [], [], []
     for step in sorted(points):
-        found = [y(e) for e in points[step]]
-        at = [x(e) for e in points[step]]
-        if None in found or None in at:
+        across, up = [x(e) for e in points[step]], [y(e) for e in points[step]]
+        if None in up or None in across:
             continue
-        xs.append(mean(at))
-        ys.append(mean(found))
-        low.append(min(found))
-        high.append(max(found))
+        xs.append(mean(across))
+        ys.append(mean(up))
+        low.append(min(up))
+        high.append(max(up))
     return Series(arm["label"], xs, ys, low, high, colour % svg.COLOURS, **kw)
 
 
 def _since(s: Series, share: float) -> Series:
-    """A series from that share of its last x on."""
+    """Cut a series off before that share of its last x."""
     first = sum(x < share * max(s.x, default=0) for x in s.x)
     return replace(s, **{k: getattr(s, k)[first:] for k in ("x", "y", "low", "high")})
 
@@ -70,13 +71,13 @@ def curve_charts(result: dict) -> dict[str, str]:
          "tokens that bore loss", False),
     ):  # fmt: skip
         shown = arms[:2] if name == "by-time" else arms
-        out[name] = svg.lines(title, [_band(a, i, x, _valid) for i, a in shown], label, xlog=log)
-    late = [_since(_band(a, i, lambda e: e["step"], _valid), 0.2) for i, a in arms]
+        out[name] = svg.lines(title, [band(a, i, x, _valid) for i, a in shown], label, xlog=log)
+    late = [_since(band(a, i, lambda e: e["step"], _valid), 0.2) for i, a in arms]
     out["by-step-late"] = svg.lines("The last four fifths of the steps", late, "optimizer step")
     curves = []
     for i, arm in arms[:2]:
-        curves.append(_band(arm, i, lambda e: e["step"], lambda e: e["valid"]["ppl"]))
-        metric = _band(arm, i, lambda e: e["step"], _published, dashed=True)
+        curves.append(band(arm, i, lambda e: e["step"], lambda e: e["valid"]["ppl"]))
+        metric = band(arm, i, lambda e: e["step"], _published, dashed=True)
         metric.label = f"{arm['objective']}, published metric"
         curves.append(metric)
     out["perplexity"] = svg.lines("Perplexity progression", curves, "optimizer step", xlog=True, ylog=True)
@@ -87,13 +88,13 @@ def curve_charts(result: dict) -> dict[str, str]:
     ):
         weight = arms[0][1]["runs"][0]["config"]["loss_weight"]
         same = [(i, a) for i, a in arms if a["runs"][0]["config"]["loss_weight"] == weight]
-        series = [_training(arm, i, k, scale) for i, arm in (same[:2] if k == 3 else same)]
+        series = [training_loss(arm, i, k, scale) for i, arm in (same[:2] if k == 3 else same)]
         out[name] = svg.lines(title, [one for one in series if one.x], label)
     return out
 
 
-def _training(arm: dict, colour: int, k: int, scale: float) -> Series:
-    """The loss of an arm against entry k of its log over scale, in about sixty means; band: lowest, highest seed."""
+def training_loss(arm: dict, colour: int, k: int, scale: float) -> Series:
+    """Return the loss of an arm against entry k of its log over scale, in about sixty means, with a band over seeds."""
     parts = []
     for run in arm["runs"]:
         points = [p for p in run["losses"] if len(p) > k and p[k] is not None]
@@ -103,8 +104,8 @@ def _training(arm: dict, colour: int, k: int, scale: float) -> Series:
     points = list(zip(*parts, strict=False))
     ys = [[y for _, y in seen] for seen in points]
     xs = [mean(x for x, _ in seen) for seen in points]
-    band, colour = ([*map(min, ys)], [*map(max, ys)]), colour % svg.COLOURS
-    return Series(arm["label"], xs, [mean(y) for y in ys], *band, colour, points=False)
+    edges, colour = ([*map(min, ys)], [*map(max, ys)]), colour % svg.COLOURS
+    return Series(arm["label"], xs, [mean(y) for y in ys], *edges, colour, points=False)
 
 
 def _published(e):
@@ -114,12 +115,12 @@ def _published(e):
 def diagnostic_charts(result: dict) -> dict[str, str]:
     out, profiles = {}, {"loss": [], "accuracy": [], "grad_norm": []}
     for i, arm in enumerate(result["arms"]):
-        found = [f for f in map(levels, arm["runs"]) if f]
+        probes = [f for f in map(levels, arm["runs"]) if f]
         for key, series in profiles.items():
-            if found:
-                n = len(found[0][key])
-                some = [k for k in range(n) if all(f[key][k] is not None for f in found)]
-                values = [[f[key][k] for f in found] for k in some]
+            if probes:
+                n = len(probes[0][key])
+                some = [k for k in range(n) if all(f[key][k] is not None for f in probes)]
+                values = [[f[key][k] for f in probes] for k in some]
                 xs = [100 * (k + 0.5) / n for k in some]
                 ys = [mean(v) for v in values]
                 low, high = [min(v) for v in values], [max(v) for v in values]
@@ -130,11 +131,11 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
         name = f"level-{key.replace('_', '-')}"
         out[name] = svg.lines(titles[key], series, "% of the tokens hidden", zero=key == "accuracy")
     for arm in first_arms(result).values():
-        out |= _heat_maps(arm)
+        out |= heat_maps(arm)
     effect = []
     for i, arm in enumerate(result["arms"]):
         if arm["objective"] == "diffusion":
-            effect.append(_band(arm, i, lambda e: e["step"], _weight_difficulty))
+            effect.append(band(arm, i, lambda e: e["step"], _weight_difficulty))
     out["weight-difficulty"] = svg.lines(
         "Correlation of loss weight and difficulty", effect, "optimizer step", xlog=True
     )
@@ -145,8 +146,8 @@ def _weight_difficulty(e):
     return e.get("diagnostics", {}).get("weight_difficulty")
 
 
-def _heat_maps(arm: dict) -> dict[str, str]:
-    """Level by evaluation and head by evaluation, of an arm's first run."""
+def heat_maps(arm: dict) -> dict[str, str]:
+    """Draw noise level by evaluation and attention head by evaluation, of an arm's first run."""
     seen = [e for e in arm["runs"][0]["evaluations"] if "diagnostics" in e]
     if not seen:
         return {}

@@ -1,14 +1,14 @@
-"""The published claims against a comparison: one row each, every verdict computed from intervals by the rules below.
+"""Judge the published claims by a comparison: a row each, with a verdict that follows from intervals by RULES.
 
 An advantage is diffusion's, in nats per token: ln(perplexity of autoregressive / perplexity of diffusion). Each claim
 about a loss is computed three ways on the same tokens:
 
     as published    the autoregressive model's exact nats minus diffusion's reweighted loss, which are on two scales
     one scale       the published metric for both, on the same draws
-    on likelihood   the autoregressive model's exact nats minus diffusion's bound
+    on likelihood   the autoregressive model's exact nats minus diffusion's bound ("right" in compare.json)
 
 Its 95 % interval is Student's t over seeds (same seed: same weights, same batches), no narrower than the estimates' own
-errors; with one seed it is the estimates' own error and ONE_SEED nats to either side, for the seeds that were not run.
+errors. With one seed it is the estimates' own error and ONE_SEED nats to either side, for the seeds that were not run.
 """
 
 import math
@@ -18,7 +18,7 @@ from .arms import OBJECTIVES, pairs_of
 from .claims import load
 
 TIME_MARGIN = math.log(1.1)  # training times are alike within 10 %
-WIDEST = 0.1  # of an accuracy's interval: wider says too little
+WIDEST = 0.1  # of an accuracy's interval: a wider one decides nothing
 RULES = (
     "Holds: on likelihood, the whole interval is above 0 and above half the claimed size, and it reaches the claimed "
     "size.",
@@ -51,37 +51,37 @@ def verdict(claimed: float, published: Interval | None, right: Interval | None, 
         if right.high < claimed:
             return "does not hold", f"diffusion is ahead, but by {right.mean:.3f} nats, not {claimed:.3f}"
         if right.low < claimed / 2:
-            return "undecided", f"diffusion is ahead, but the interval does not tell {claimed:.3f} nats from far less"
+            return "undecided", f"diffusion is ahead, but the interval also contains far less than {claimed:.3f} nats"
         return "holds", "diffusion is ahead on likelihood, and the interval reaches the claimed size"
     if right.high >= 0:
         return "undecided", "the interval on likelihood contains 0"
     if exact is not None and exact.high >= 0:
         return "undecided", "the bound is behind, but an exact likelihood of the diffusion model may not be"
     if published is not None and published.low > 0:
-        found = f"the published computation shows {math.exp(published.mean):.2f} times better"
+        reason = f"the published computation shows {math.exp(published.mean):.2f} times better"
         if not published.low <= claimed <= published.high:
-            found += f" (published: {math.exp(claimed):.2f})"
+            reason += f" (published: {math.exp(claimed):.2f})"
         bound_only = "" if exact else ", judged by diffusion's bound only"
-        return "an artefact of the metric", f"{found}, likelihood shows the opposite{bound_only}"
+        return "an artefact of the metric", f"{reason}, likelihood shows the opposite{bound_only}"
     return "does not hold", "diffusion is behind on likelihood"
 
 
-def _at(run: dict, where) -> dict | None:
-    """{"nats", "error", "metric", "metric_error"} of a run at a step, at its best, or on the test split."""
-    if where == "test":
+def _at(run: dict, place) -> dict | None:
+    """Return {"nats", "error", "metric", "metric_error", "draws"} of a run at a step, "best" or "test"."""
+    if place == "test":
         if run.get("table") is None:
-            found = run["summary"].get("test")
-            return found and {"nats": found["nats_per_token"], "error": found["stderr"]} | _metric(None)
+            test = run["summary"].get("test")
+            return test and {"nats": test["nats_per_token"], "error": test["stderr"]} | _metric(None)
         right, metric = run["table"]["rows"][0], run["table"]["published"]
         error = (right["high"] - right["low"]) / 2 / 1.96
         return {"nats": right["nats_per_token"], "error": error} | _metric(metric)
     entries = run["evaluations"]
-    if where == "best":
+    if place == "best":
         best = min(entries, key=lambda e: e["valid"]["nats_per_token"])
         seen = [e["published"] for e in entries if "published" in e]
         metric = min(seen, key=lambda p: p["reweighted_loss"]) if seen else None  # as published: the smallest draw
     else:
-        best = next((e for e in entries if e["step"] == where), None)
+        best = next((e for e in entries if e["step"] == place), None)
         metric = best.get("published") if best else None
     if best is None:
         return None
@@ -89,7 +89,7 @@ def _at(run: dict, where) -> dict | None:
 
 
 def _metric(p: dict | None) -> dict:
-    """The metric and an error of which 1.96 are half its 95 % interval, Student's t where the draws are few."""
+    """Return the metric, its draws, and an error of which 1.96 are half its 95 % interval, by Student's t."""
     if p is None:
         return {"metric": None, "metric_error": 0.0, "draws": []}
     n = len(p["each"])
@@ -98,9 +98,9 @@ def _metric(p: dict | None) -> dict:
 
 
 def _paired_error(d: dict, a: dict) -> float | None:
-    """Error of a difference of published metrics, as in _metric: draw by draw, since both sides share the draws.
+    """Return the error of a difference of published metrics, as in _metric, draw by draw: both sides share the draws.
 
-    None where there is one draw, whose error the two share in part: it shows in the spread over seeds alone.
+    None where there is one draw, whose error both sides share in part: it shows only in the spread over seeds.
     """
     n = len(d["draws"])
     if not n == len(a["draws"]) > 1:
@@ -110,25 +110,28 @@ def _paired_error(d: dict, a: dict) -> float | None:
     return t_975(n - 1) / 1.96 * math.sqrt(sum((e - mean) ** 2 for e in each) / (n - 1) / n)
 
 
-def advantages(pairs: list[tuple[dict, dict]], where) -> dict[str, Interval | None]:
-    """{"as_published", "one_scale", "right"} at a place, over pairs (diffusion run, autoregressive run) of one seed."""
-    found = [(_at(d, where), _at(a, where)) for d, a in pairs]
-    found = [(d, a) for d, a in found if d and a]
-    if not found:
+def advantages(pairs: list[tuple[dict, dict]], place) -> dict[str, Interval | None]:
+    """Return {"as_published", "one_scale", "right"} at a step, "best" or "test".
+
+    pairs: (diffusion run, autoregressive run) of each seed.
+    """
+    sides = [(_at(d, place), _at(a, place)) for d, a in pairs]
+    sides = [(d, a) for d, a in sides if d and a]
+    if not sides:
         return {"as_published": None, "one_scale": None, "right": None}
     right = over_seeds(
-        [a["nats"] - d["nats"] for d, a in found], [math.hypot(a["error"], d["error"]) for d, a in found]
+        [a["nats"] - d["nats"] for d, a in sides], [math.hypot(a["error"], d["error"]) for d, a in sides]
     )
-    found = [(d, a) for d, a in found if None not in (d["metric"], a["metric"])]  # the seeds that have it
-    if not found:
+    sides = [(d, a) for d, a in sides if None not in (d["metric"], a["metric"])]  # the seeds that have it
+    if not sides:
         return {"as_published": None, "one_scale": None, "right": right}
-    own = [math.hypot(d["metric_error"], a["error"]) for d, a in found]
-    published = over_seeds([a["nats"] - d["metric"] for d, a in found], own)
-    paired = [_paired_error(d, a) for d, a in found]
-    if None in paired:  # for one seed as if the two sides were apart, which is too much
-        apart = [math.hypot(d["metric_error"], a["metric_error"]) for d, a in found]
-        paired = apart if len(found) == 1 else [0.0] * len(found)
-    one = over_seeds([a["metric"] - d["metric"] for d, a in found], paired)
+    own = [math.hypot(d["metric_error"], a["error"]) for d, a in sides]
+    published = over_seeds([a["nats"] - d["metric"] for d, a in sides], own)
+    paired = [_paired_error(d, a) for d, a in sides]
+    if None in paired:  # for one seed as if the errors were independent, which is too wide
+        apart = [math.hypot(d["metric_error"], a["metric_error"]) for d, a in sides]
+        paired = apart if len(sides) == 1 else [0.0] * len(sides)
+    one = over_seeds([a["metric"] - d["metric"] for d, a in sides], paired)
     return {"as_published": published, "one_scale": one, "right": right}
 
 
@@ -153,9 +156,10 @@ def exact_advantage(pairs: list[tuple[dict, dict]]) -> Interval | None:
 
 
 def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
-    """A row for each published claim: {"id", "claim", "published", "as_published", "one_scale", "right", …}.
+    """Return a row for each published claim: {"id", "claim", "published", "as_published", "one_scale", "right", …}.
 
-    Intervals are advantages in nats; "verdict" and "reason" follow RULES. pairs as in advantages.
+    Intervals are advantages in nats; "verdict" and "reason" follow RULES. pairs as in advantages; unlike: in what the
+    two sides of a pair were not alike.
     """
     out = []
     for c in load()["claims"]:
@@ -165,21 +169,7 @@ def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
             exact = row["exact"] = exact_advantage(pairs) if c["at"] == "test" else None
             row["verdict"], row["reason"] = verdict(row["claimed"], row["as_published"], row["right"], exact)
         elif c["kind"] == "time":
-            row |= {"right": None, "verdict": "undecided"}
-            machines = {r["summary"]["device"] for pair in pairs for r in pair}
-            if len(pairs) < 2:
-                row["reason"] = "one seed does not show how times spread"
-            elif len(machines) > 1:
-                row["reason"] = "the runs were not trained on one kind of machine"
-            else:
-                ratios = [math.log(d["summary"]["seconds"] / a["summary"]["seconds"]) for d, a in pairs]
-                found = row["right"] = over_seeds(ratios, [0.0] * len(ratios))
-                low, high = row["claimed"] - TIME_MARGIN, row["claimed"] + TIME_MARGIN
-                outside = found.high < low or found.low > high
-                inside = low <= found.low and found.high <= high
-                row["verdict"] = "holds" if inside else "does not hold" if outside else "undecided"
-                mean, *ends = (f"{math.exp(v):.2f}" for v in (found.mean, found.low, found.high))
-                row["reason"] = f"diffusion took {mean} [{', '.join(ends)}] times as long on the same kind of machine"
+            row |= _time(row["claimed"], pairs)
         else:
             row |= _tasks(c, pairs)
         if unlike:
@@ -188,40 +178,61 @@ def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
     return out
 
 
+def _time(claimed: float, pairs: list[tuple[dict, dict]]) -> dict:
+    """Return the verdict on the ratio of training times, from its logarithm over seeds."""
+    row = {"right": None, "verdict": "undecided"}
+    machines = {r["summary"]["device"] for pair in pairs for r in pair}
+    if len(pairs) < 2:
+        return row | {"reason": "one seed does not show how times spread"}
+    if len(machines) > 1:
+        return row | {"reason": "the runs were not trained on one kind of machine"}
+    times = over_seeds(
+        [math.log(d["summary"]["seconds"] / a["summary"]["seconds"]) for d, a in pairs], [0.0] * len(pairs)
+    )
+    low, high = claimed - TIME_MARGIN, claimed + TIME_MARGIN
+    outside = times.high < low or times.low > high
+    inside = low <= times.low and times.high <= high
+    mean, *ends = (f"{math.exp(v):.2f}" for v in (times.mean, times.low, times.high))
+    return {
+        "right": times, "verdict": "holds" if inside else "does not hold" if outside else "undecided",
+        "reason": f"diffusion took {mean} [{', '.join(ends)}] times as long on the same kind of machine",
+    }  # fmt: skip
+
+
 def _task(c: dict, pairs: list[tuple[dict, dict]]) -> tuple[list, str]:
-    """(both objectives' figures of a task, a pair a seed that has them on the same whole set; why there are none)."""
-    name, found = c["task"], []
+    """Return ([(seed, both objectives' figures of a task)], the reason where the list is empty)."""
+    name, scores = c["task"], []
     for pair in pairs:
         both = [(r.get("tasks") or {}).get(name) for r in pair]
         if None in both:
             continue
         if both[0]["n"] != both[1]["n"] or any(e.get("limit") for e in both):
             return [], f"{name} was not scored whole, on the same questions"
-        found.append((pair[0]["config"]["seed"], both))
-    return found, "" if found else "not measured: no such result in tasks.json"
+        scores.append((pair[0]["config"]["seed"], both))
+    return scores, "" if scores else "not measured: no such result in tasks.json"
 
 
-def _whose(found: list) -> str:
-    seeds = ", ".join(str(seed) for seed, _ in found)
-    return f"{found[0][1][0]['n']:,} questions, seed{'s' if len(found) > 1 else ''} {seeds}"
+def _basis(scores: list) -> str:
+    seeds = ", ".join(str(seed) for seed, _ in scores)
+    return f"{scores[0][1][0]['n']:,} questions, seed{'s' if len(scores) > 1 else ''} {seeds}"
 
 
 def _gap(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
-    """Verdict on the ratio of a set's likelihood gaps: mean log p of the wrong endings minus the right one's."""
-    found, why = _task(c, pairs)
-    if not found or any(e.get("gap") is None for _, both in found for e in both):
+    """Return the verdict on the ratio of a set's likelihood gaps: mean log p of wrong endings minus the right one's."""
+    scores, why = _task(c, pairs)
+    if not scores or any(e.get("gap") is None for _, both in scores for e in both):
         return {"reason": why or "not measured: no gap in tasks.json"}
     logs, errors, means = [], [], []
-    for _, both in found:
+    for _, both in scores:
         gaps = [(e["gap"], e.get("gap_interval")) for e in both]
         means.append([g for g, _ in gaps])
         if any(interval is None or interval[1] >= 0 for _, interval in gaps):
             logs = None
-        elif logs is not None:  # the same questions decide both, so the errors as if apart are rather too large
+        elif logs is not None:  # both share the questions, so independent errors are rather too large
             logs.append(math.log(gaps[0][0] / gaps[1][0]))
             errors.append(math.hypot(*((i[1] - i[0]) / 3.92 / g for g, i in gaps)))
-    d, a = (sum(column) / len(found) for column in zip(*means, strict=True))
-    words = f"gaps of {d:+.3f} and {a:+.3f} nats, below 0 where the right ending is preferred; {_whose(found)}"
+    d, a = (sum(column) / len(scores) for column in zip(*means, strict=True))
+    words = f"gaps of {d:+.3f} and {a:+.3f} nats, below 0 where the right ending is preferred; {_basis(scores)}"
     if not logs:
         return {"reason": f"the models do not both prefer the right endings: {words}"}
     ratio = over_seeds(logs, errors, shared=True)
@@ -232,32 +243,38 @@ def _gap(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
 
 
 def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
+    """Return the verdict on a claim about accuracies or their gap."""
     row = {"right": None, "verdict": "undecided"}
     if c["kind"] == "gap":
         return row | _gap(c, pairs)
-    found, why = _task(c, pairs)
-    if not found:
+    scores, why = _task(c, pairs)
+    if not scores:
         return row | {"reason": why}
     words, meet, too_few = [], True, ""
     for i, objective in enumerate(("diffusion", "autoregressive")):
-        share = sum(both[i]["acc"] for _, both in found) / len(found)
-        theirs, ours = wilson(c[objective], c["questions"]), wilson(share, found[0][1][i]["n"])  # seeds share questions
+        share = sum(both[i]["acc"] for _, both in scores) / len(scores)
+        theirs, ours = (
+            wilson(c[objective], c["questions"]),
+            wilson(share, scores[0][1][i]["n"]),
+        )  # seeds share questions
         meet &= theirs[0] <= ours[1] and ours[0] <= theirs[1]
         if theirs[1] - theirs[0] > WIDEST:
             too_few = f"{c['questions']} published questions decide nothing: "
         elif ours[1] - ours[0] > WIDEST:
             too_few = too_few or "too few questions: "
         words.append(f"{objective} {100 * share:.1f} % [{100 * ours[0]:.1f}, {100 * ours[1]:.1f}]")
-    reason = f"{too_few}{', '.join(words)}; {_whose(found)}"
+    reason = f"{too_few}{', '.join(words)}; {_basis(scores)}"
     if too_few:
         return row | {"reason": reason}
     return row | {"verdict": "holds" if meet else "does not hold", "reason": reason}
 
 
 def controls(arms: list[dict]) -> list[dict]:
-    """Every further arm against the first arm of the other objective, on the seeds that both have, its claims about
-    losses judged as the first pair's are: [{"label", "objective", "seeds", "claims", "first"}], first the advantage on
-    the test split of the first arms on those seeds."""
+    """Compare every further arm with the first arm of the other objective, on the seeds that both have.
+
+    [{"label", "objective", "seeds", "claims", "first"}]: claims about losses are judged as for the first pair; first is
+    the advantage of the first arms on the test split, on those seeds.
+    """
     first, out = {}, []
     for arm in arms:
         first.setdefault(arm["objective"], arm)

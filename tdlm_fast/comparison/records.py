@@ -1,4 +1,4 @@
-"""A finished run as the comparison reads it, from its folder or from a kept compare.json."""
+"""Read finished runs for a comparison, from their folders or from a kept compare.json."""
 
 import json
 import math
@@ -6,20 +6,18 @@ import sys
 from pathlib import Path
 
 from .. import config as settings
+from ..cli import command
+from ..runs import metrics
+from ..runs.files import figures
 
 
 def read(folder: Path) -> dict:
-    """A finished run: config, summary, evaluations (with training losses in "losses"), table and tasks if there."""
-    from ..cli import command
-    from ..runs import metrics
-    from ..runs.files import figures
-    from ..runs.metrics import summary_of
-
+    """Return a finished run: config, summary, evaluations, training losses, and table and tasks if it has them."""
     if not (folder / "config.yaml").is_file():
-        raise settings.ConfigError(f"{folder} is no run folder: it holds no config.yaml")
-    summary = summary_of(folder)
+        raise settings.ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    summary = metrics.summary_of(folder)
     if not summary.get("finished"):
-        raise settings.ConfigError(f"{folder} is not finished: {command('train', 'CONFIG', '--resume')} ends it")
+        raise settings.ConfigError(f"{folder} is not finished: {command('train', 'CONFIG', '--resume')} finishes it")
     entries = metrics.entries(folder / "metrics.jsonl")[0]
     config = settings.flatten(settings.load(folder / "config.yaml"))
     evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
@@ -28,7 +26,7 @@ def read(folder: Path) -> dict:
         raise settings.ConfigError(f"{file} holds no evaluation to compare; restore it, or leave the run out")
     counted = {e["step"]: e for e in entries if "loss" in e}
     places = ("step", "loss", "tokens", "seconds", "loss_tokens")
-    for e in evaluations:  # runs of before this file counted no tokens at evaluations
+    for e in evaluations:  # older runs counted no tokens at evaluations
         e.setdefault("tokens", counted.get(e["step"], {}).get("tokens", 0))
         e.setdefault("loss_tokens", counted.get(e["step"], {}).get("loss_tokens"))
     run = {
@@ -41,7 +39,7 @@ def read(folder: Path) -> dict:
     run["tasks"] = {k: v for k, v in tasks.items() if _of(summary, v, checkpoint="best")} or None
     for name, ignored in (("likelihoods.json", table and not run["table"]), ("tasks.json", tasks and not run["tasks"])):
         if ignored:
-            print(f"{folder / name} is of other weights or another split, and is not used", file=sys.stderr)
+            print(f"{folder / name} belongs to other weights or another split, and is not used", file=sys.stderr)
     return sound(run, folder)
 
 
@@ -49,14 +47,14 @@ PARTS = ("folder", "config", "summary", "evaluations", "table", "losses", "tasks
 
 
 def recorded(file: Path) -> list[dict]:
-    """The runs that a compare.json holds, as read() gives them. Raises ConfigError where it is none."""
-    from ..runs.files import figures
-
+    """Return the runs of a compare.json, as read() does. Raises ConfigError where the file is another one."""
     try:
         runs = [{k: run[k] for k in PARTS} for arm in figures(file)["arms"] for run in arm["runs"] or [{}]]
         runs = [run | {"config": settings.flatten(settings.build(run["config"]))} for run in runs]
     except (KeyError, TypeError, AttributeError):
-        raise settings.ConfigError(f"{file} is no compare.json of finished runs; give a run folder or one") from None
+        raise settings.ConfigError(
+            f"{file} is not a compare.json of finished runs; give one, or a run folder"
+        ) from None
     return [sound(run, file / run["folder"]) for run in runs]
 
 
@@ -81,7 +79,7 @@ def thinned(run: dict) -> dict:
 
 
 def _numbers(run: dict):
-    """(name, value) of the figures of a run that every verdict rests on."""
+    """Yield (name, value) of the figures of a run that every verdict rests on."""
     for part, keys in (("summary", ("steps", "seconds", "parameters")), ("test", ("nats_per_token", "stderr", "ppl"))):
         of = run["summary"] if part == "summary" else run["summary"][part]
         yield from ((f"{part}.{k}", of[k]) for k in keys)
@@ -98,8 +96,8 @@ def _numbers(run: dict):
         yield from ((f"{k} of {name}", e[k]) for k in ("acc", "n", "chance", "seconds"))
 
 
-def sound(run: dict, where: Path) -> dict:
-    """The run, if it can be judged. Raises ConfigError where a figure that a verdict rests on is missing or none."""
+def sound(run: dict, source: Path) -> dict:
+    """Return the run. Raises ConfigError where a figure that a verdict rests on is missing or not a number."""
     try:
         for name, value in _numbers(run):
             if not isinstance(value, int | float) or not math.isfinite(value):
@@ -107,14 +105,14 @@ def sound(run: dict, where: Path) -> dict:
         if run["summary"]["seconds"] <= 0:
             raise ValueError("summary.seconds is 0")
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as e:
-        what = f"{e.args[0]!r} is missing" if isinstance(e, KeyError) else e
-        raise settings.ConfigError(f"{where} cannot be judged: its figures are damaged ({what})") from None
+        damage = f"{e.args[0]!r} is missing" if isinstance(e, KeyError) else e
+        raise settings.ConfigError(f"{source} cannot be judged: its figures are damaged ({damage})") from None
     return run
 
 
 def _of(summary: dict, figures: dict, **also) -> bool:
-    """Whether kept figures are of the run's best weights and its text; also: what else their key must say."""
+    """Return whether figures belong to the run's best weights and text; also: further parts of their key."""
     wanted = also | {"step": summary["best_step"], "corpus": summary["corpus_hash"]}
-    if "weights" in summary and "weights" in figures.get("key", {}):  # earlier ones do not say
+    if "weights" in summary and "weights" in figures.get("key", {}):  # older keys have no weights
         wanted["weights"] = summary["weights"]
     return wanted.items() <= figures.get("key", {}).items()

@@ -1,39 +1,82 @@
-"""Train the arms of a comparison, each in a process of its own, and write what was found."""
+"""Train the arms of a comparison, each in its own process, and write what was found."""
 
+import ctypes
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 from .. import config as settings
-from .arms import alike, pairs_of
+from ..runs.files import write_json
+from ..runs.folder import changes, resumes
+from ..runs.metrics import finished
+from . import claims, judge, report
+from .arms import OBJECTIVES, alike, arms_of, check_alike, identity, pairs_of
 from .budgets import ledgers
-from .judge import controls
+from .records import read, recorded, thinned
 
-EARLY = "2,10,20,50,100,250,500"  # where the publication shows its lead, and before
+EARLY = "2,10,20,50,100,250,500"  # steps at which the publication shows its lead, and earlier ones
+
+
+def train_arms(config_file: Path, overrides: list[str], controls: list[Path], seeds: int, out: Path) -> list[Path]:
+    """Train both objectives and the control arms on every seed; return the run folders. Finished runs are kept."""
+    jobs, first = _jobs(config_file, overrides, controls)
+    folders: list[Path] = []
+    for seed in range(first, first + seeds):
+        for file, name, keys in jobs:
+            folders.append(out / f"{name}-seed{seed}")
+            print(f"run {len(folders)} of {seeds * len(jobs)}: {name}, seed {seed}", file=sys.stderr)
+            train(file, [*keys, f"seed={seed}"], folders[-1])
+    return folders
+
+
+def _jobs(config_file: Path, overrides: list[str], controls: list[Path]) -> tuple[list[tuple[Path, str, list]], int]:
+    """Return ([(config file, name of the arm, its overrides)], the first seed). Raises ConfigError for a wrong key."""
+    given = [o.partition("=")[0] for o in overrides]
+    extra = overrides if "eval.early" in given else [f"eval.early={EARLY}", *overrides]
+    jobs = [
+        *((config_file, o, keys_of(config_file, [*extra, f"objective={o}"])) for o in OBJECTIVES),
+        *((arm, arm.stem, keys_of(arm, extra)) for arm in controls),
+    ]
+    configs = [settings.load(file, keys) for file, _, keys in jobs]
+    first, names = configs[0].seed, {}
+    for (file, name, _), config in zip(jobs, configs, strict=True):
+        same = identity(settings.flatten(config) | {"seed": first})
+        if name in names or same in names.values():
+            shared = "the same settings with these keys" if same in names.values() else "the same name"
+            raise settings.ConfigError(f"--arms: {file} has {shared} as another arm")
+        names[name] = same
+    return jobs, first
+
+
+def keys_of(config_file: Path, overrides: list[str]) -> list[str]:
+    """Return the overrides of one arm. Autoregressive has no loss_weight: one that is meant for diffusion is undone."""
+    without = [*overrides, "loss_weight=elbo"]
+    return without if settings.load(config_file, without).objective == "autoregressive" else overrides
 
 
 def train(config_file: Path, overrides: list[str], folder: Path) -> None:
-    """Train in a process of its own, so that memory and time are its own. Raises ConfigError where it fails."""
+    """Train in a new process, so that memory and time are those of one run. Raises ConfigError where it fails."""
     if _kept(config_file, overrides, folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return
     command = [sys.executable, "-m", "tdlm_fast.train", str(config_file), *overrides, f"run.dir={folder}", "--resume"]
-    # In a session of its own, so that Ctrl-C comes through here alone, from a terminal or not, and once.
+    # In a session of its own, so that Ctrl-C reaches it only through this process, and once.
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=_ends_with_parent()
     )  # fmt: skip
     before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())  # the run saves, then ends
-    asked = False
+    interrupted = False
     try:
         while True:
             try:
                 code = process.wait()
                 break
             except KeyboardInterrupt:  # the run saves and evaluates; a second one ends it at once
-                asked = True
+                interrupted = True
                 process.send_signal(signal.SIGINT)
-        code = 130 if asked else code
+        code = 130 if interrupted else code
     finally:
         signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
@@ -42,15 +85,11 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code:
-        raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command goes on with it")
+        raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command resumes it")
 
 
 def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
-    """Whether the folder holds this very run, finished. Raises ConfigError where it holds one of other settings."""
-    from ..data import dataset
-    from ..runs.folder import changes, resumes
-    from ..runs.metrics import finished
-
+    """Return whether the folder holds this run, finished. Raises ConfigError where it holds one of other settings."""
     summary = finished(folder)
     if summary is None or not (folder / "config.yaml").is_file():
         return False
@@ -60,57 +99,70 @@ def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
     except settings.ConfigError as e:
         raise settings.ConfigError(f"{e}; or compare into another folder with --out") from None
     if changes(config, folder, lambda key: key in ("data.path", "data.corpus")):
-        found = dataset.load(config.data, config.model.seq_len)
-        if found.hash != summary["corpus_hash"]:
-            raise settings.ConfigError(f"{folder} was trained on another text than {found.name}; use another --out")
+        from ..data import dataset  # loads torch, which is needed for another text only
+
+        text = dataset.load(config.data, config.model.seq_len)
+        if text.hash != summary["corpus_hash"]:
+            raise settings.ConfigError(f"{folder} was trained on another text than {text.name}; use another --out")
     return True
 
 
-def keys_of(config_file: Path, overrides: list[str]) -> list[str]:
-    """The overrides of one arm: next-token has no loss_weight, so one that is meant for diffusion is taken back."""
-    without = [*overrides, "loss_weight=elbo"]
-    return without if settings.load(config_file, without).objective == "autoregressive" else overrides
-
-
 def _ends_with_parent():
-    """What a child calls before it starts: Linux then sends it SIGTERM when this process dies, even by kill -9."""
+    """Return a function for a child to call first: on Linux it gets SIGTERM when this process dies, even by kill -9."""
     if sys.platform != "linux":
         return None
-    import ctypes
-
     prctl, set_signal = ctypes.CDLL(None).prctl, 1  # PR_SET_PDEATHSIG
     return lambda: prctl(set_signal, signal.SIGTERM)
 
 
+def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int) -> dict:
+    """Compare finished runs, given as run folders or compare.json files, and write the report into out.
+
+    sequences: of the exact likelihoods, which are computed for each run folder first; 0 leaves the table out. draws: of
+    the published metric. Returns the contents of compare.json. Raises ConfigError and NonFinite, naming the run.
+    """
+    records = {f: recorded(f) for f in sources if f.is_file()}
+
+    def runs() -> list[tuple[Path, dict]]:
+        return [(f / run["folder"] if f in records else f, run) for f in sources for run in records.get(f) or [read(f)]]
+
+    folders, read_runs = zip(*runs(), strict=True)
+    check_alike(read_runs, folders)  # before the tables take their time
+    if sequences:
+        from ..evaluation.table import likelihoods  # loads torch
+
+        for folder in (f for f in sources if f not in records):
+            print(f"{folder}: likelihoods", file=sys.stderr)
+            try:
+                likelihoods(folder, sequences=sequences, draws=draws)
+            except settings.NonFinite as e:
+                raise settings.NonFinite(f"{folder}: {e}") from None
+    return compare(arms_of([run for _, run in runs()]), out)
+
+
 def compare(arms: list[dict], out: Path) -> dict:
-    """Judge the arms and write compare.json, report.html, report.md and figures/ into out; returns compare.json."""
-    from dataclasses import asdict, is_dataclass
-
-    from ..runs.files import write_json
-    from . import claims, judge, report
-    from .records import thinned
-
+    """Judge the arms and write compare.json, report.html, report.md and figures/ into out; return compare.json."""
     arms = [arm | {"runs": [thinned(run) for run in arm["runs"]]} for arm in arms]
     pairs = pairs_of(arms)
-    found = alike(pairs)
-    unlike = "; ".join(part for line in found for part in line.split("; ") if "DIFFERENT" in part)
-    control = {k: v for k, v in judge.advantages(pairs, 0).items()} if pairs else None
-    result = {
-        "arms": arms, "claims": judge.judge(pairs, unlike) if pairs else [], "untrained": control,
-        "rules": list(judge.RULES), "ledgers": ledgers(pairs), "alike": found,
+    findings = alike(pairs)
+    unlike = "; ".join(part for line in findings for part in line.split("; ") if "DIFFERENT" in part)
+    result = _plain({
+        "arms": arms, "claims": judge.judge(pairs, unlike) if pairs else [],
+        "untrained": judge.advantages(pairs, 0) if pairs else None,
+        "rules": list(judge.RULES), "ledgers": ledgers(pairs), "alike": findings,
         "seeds": [d["config"]["seed"] for d, _ in pairs],
-        "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": controls(arms),
-    }  # fmt: skip
-
-    def plain(value):
-        if is_dataclass(value):
-            return asdict(value)
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-    result = plain(result)
+        "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": judge.controls(arms),
+    })  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "compare.json", result, indent=None)
     report.write(result, out)
     return result
+
+
+def _plain(value):
+    """Turn dataclasses into dicts and tuples into lists, as JSON would."""
+    if is_dataclass(value):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

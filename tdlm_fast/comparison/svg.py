@@ -1,6 +1,6 @@
-"""Line charts and heat maps as SVG text: no library, no script, colours from CSS variables for dark and light.
+"""Draw line charts and heat maps as SVG text, without a library or a script; CSS variables colour dark and light pages.
 
-A chart is drawn 420 units wide, to be shown at about that many pixels: one to a row on a phone, more on a desktop.
+A chart is 420 units wide, to be shown at about that many pixels: one in a row on a phone, more on a desktop.
 """
 
 import math
@@ -25,7 +25,7 @@ class Series:
     label: str
     x: list[float]
     y: list[float]
-    low: list[float] = field(default_factory=list)  # a band, where there are several runs
+    low: list[float] = field(default_factory=list)  # the band, where there are several runs
     high: list[float] = field(default_factory=list)
     colour: int = 0
     dashed: bool = False
@@ -33,7 +33,7 @@ class Series:
 
 
 def number(v: float) -> str:
-    """A short form for an axis: 1200000 as 1.2M."""
+    """Shorten a number for an axis: 1200000 becomes 1.2M."""
     for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(v) >= size:
             return f"{v / size:.3g}{unit}"
@@ -83,7 +83,7 @@ def _svg(parts: list[str], title: str, height: float = HEIGHT) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The same chart as a file of its own."""
+    """Add the style that a chart needs in a file of its own."""
     return svg.replace('role="img">', f'role="img"><style>{STYLE}</style>', 1)
 
 
@@ -94,7 +94,7 @@ def _path(x: list[float], y: list[float]) -> str:
 def lines(
     title: str, series: list[Series], xlabel: str, *, xlog: bool = False, ylog: bool = False, zero: bool = False
 ) -> str:
-    """A line chart; series without a point are left out. xlog puts 0 where 1 is. "" where nothing is left."""
+    """Draw a line chart, "" where no series has a point. xlog puts 0 where 1 is."""
     series = [s for s in series if s.x]
     if not series:
         return ""
@@ -137,7 +137,7 @@ def lines(
 
 
 def heat(title: str, rows: list[str], columns: list[str], values: list[list[float | None]], ylabel: str = "") -> str:
-    """A heat map: values[row][column], None left blank; the first row is at the top. "" where there is no value."""
+    """Draw a heat map of values[row][column], None left blank, the first row at the top; "" where there is no value."""
     known = [v for row in values for v in row if v is not None]
     if not known:
         return ""

@@ -62,7 +62,7 @@ class Corpus:
     hash: str  # of the text of all splits
 
 
-def _split(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
+def split_rows(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
     tokens = arrays["tokens"]
     if layout == "packed":
         starts = np.arange(0, len(tokens), seq_len)
@@ -87,7 +87,7 @@ def load(config: DataConfig, seq_len: int, used: str | None = None) -> Corpus:
     splits = {}
     for s, text in parts.items():
         arrays = cached_arrays(text, config.layout, tokenizer, Path(config.cache))
-        splits[s] = _split(arrays, text, config.layout, seq_len, tokenizer)
+        splits[s] = split_rows(arrays, text, config.layout, seq_len, tokenizer)
         if not len(splits[s]):
             raise ConfigError(f"the {s} split of {name} is empty")
     digest = hashlib.sha256()

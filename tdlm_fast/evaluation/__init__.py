@@ -1,1 +1,1 @@
-"""Likelihoods, the published metric, diagnostics and accuracy on evaluation sets."""
+"""Score a model: likelihoods, the published metric, diagnostics and accuracy on evaluation sets."""

@@ -1,39 +1,48 @@
-"""Accuracy of a run on evaluation sets, kept part by part in the run folder.
+"""Compute the accuracy of a run on evaluation sets, and keep it part by part in the run folder.
 
     acc        the ending of the largest log-likelihood is right
     acc_norm   the same, each divided by the characters of its ending (lm-evaluation-harness's definition)
     acc_token  the same, each divided by the tokens of its ending
     gap        mean log-likelihood of the wrong endings minus the right one's, nats; below 0 the right one is preferred
 
-    shortest   the ending of the fewest tokens is right: what acc is for a uniform predictor
+    shortest   the ending of the fewest tokens is right, which is the acc of a uniform predictor
 
-Equal endings (within TIE) share the credit: the harness gives it to the first, which in BLiMP is always the right one.
-LAMBADA has one ending: acc is whether greedy decoding writes it, ppl is exp of its mean nats a word.
+Endings of equal score (within TIE) share the credit; the harness gives it to the first, which in BLiMP is always the
+right one. LAMBADA has one ending: acc is whether greedy decoding writes it, ppl is exp of its mean nats per word.
 
-RUN/tasks/TASK.jsonl holds a line a finished part (PART questions of a group, or its rest), keyed by everything that
-decides its numbers: a command that was interrupted goes on, and one with another --limit computes the parts that it
-cuts elsewhere. RUN/tasks.json holds the results.
+RUN/tasks/TASK.jsonl holds a line for each finished part (PART questions of a group, or its rest), keyed by everything
+that decides its numbers. So a command that was interrupted resumes, and one with another --limit computes only the
+parts that it cuts elsewhere. RUN/tasks.json holds the results.
 """
 
 import json
 import math
 import time
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from ..config import ConfigError, config_hash
+from ..runs.files import figures, write_json
+from ..runs.load import load_run
 from ..statistics import t_975, wilson
 from . import endings, tasks
 from .likelihood import scoring
 from .tasks import Question
 
 PART = 500  # questions
-TIE = 1e-6  # of the larger: fp32 does not tell such log-likelihoods apart
+TIE = 1e-6  # relative: closer log-likelihoods are equal in fp32
 
 
 def credit(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """(Q,) 1 where scores (Q, E) are largest at gold, 1/m where m are equal there, else 0; -inf is no ending."""
+    """Return (Q,) 1 where scores (Q, E) are largest at gold, 1/m where m endings share that score, else 0.
+
+    A score of -inf marks a missing ending.
+    """
     best = scores.max(1, keepdims=True)
     tied = scores >= best - TIE * np.abs(best)
     return tied[np.arange(len(gold)), gold] / tied.sum(1)
@@ -52,47 +61,48 @@ def _share(name: str, values: np.ndarray) -> dict:
 
 
 def _mean(name: str, values: np.ndarray) -> dict:
-    """A mean over questions and its 95 % interval; None for a single question."""
+    """Return a mean over questions and its 95 % interval; None for a single question."""
     n, mean = len(values), float(values.mean())
     half = t_975(n - 1) * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else None
     return {name: mean, f"{name}_interval": None if half is None else [mean - half, mean + half]}
 
 
-def credits(questions: list[Question], found: dict) -> dict[str, np.ndarray]:
-    """The credit of every question, (Q,) fp64 from 0 to 1: {acc, acc_norm, acc_token}, of LAMBADA acc alone.
+def credits(questions: list[Question], scores: dict) -> dict[str, np.ndarray]:
+    """Return the credit of every question, (Q,) fp64 from 0 to 1, as acc, acc_norm and acc_token; of LAMBADA only acc.
 
-    found as in summarise.
+    scores as in summarise.
     """
-    if found["greedy"]:
-        return {"acc": np.array(found["greedy"], dtype=float)}
-    log_p, gold = _padded(found["log_p"], -np.inf), np.array([q.gold for q in questions])
+    if scores["greedy"]:
+        return {"acc": np.array(scores["greedy"], dtype=float)}
+    log_p, gold = _padded(scores["log_p"], -np.inf), np.array([q.gold for q in questions])
     characters = _padded([[max(len(e) - 1, 1) for e in q.endings] for q in questions], 1.0)  # without its space
-    lengths = {"acc": 1.0, "acc_norm": characters, "acc_token": _padded(found["tokens"], 1.0)}
+    lengths = {"acc": 1.0, "acc_norm": characters, "acc_token": _padded(scores["tokens"], 1.0)}
     return {name: credit(log_p / length, gold) for name, length in lengths.items()}
 
 
-def summarise(questions: list[Question], found: dict) -> dict:
-    """The figures of one task.
+def summarise(questions: list[Question], scores: dict) -> dict:
+    """Return the figures of one task.
 
-    found: {"log_p", "noise", "tokens": for each question a number an ending, "greedy": a bool a question or nothing}.
+    scores: "log_p", "noise" and "tokens" hold for each question a number per ending; "greedy" a bool per question, or
+    nothing.
     """
     out = {"n": len(questions)}
-    log_p, noise = _padded(found["log_p"], -np.inf), _padded(found["noise"], 0.0)
-    each = credits(questions, found)
+    log_p, noise = _padded(scores["log_p"], -np.inf), _padded(scores["noise"], 0.0)
+    each = credits(questions, scores)
     for name, values in each.items():
         out |= _share(name, values)
-    if found["greedy"]:
+    if scores["greedy"]:
         out |= {"acc_norm": None, "chance": 0.0}
         out |= _mean("nats_per_word", -log_p[:, 0])
         out |= {"ppl": math.exp(min(out["nats_per_word"], 700)), "gap": None}
     else:
-        gold, endings = np.array([q.gold for q in questions]), np.isfinite(log_p)
-        out["chance"] = float((1 / endings.sum(1)).mean())
-        tokens = _padded(found["tokens"], np.inf)
+        gold, known = np.array([q.gold for q in questions]), np.isfinite(log_p)
+        out["chance"] = float((1 / known.sum(1)).mean())
+        tokens = _padded(scores["tokens"], np.inf)
         out["shortest"] = float(credit(-tokens, gold).mean())
         right = log_p[np.arange(len(gold)), gold]
-        wrong = np.where(endings, log_p, 0.0).sum(1) - right
-        out |= _mean("gap", wrong / (endings.sum(1) - 1) - right)
+        wrong = np.where(known, log_p, 0.0).sum(1) - right
+        out |= _mean("gap", wrong / (known.sum(1) - 1) - right)
         halves = [credit(log_p + s * noise, gold) for s in (1, -1)]
         out["halves_agree"] = float((halves[0] == halves[1]).mean())
         groups: dict[str, list[int]] = {}
@@ -108,20 +118,20 @@ def summarise(questions: list[Question], found: dict) -> dict:
 
 
 class Parts:
-    """The finished parts of a task: RUN/tasks/TASK.jsonl, a line each; a damaged line is computed again."""
+    """Hold the finished parts of a task, a line each in RUN/tasks/TASK.jsonl; a damaged line is computed again."""
 
     def __init__(self, file: Path):
-        self.file, self.kept = file, {}
+        self.file, self.by_key = file, {}
         if file.is_file():
             for line in file.read_bytes().splitlines():
                 try:
                     part = json.loads(line)
-                    self.kept[part["key"]] = part
-                except (ValueError, KeyError, TypeError):  # also of bytes that are no UTF-8
+                    self.by_key[part["key"]] = part
+                except (ValueError, KeyError, TypeError):  # also raised by bytes that are not UTF-8
                     continue
 
     def add(self, part: dict) -> None:
-        self.kept[part["key"]] = part
+        self.by_key[part["key"]] = part
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a+b") as f:
             cut = f.tell() and (f.seek(-1, 2), f.read(1))[1] != b"\n"
@@ -129,7 +139,7 @@ class Parts:
 
 
 def _cut_into_parts(questions: list[Question]):
-    """Yield (group, place in the group of the first, questions): at most PART of one group."""
+    """Yield (group, place of the first question in its group, at most PART questions of the group)."""
     i = 0
     while i < len(questions):
         group, start = questions[i].group, i
@@ -139,14 +149,30 @@ def _cut_into_parts(questions: list[Question]):
             yield group, j - start, questions[j : min(j + PART, i)]
 
 
-def _compute(model, tokenizer, objective, T, part, offset, *, greedy, samples, seed, key, tokens, device) -> dict:
-    """log_p, noise and tokens of every ending, a list a question, of one part."""
+@dataclass(frozen=True)
+class Answering:
+    """How a run answers questions: its model, and what decides its scores and their memory."""
+
+    model: Any
+    tokenizer: Any
+    objective: str
+    seq_len: int
+    samples: int  # draws per ending, diffusion
+    seed: int
+    tokens: int  # of a forward pass
+
+
+def score_part(run: Answering, questions: list[Question], offset: int, *, task: str, device) -> dict:
+    """Return log_p, noise and tokens of every ending, a list for each question of one part of a group."""
     began = time.perf_counter()
-    rows = endings.rows_of(part, tokenizer, T, offset)
-    kw = dict(start_token_id=tokenizer.start_token_id, tokens=tokens, device=device)
-    log_p, noise = endings.log_likelihoods(model, objective, rows, samples=samples, seed=seed, key=key, **kw)
-    right = endings.greedy(model, objective, rows, **kw) if greedy else []
-    ends = np.cumsum([len(q.endings) for q in part])[:-1]
+    rows = endings.rows_of(questions, run.tokenizer, run.seq_len, offset)
+    kw = dict(start_token_id=run.tokenizer.start_token_id, tokens=run.tokens, device=device)
+    key = zlib.crc32(f"{task} {questions[0].group}".encode())
+    log_p, noise = endings.log_likelihoods(
+        run.model, run.objective, rows, samples=run.samples, seed=run.seed, key=key, **kw
+    )
+    right = endings.greedy(run.model, run.objective, rows, **kw) if task == "lambada" else []
+    ends = np.cumsum([len(q.endings) for q in questions])[:-1]
     columns = {"log_p": log_p.numpy(), "noise": noise.numpy(), "tokens": np.array(rows.lengths)}
     lists = {name: [a.tolist() for a in np.split(column, ends)] for name, column in columns.items()}
     counts = {"greedy": right, "cut_contexts": rows.cut, "pieced_endings": rows.pieced}
@@ -163,51 +189,43 @@ def evaluate(
     folder: Path, names: list[str], *, checkpoint: str = "best", device: str = "auto", data: Path | None = None,
     limit: int = 0, samples: int = 16, seed: int | None = None, batch_size: int = 0,
 ) -> dict[str, dict]:  # fmt: skip
-    """{task: figures} of a run, also written to RUN/tasks.json beside the tasks that are there for the same weights.
+    """Return {task: figures} of a run, and write them to RUN/tasks.json beside earlier tasks of the same weights.
 
-    limit: the first questions of every group (0: all); samples: draws an ending, diffusion; batch_size: sequences of T
-    tokens a forward pass (0: the config's). Raises ConfigError naming the task where its set cannot be had.
+    limit: the first questions of every group (0: all); samples: draws per ending, diffusion; batch_size: sequences of T
+    tokens per forward pass (0: the config's). Raises ConfigError, naming the task, where its set cannot be read.
     """
-    from tqdm import tqdm
-
-    from ..config import ConfigError, config_hash
-    from ..runs.files import figures, write_json
-    from ..runs.load import load_run
-
     if samples % 2 or not 2 <= samples <= endings.MAX_SAMPLES:
         raise ConfigError(f"--samples is {samples}; it must be even, from 2 to {endings.MAX_SAMPLES}")
     if limit < 0 or batch_size < 0:
         raise ConfigError("--limit and --batch-size must be at least 0")
-    sets = {name: tasks.load(name, data) for name in dict.fromkeys(names)}  # a set that is missing stops here
+    sets = {name: tasks.load(name, data) for name in dict.fromkeys(names)}  # a missing set is named before any scoring
     config, tokenizer, model, state = load_run(folder, checkpoint, device)
-    T = config.model.seq_len
-    draws = (0, 0) if config.objective == "autoregressive" else (samples, config.seed if seed is None else seed)
+    T, exact = config.model.seq_len, config.objective == "autoregressive"
+    draws = (0, 0) if exact else (samples, config.seed if seed is None else seed)
+    run = Answering(
+        model, tokenizer, config.objective, T, samples, draws[1], (batch_size or config.eval.batch_size) * T
+    )
     weights = {"config": config_hash(config), "corpus": state["corpus_hash"]}
     weights |= {name: state[name] for name in ("step", "weights")}
     file = folder / "tasks.json"
     results = {k: v for k, v in figures(file).items() if weights.items() <= v.get("key", {}).items()}
     for name, (source, questions) in sets.items():
         questions = tasks.first(questions, limit)
-        kept, parts, found = Parts(folder / "tasks" / f"{name}.jsonl"), list(_cut_into_parts(questions)), {}
-        with scoring(model, config.precision) as where, tqdm(total=len(questions), desc=name, disable=None) as bar:
-            for group, offset, part in parts:
+        parts, scores = Parts(folder / "tasks" / f"{name}.jsonl"), {}
+        with scoring(model, config.precision) as on, tqdm(total=len(questions), desc=name, disable=None) as bar:
+            for group, offset, part in _cut_into_parts(questions):
                 text = zlib.crc32(repr(part).encode())
                 key = " ".join(map(str, (*weights.values(), *draws, group, offset, len(part), text)))
-                if key not in kept.kept:
-                    computed = _compute(
-                        model, tokenizer, config.objective, T, part, offset, greedy=name == "lambada",
-                        samples=samples, seed=draws[1], key=zlib.crc32(f"{name} {group}".encode()),
-                        tokens=(batch_size or config.eval.batch_size) * T, device=where,
-                    )  # fmt: skip
-                    kept.add({"key": key} | computed)
-                for column, value in kept.kept[key].items():
+                if key not in parts.by_key:
+                    parts.add({"key": key} | score_part(run, part, offset, task=name, device=on))
+                for column, value in parts.by_key[key].items():
                     if column != "key":
-                        found[column] = found.get(column, type(value)()) + value
+                        scores[column] = scores.get(column, type(value)()) + value
                 bar.update(len(part))
-        results[name] = summarise(questions, found) | {
+        results[name] = summarise(questions, scores) | {
             "objective": config.objective, "estimator": estimator_of(config.objective, samples), "samples": draws[0],
-            "limit": limit, "source": source, "seconds": round(found["seconds"], 2),
-            "cut_contexts": found["cut_contexts"], "pieced_endings": found["pieced_endings"],
+            "limit": limit, "source": source, "seconds": round(scores["seconds"], 2),
+            "cut_contexts": scores["cut_contexts"], "pieced_endings": scores["pieced_endings"],
             "key": weights | {"checkpoint": checkpoint, "limit": limit, "samples": draws[0], "seed": draws[1]},
         }  # fmt: skip
         write_json(file, results)
@@ -228,7 +246,7 @@ def _gap(entry: dict) -> str:
 
 
 def table(results: dict[str, dict]) -> str:
-    """The results as text: a line a task, BLiMP's paradigms, and what to know about the figures."""
+    """Return the results as text: a line for each task, BLiMP's paradigms, and notes on the figures."""
     lines = [["task", "questions", "acc %", "acc_norm %", "chance %", "shortest %", "gap, nats", "seconds"]]
     for name, e in results.items():
         levels = [f"{100 * e[level]:.1f}" if e.get(level) else "" for level in ("chance", "shortest")]
@@ -241,19 +259,19 @@ def table(results: dict[str, dict]) -> str:
     widths = [max((len(line[i]) for line in lines if len(line) > i), default=0) for i in range(8)]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=False)).rstrip() for line in lines]
     text += ["", "Intervals are 95 %: Wilson's for accuracies, Student's t over the questions for the gap."]
-    text += ["shortest: what acc is for a uniform predictor, which prefers the ending of the fewest tokens."]
+    text += ["shortest: the acc of a uniform predictor, which prefers the ending of the fewest tokens."]
     for name, e in results.items():
         notes = [f"{e['objective']}, {e['estimator']}"]
         if e["samples"]:
             notes.append(f"noise {e['noise']:.3f} nats an ending")
         if e["samples"] and "halves_agree" in e:
-            notes.append(f"either half of the draws alone decides {100 * e['halves_agree']:.0f} % alike")
+            notes.append(f"either half of the draws decides {100 * e['halves_agree']:.0f} % alike")
         if "ppl" in e:
             bound = "≤ " if e["samples"] else ""
             notes.append(f"perplexity of the word {bound}{e['ppl']:,.1f}")
         if e["cut_contexts"]:
             notes.append(f"{e['cut_contexts']:,} contexts cut on the left to fit")
         if e["pieced_endings"]:
-            notes.append(f"{e['pieced_endings']:,} endings longer than the model scored in pieces")
+            notes.append(f"{e['pieced_endings']:,} endings longer than the model's rows, scored in pieces")
         text.append(f"{name}: {'; '.join(notes)}; {e['source']}")
     return "\n".join(text)

@@ -1,12 +1,12 @@
-"""What a model does at each corruption level, on a probe batch that never changes.
+"""Measure a model at each corruption level, on a probe batch that never changes.
 
     level k of K   l = round((k + 1/2) n / K) of a row's n tokens are masked, a fixed uniform subset
     its loss       the mean of -log p over the masked tokens
 
-That is the bound's integrand at m = (k + 1/2) / K, since (1/m) sum_masked / n is that mean: the levels' losses average
-to the bound (midpoint rule), and a level's gradient is its part of the bound's gradient, from a backward pass of its
-own. For next-token a token's level is the share of its row that it does not see, (n - i) / n, so that both objectives
-stand on one axis. Nothing is left behind in the model, and no random state moves.
+That mean is (1/m) sum_masked / n, the bound's integrand at m = (k + 1/2) / K. So the losses of the levels average to
+the bound (midpoint rule), and the gradient of a level, from a backward pass of its own, is its part of the bound's
+gradient. For an autoregressive model the level of a token is the share of its row that it does not see, (n - i) / n, so
+that both objectives stand on one axis. The model is left as it was, and no random state moves.
 """
 
 import torch
@@ -26,13 +26,14 @@ ROWS_OF_LOGITS = 512
 
 
 def _probe(split: Split, rows: int, device):
+    """Return (x0 (B, T), which tokens are real (B, T) bool, valid or None) of a fixed random choice of rows."""
     words = random_words(torch.arange(len(split)), seed=0, step=1, stream=STREAM_SAMPLE)
     x0, valid = split.rows(torch.argsort(words, stable=True)[:rows].numpy(), device)
     return x0, torch.ones_like(x0, dtype=torch.bool) if valid is None else valid, valid
 
 
 def _masks(real: Tensor, level: int) -> Tensor:
-    """(B, T) bool: the fixed subset of a level."""
+    """Return the fixed subset of a level, (B, T) bool."""
     n = real.sum(1, keepdim=True)
     counts = ((level + 0.5) / LEVELS * n).round().long().clamp(min=1).minimum(n)
     index = torch.arange(real.numel(), device=real.device).view_as(real)
@@ -40,7 +41,7 @@ def _masks(real: Tensor, level: int) -> Tensor:
 
 
 def _hits(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """(N,) bool: the most probable token is the target."""
+    """Return whether the most probable token is the target, (N,) bool."""
     with torch.no_grad():
         parts = [
             (h[i : i + ROWS_OF_LOGITS].float() @ head.float().T).argmax(-1) == targets[i : i + ROWS_OF_LOGITS]
@@ -50,7 +51,7 @@ def _hits(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 
 def _levels(model, objective: str, x0: Tensor, real: Tensor, valid: Tensor | None, start_token_id: int):
-    """Of each level: (chosen (B, T) bool, nll (N,) of the chosen tokens with its graph, hits (N,))."""
+    """Yield for each level: (chosen (B, T) bool, nll (N,) of the chosen tokens with its graph, hits (N,))."""
     if objective == "autoregressive":
         shifted, seen = next_token_inputs(x0, start_token_id, valid)
         h = model(shifted, causal=True, valid=seen)
@@ -68,9 +69,10 @@ def _levels(model, objective: str, x0: Tensor, real: Tensor, valid: Tensor | Non
 
 
 def attention_health(model, tokens: Tensor, *, causal: bool, valid: Tensor | None) -> dict[str, list]:
-    """Entropy (nats) and mean distance |query - key| (tokens) of every head, layers x heads, and of even attention.
+    """Return entropy (nats) and mean distance |query - key| (tokens) of every head, and of even attention.
 
-    The probabilities are softmax(q k / sqrt(K)) of the layer's own q and k; queries at padding do not count.
+    Lists are layers x heads. The probabilities are softmax(q k / sqrt(K)) of the layer's own q and k; queries at
+    padding do not count.
     """
     held, hooks = [], []
     for block in model.blocks:
@@ -114,7 +116,7 @@ def _round(values) -> list[float]:
 
 
 def trained_weight(m: Tensor, loss_weight: str) -> Tensor:
-    """The weight of a masked token at mask probability m, as trained on (objective.py), for a schedule linear in m."""
+    """Return the training weight of a masked token at mask probability m (objective.py), for a schedule linear in m."""
     return {
         "elbo": lambda: 1 / m,
         "uniform": lambda: torch.ones_like(m),
@@ -126,12 +128,12 @@ def diagnose(
     model, split: Split, objective: str, *, rows: int, start_token_id: int, precision: str = "fp32",
     loss_weight: str = "elbo",
 ) -> dict:  # fmt: skip
-    """The diagnostics of a probe batch of that many rows; lists run over the levels, least corrupted first.
+    """Return the diagnostics of a probe batch of that many rows; lists run over the levels, least corrupted first.
 
-    loss (nats a token), accuracy, grad_norm (of the level's loss, L2 over all parameters), share (of the bound),
-    tokens; for diffusion also weighted_variance (over rows, of weight times masked loss per token of the row) and
-    weight_difficulty (Pearson correlation of the trained weight and a row's masked loss; None where either is
-    constant); attention as in attention_health, for diffusion at m = 0.55. A level without tokens holds None.
+    loss (nats per token), accuracy, grad_norm (of the level's loss, L2 over all parameters), share (of the bound),
+    tokens; attention as in attention_health, for diffusion at m = 0.55. For diffusion also weighted_variance (over
+    rows, of weight times masked loss per token of the row) and weight_difficulty (Pearson correlation of the training
+    weight and a row's masked loss; None where either is constant). A level without tokens holds None.
     """
     names = ("loss", "accuracy", "grad_norm", "tokens", "weighted_variance")
     out: dict = {name: [] for name in names}

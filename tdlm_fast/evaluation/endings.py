@@ -1,15 +1,16 @@
-"""Log-likelihood of endings given their contexts: exact for next-token, the conditional bound for diffusion.
+"""Compute log-likelihoods of endings given their contexts: exact for autoregressive models, a bound for diffusion.
 
     autoregressive  sum_{i in ending} log p(x0_i | <start>, x0_<i)                                               exact
     diffusion       n E_{l~U{1..n}} E_{|S|=l} [ (1/l) sum_{i in S} log p(x0_i | x0 with S masked) ]       a lower bound
 
-n counts the tokens of the ending, S its masked tokens; the context is never masked (Nie et al. 2025, Appendix B.5).
-An ending whose 2^n - 1 subsets are at most `samples` has them all enumerated, so its bound is exact. A longer one has
-`samples` draws whose l are spread evenly over 1..n; where n divides samples the expectation over l is exact.
+n is the number of tokens of the ending and S a set of them; the context is never masked (Nie et al. 2025, Appendix
+B.5). Where the 2^n - 1 subsets of an ending are at most `samples`, all are enumerated, and the bound is computed
+without noise. A longer ending takes `samples` draws whose l are spread evenly over 1..n; where n divides samples, the
+expectation over l is exact.
 
-Common random numbers: the endings of a question share the offset of l and every place's random words, counted from the
-start of the ending. So endings of one length have the same tokens masked in every draw, which lowers the variance of
-their difference. Draws are a function of (seed, group, question) alone, not of the batch, the order or --limit.
+The endings of a question share their random numbers: the offset of l, and the random words of each place, counted from
+the start of the ending. So endings of one length have the same places masked in every draw, which lowers the variance
+of their difference. Draws are a function of (seed, group, question) only, not of the batch, the order or --limit.
 
 Rows of one forward pass have equal lengths, so nothing is padded, and the head sees only the tokens that bear loss.
 """
@@ -25,38 +26,37 @@ from ..kernels.philox import STREAM_TIME, random_words
 from ..objective import next_token_inputs
 from .tasks import Question
 
-MAX_SAMPLES, MAX_TOKENS = 1 << 10, 1 << 12  # what the counter of the random words has room for
+MAX_SAMPLES, MAX_TOKENS = 1 << 10, 1 << 12  # the counter of the random words has no room for more
 ROWS_OF_LOGITS = 512
 
 
 @dataclass
 class Rows:
-    """Token rows whose last n tokens are an ending, or a piece of one that is longer than the model."""
+    """Hold token rows whose last n tokens are an ending, or a piece of one that is longer than the model's rows."""
 
     tokens: list[list[int]] = field(default_factory=list)
     n: list[int] = field(default_factory=list)
-    slot: list[int] = field(default_factory=list)  # which ending
-    draw: list[int] = field(default_factory=list)  # what its random words are keyed by: pieces and questions apart
+    slot: list[int] = field(default_factory=list)  # index of the ending
+    draw: list[int] = field(default_factory=list)  # key of its random words: one for each piece of each question
     lengths: list[int] = field(default_factory=list)  # tokens of each ending
     cut: int = 0  # questions whose context lost tokens on the left
-    pieced: int = 0  # endings longer than the model, scored in pieces
+    pieced: int = 0  # endings longer than the model's rows, scored in pieces
 
 
 def pair(tokenizer, context: str, ending: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of its ending, encoded together; spaces that end a context go with the ending.
+    """Encode a context and its ending together and return the ids of each; spaces between them belong to the ending.
 
     The definition of lm-evaluation-harness (api/model.py, _encode_pair).
     """
-    kept = context.rstrip()
-    before = tokenizer.encode(kept)
+    before = tokenizer.encode(context.rstrip())
     return before, tokenizer.encode(context + ending)[len(before) :]
 
 
 def rows_of(questions: list[Question], tokenizer, T: int, offset: int = 0) -> Rows:
-    """The rows of questions, of at most T tokens; offset is the place of the first question in its group.
+    """Return the rows of questions, of at most T tokens; offset is the place of the first question in its group.
 
     A context is cut from the left until its ending fits. An ending of more than T tokens is scored in pieces of T // 2,
-    each after what fits of all that stands before it.
+    each after as many of the tokens before it as fit.
     """
     rows = Rows()
     for q, question in enumerate(questions, offset):
@@ -81,7 +81,7 @@ def rows_of(questions: list[Question], tokenizer, T: int, offset: int = 0) -> Ro
 def _passes(rows: Rows, repeats, tokens: int, device):
     """Yield (x0 (R, L), n, slot, draw, k), all (R,) int64, at most `tokens` in R x L or one row.
 
-    Every row comes repeats(n) times, numbered by k; rows of one yield have one length.
+    Every row comes repeats(n) times, numbered by k; all rows of a yield have the same length.
     """
     by_length: dict[int, list[int]] = {}
     for i, row in enumerate(rows.tokens):
@@ -99,20 +99,20 @@ def _passes(rows: Rows, repeats, tokens: int, device):
 
 
 def _exact(n: Tensor, samples: int) -> Tensor:
-    """Which endings of n tokens have all their subsets enumerated."""
+    """Return which endings of n tokens have all their subsets enumerated."""
     return n < (samples + 1).bit_length()  # 2^n - 1 <= samples
 
 
 def draws_of(n: Tensor, samples: int) -> Tensor:
-    """Masked copies that an ending of n tokens needs."""
+    """Return how many masked copies an ending of n tokens needs."""
     return torch.where(_exact(n, samples), (1 << n.clamp(max=30)) - 1, samples)
 
 
 def masks(n: Tensor, k: Tensor, draw: Tensor, *, samples: int, seed: int, key: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw k (R,) of endings of n (R,) tokens: (S (R, max n) bool, weight (R,) fp64, half (R,) fp64).
+    """Make draw k (R,) of endings of n (R,) tokens; return (S (R, max n) bool, weight (R,) fp64, half (R,) fp64).
 
     The bound is the sum of weight * (log-likelihoods of S) over the draws. Sampled draws come in two halves, +1 and -1,
-    each a bound of its own by half the draws. Enumerated subsets have weight 1/(l C(n, l)) and half 0.
+    and each half estimates the bound by itself. Enumerated subsets have weight 1/(l C(n, l)) and half 0.
     """
     place = torch.arange(int(n.max()), device=n.device)
     exact = _exact(n, samples)
@@ -134,11 +134,11 @@ def log_likelihoods(
     model, objective: str, rows: Rows, *, start_token_id: int, samples: int, seed: int = 0, key: int = 0,
     tokens: int = 8192, device="cpu",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(log-likelihood of every ending, its noise), (E,) fp64 nats each.
+    """Return (log-likelihood of every ending, its noise), (E,) fp64 nats each.
 
-    noise is half the difference between the estimates by either half of the draws: as large as the error of the whole
-    or larger, since the halves share one grid of counts, and 0 where that is exact. samples is even, 2 to 1024; key
-    keeps groups apart; a forward pass takes `tokens` tokens.
+    noise is half the difference between the estimates of the two halves of the draws. It is at least as large as the
+    error of the whole, since the halves share one grid of counts, and 0 where the bound has no noise. samples is even,
+    2 to 1024; key keeps groups apart; a forward pass takes `tokens` tokens.
     """
     if samples % 2 or not 2 <= samples <= MAX_SAMPLES:
         raise ValueError(f"samples is {samples}; it must be even, from 2 to {MAX_SAMPLES}")
@@ -164,9 +164,9 @@ def log_likelihoods(
 
 @torch.no_grad()
 def greedy(model, objective: str, rows: Rows, *, start_token_id: int, tokens: int = 8192, device="cpu") -> list[bool]:
-    """Whether the most probable tokens, one after the other, are the ending: for each ending.
+    """Return for each ending whether the most probable tokens, one after the other, are its tokens.
 
-    Diffusion unmasks from left to right with the rest of the ending masked, so it is told how many tokens it has.
+    Diffusion unmasks from left to right with the rest of the ending masked, so it sees how many tokens the ending has.
     """
     right = torch.ones(len(rows.lengths), dtype=torch.bool, device=device)
     diffusion = objective == "diffusion"

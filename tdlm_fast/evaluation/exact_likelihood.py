@@ -1,11 +1,12 @@
-"""Exact likelihoods of a masked model: the chain rule along an order of unmasking.
+"""Compute exact likelihoods of a masked model: the chain rule along an order of unmasking.
 
     -log p(x0) = sum_s -log p(x0_{i_s} | the tokens revealed before step s)
 
 left-to-right: i_s = s. confidence: i_s is the masked token whose most probable value has the highest probability,
-given what is revealed. The choice never looks at the masked tokens' true values, so the path is a function of x0 and
-the sum is the exact likelihood of x0 under the sampler that reveals one token a step that way (DUEL, Turok et al. 2026,
-arXiv 2603.01367). One forward pass a token, against one a draw for the bound: for a subset of the rows.
+given the revealed tokens. The choice never looks at the true values of the masked tokens, so the path is a function of
+x0, and the sum is the exact likelihood of x0 under the sampler that reveals one token a step in that order (DUEL, Turok
+et al. 2026, arXiv 2603.01367). It takes one forward pass for each token, where the bound takes one for each draw, so it
+is computed on a subset of the rows.
 """
 
 from dataclasses import replace
@@ -20,13 +21,13 @@ from ..kernels.philox import STREAM_SAMPLE, random_words
 from .likelihood import batches, row_lengths, scoring
 
 ROWS_OF_LOGITS = 512
-# Log-probabilities this close are equal. Where all is masked every place of a model with rotary positions predicts the
-# same, so rounding would choose the first token to reveal.
+# Log-probabilities this close count as equal. Where everything is masked, a model with rotary positions predicts the
+# same at every place, so rounding would choose the first token to reveal.
 TIE = 1e-4
 
 
 def subset(split: Split, rows: int, tokenizer, *, seed: int = 0) -> Split:
-    """A Split of that many rows of a split (all where it has fewer), drawn by the seed; padding and text are kept."""
+    """Return a Split of that many rows of a split, drawn by the seed; all of them where it has fewer."""
     words = random_words(torch.arange(len(split)), seed=seed, step=0, stream=STREAM_SAMPLE)
     index = np.sort(torch.argsort(words, stable=True).numpy()[:rows])
     lengths, starts = split.lengths[index], split.starts[index]
@@ -37,7 +38,7 @@ def subset(split: Split, rows: int, tokenizer, *, seed: int = 0) -> Split:
 
 @torch.no_grad()
 def left_to_right(model, split: Split, *, batch_size: int = 64, precision: str = "fp32") -> Tensor:
-    """(R,) fp64 nats of each row, revealing one token after the other."""
+    """Return the nats of each row, (R,) fp64, revealing one token after the other."""
     lengths = row_lengths(split)
     row = torch.repeat_interleave(torch.arange(len(split)), lengths)
     step = torch.cat([torch.arange(n) for n in lengths.tolist()])
@@ -47,7 +48,7 @@ def left_to_right(model, split: Split, *, batch_size: int = 64, precision: str =
         for i in range(0, len(row), batch_size):
             r, s = row[i : i + batch_size], step[i : i + batch_size]
             x0, valid = split.rows(r.numpy())
-            hidden = place >= s[:, None]  # padding too, which nobody attends to
+            hidden = place >= s[:, None]  # padding too, which is not attended to
             xt = torch.where(hidden, model.mask_token_id, x0).to(device)
             h = model(xt, causal=False, valid=None if valid is None else valid.to(device))
             at = torch.arange(len(r))
@@ -57,7 +58,7 @@ def left_to_right(model, split: Split, *, batch_size: int = 64, precision: str =
 
 
 def _confidence_and_nll(h: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of the most probable token, and -log p of the target: (N,) fp32 each."""
+    """Return the log-probability of the most probable token and -log p of the target, (N,) fp32 each."""
     best, nll = [], []
     with torch.autocast(h.device.type, enabled=False):
         for i in range(0, len(h), ROWS_OF_LOGITS):
@@ -69,7 +70,7 @@ def _confidence_and_nll(h: Tensor, head: Tensor, targets: Tensor) -> tuple[Tenso
 
 @torch.no_grad()
 def confidence(model, split: Split, *, batch_size: int = 64, precision: str = "fp32") -> Tensor:
-    """(R,) fp64 nats of each row, revealing the most certain token first; of equals (TIE) the leftmost."""
+    """Return the nats of each row, (R,) fp64, revealing the most certain token first; of equals (TIE) the leftmost."""
     parts = []
     with scoring(model, precision) as device:
         for _, x0, valid in batches(split, batch_size, device):
@@ -91,7 +92,7 @@ ORDERS = {"left-to-right": left_to_right, "confidence": confidence}
 
 
 def mean_and_stderr(nats: Tensor, tokens: Tensor) -> tuple[float, float]:
-    """Nats per token of rows (R,) with their tokens (R,), and its standard error over the rows (quotient of sums)."""
+    """Return nats per token from the nats and tokens (R,) of rows, and its standard error as a quotient of sums."""
     nats, tokens = nats.double(), tokens.double()
     mean = nats.sum() / tokens.sum()
     R = len(nats)

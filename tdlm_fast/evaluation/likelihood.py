@@ -1,13 +1,13 @@
-"""Likelihood of a split, in nats per token, over every token exactly once.
+"""Compute the likelihood of a split in nats per token, over every token exactly once.
 
     autoregressive  sum_i -log p(x0_i | <start>, x0_<i)                                               exact
     diffusion       n E_{l~U{1..n}} E_{|S|=l} [ (1/l) sum_{i in S} -log p(x0_i | x0 with S masked) ]  an upper bound
 
-(Nie et al. 2025, Eq. 14; n the tokens of the sequence.) A draw gives every sequence one l and one S, the l stratified
-over the split, and is an unbiased estimate of the whole sum. Draws are independent, so the spread of each row over them
-gives the standard error, less what the strata save (total_variance): some thousand degrees of freedom, where the totals
-of four draws have three, and a rule that stops on so few would stop where they happen to lie together. All draws are
-functions of the seed and the row, not of the batch size.
+(Nie et al. 2025, Eq. 14; n is the number of tokens of the sequence.) A draw gives every sequence one l and one S, with
+the l stratified over the split, and is an unbiased estimate of the whole sum. Draws are independent, so the spread of
+each row over the draws gives the standard error, less what the strata save (total_variance). That has some thousand
+degrees of freedom. The totals of four draws have only three, and a rule that stops on them would stop where they lie
+close together by chance. All draws are functions of the seed and the row, not of the batch size.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from ..model import autocast
 from ..objective import next_token_nll
 from ..statistics import NORMAL, t_975
 
-MIN_DRAWS = 4  # fewer say little of rows whose rare low counts weigh most
+MIN_DRAWS = 4  # fewer would miss the rare low counts, which weigh most
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Likelihood:
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval, nats per token: Student's t with the standard error's degrees of freedom."""
+        """Return half the 95 % interval in nats per token: Student's t with the standard error's degrees of freedom."""
         return self.stderr * t_975(self.freedom) if self.samples else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the estimate, nats per token; a point where it is exact."""
+        """Return the 95 % interval of the estimate in nats per token; a point where it is exact."""
         return self.nats_per_token - self.half_width, self.nats_per_token + self.half_width
 
     def asdict(self) -> dict:
@@ -65,9 +65,11 @@ class Likelihood:
 
 
 def report(nats: float, stderr: float, split: Split, samples: int, bound: str, freedom: int = 0) -> Likelihood:
-    """A Likelihood from the nats of the whole split and their standard error. Raises NonFinite."""
+    """Return the Likelihood of a split from its total nats and their standard error. Raises NonFinite."""
     if not math.isfinite(nats + stderr):
-        raise NonFinite(f"the likelihood is not finite ({nats} nats ± {stderr}): the weights hold or make no numbers")
+        raise NonFinite(
+            f"the likelihood is not finite ({nats} nats ± {stderr}): the weights or their outputs are not finite"
+        )
     n = split.scored
     return Likelihood(
         nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2),
@@ -76,6 +78,7 @@ def report(nats: float, stderr: float, split: Split, samples: int, bound: str, f
 
 
 def batches(split: Split, batch_size: int, device):
+    """Yield (row (B,), x0 (B, T), valid or None) over the rows of a split, in order."""
     for i in range(0, len(split), batch_size):
         index = np.arange(i, min(i + batch_size, len(split)))
         yield torch.from_numpy(index).to(device), *split.rows(index, device)
@@ -83,7 +86,7 @@ def batches(split: Split, batch_size: int, device):
 
 @torch.no_grad()
 def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: int, device) -> Tensor:
-    """-log p of every token of the split, exact: (R, T) fp32 nats, 0 at padding."""
+    """Return the exact -log p of every token of the split, (R, T) fp32 nats, 0 at padding."""
     parts = [
         next_token_nll(model, x0, start_token_id=start_token_id, valid=valid)
         for _, x0, valid in batches(split, batch_size, device)
@@ -92,24 +95,24 @@ def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: 
 
 
 def strata(rows: int, *, seed: int, draw: int) -> Tensor:
-    """The rows (R,) int64 in the order of their strata, a random permutation: row strata[k] has stratum k of R."""
+    """Return a random permutation (R,) int64 of the rows: row strata[k] has stratum k of R."""
     return torch.argsort(random_words(torch.arange(rows), seed=seed, step=draw, stream=STREAM_SAMPLE), stable=True)
 
 
 def draw_counts(lengths: Tensor, *, seed: int, draw: int) -> Tensor:
-    """l of every row (R,) int64 in 1..length, uniform in each row and stratified over the rows in a random order."""
+    """Draw l of every row, (R,) int64 in 1..length: uniform in each row, stratified over the rows in a random order."""
     rank = torch.argsort(strata(len(lengths), seed=seed, draw=draw))
     u = random_words(torch.arange(len(lengths)), seed=seed, step=draw, stream=STREAM_TIME)
     return lengths * ((rank << 32) + u) // (len(lengths) << 32) + 1
 
 
 def row_lengths(split: Split) -> Tensor:
-    """(R,) int64, the tokens of each row."""
+    """Return the number of tokens of each row, (R,) int64."""
     return torch.from_numpy(np.ascontiguousarray(split.lengths))
 
 
 def chosen(split: Split, row: Tensor, x0: Tensor, valid: Tensor | None, counts: Tensor, *, seed: int, draw: int):
-    """(B, T) bool: a uniform subset of counts[row] of the tokens of each row, a function of (seed, draw, row)."""
+    """Draw a uniform subset of counts[row] tokens of each row, (B, T) bool, as a function of (seed, draw, row)."""
     real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
     place = row[:, None] * split.seq_len + torch.arange(split.seq_len, device=x0.device)
     return random_subsets(counts[row, None], real, place, seed=seed, step=draw)
@@ -117,7 +120,7 @@ def chosen(split: Split, row: Tensor, x0: Tensor, valid: Tensor | None, counts: 
 
 @torch.no_grad()
 def masked_sums(model, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int, device) -> Tensor:
-    """(R,) fp64: in each row sum_{i in S} -log p(x0_i | x0 with S masked), S a random subset of counts (R,) tokens."""
+    """Return sum_{i in S} -log p(x0_i | x0 with S masked) of each row, (R,) fp64, S random with counts (R,) tokens."""
     counts, total = counts.to(device), torch.zeros(len(split), dtype=torch.float64, device=device)
     for row, x0, valid in batches(split, batch_size, device):
         masked = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
@@ -128,7 +131,7 @@ def masked_sums(model, split: Split, counts: Tensor, *, seed: int, draw: int, ba
 
 
 def diffusion_draw(model, split: Split, *, seed: int, draw: int, batch_size: int, device) -> Tensor:
-    """One unbiased estimate of the bound on the nats of every row, (R,) fp64."""
+    """Return one unbiased estimate of the bound on the nats of every row, (R,) fp64."""
     lengths = row_lengths(split)
     counts = draw_counts(lengths, seed=seed, draw=draw)
     sums = masked_sums(model, split, counts, seed=seed, draw=draw, batch_size=batch_size, device=device)
@@ -136,19 +139,20 @@ def diffusion_draw(model, split: Split, *, seed: int, draw: int, batch_size: int
 
 
 def total_variance(draws: Tensor, order: Tensor) -> tuple[float, int]:
-    """(variance of the total of one draw, its degrees of freedom), from draws (D, R) fp64 of R rows, D at least 2.
+    """Return (variance of the total of one draw, its degrees of freedom) from draws (D, R) fp64, D at least 2.
 
-    order (D, R) int64 holds the rows of each draw by stratum (strata). With a_r(k) = E[y_r | stratum k] - E[y_r] and
-    the strata dealt out to the rows at random (Hoeffding 1951),
+    order (D, R) int64 holds the R rows of each draw by stratum, from `strata`. With a_r(k) = E[y_r | stratum k] -
+    E[y_r] and the strata dealt out to the rows at random (Hoeffding 1951),
 
         Var(sum_r y_r) = sum_r Var(y_r) - sum_k mean_{r != r'} a_r(k) a_r'(k)
 
-    The first term is the spread of each row over its own draws, R (D - 1) degrees of freedom. In the second a row in
-    stratum k + 1 stands for another in stratum k, as where strata are collapsed (Cochran 1977, 5A.12; Wolter 2007,
-    8.2.1): the products of neighbours' deviations from their rows' means, which shrink a deviation by 1 - 1/D. Few rows
-    get too little credit for it: a smooth a(k) about 1 - 2/R. The degrees of freedom are Satterthwaite's (1946),
-    2 V^2 / Var(V), with the square of each row's part of V for its variance, which errs to their being too few. Rows so
-    few that this leaves fewer than D - 1 count by their totals.
+    The first term is the spread of each row over its own draws, with R (D - 1) degrees of freedom. The second is
+    estimated from neighbours: a row in stratum k + 1 stands for another in stratum k, as where strata are collapsed
+    (Cochran 1977, 5A.12; Wolter 2007, 8.2.1). It sums the products of neighbours' deviations from their rows' means,
+    which shrink a deviation by 1 - 1/D. With few rows this credits less than the strata save: 1 - 2/R of it for a
+    smooth a(k). The degrees of freedom are Satterthwaite's (1946), 2 V^2 / Var(V), where the square of each row's part
+    of V stands for its variance, which gives rather too few. Where fewer than D - 1 are left, the variance of the
+    draws' totals is used instead.
     """
     (D, R), totals = draws.shape, draws.sum(1)
     away = draws - draws.mean(0)
@@ -165,7 +169,7 @@ def total_variance(draws: Tensor, order: Tensor) -> tuple[float, int]:
 
 @contextlib.contextmanager
 def scoring(model, precision: str):
-    """Inside `with`: no dropout, products in the precision. Yields the model's device."""
+    """Switch dropout off and run products in the precision inside `with`; yields the model's device."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
@@ -179,10 +183,10 @@ def likelihood(
     model, split: Split, objective: str, *, start_token_id: int, seed: int = 0, target_stderr: float = 0.0,
     min_samples: int = MIN_DRAWS, max_samples: int = 64, batch_size: int = 64, precision: str = "fp32",
 ) -> Likelihood:  # fmt: skip
-    """The likelihood of a split under a model of that objective; dropout is off while it runs.
+    """Return the likelihood of a split under a model of that objective; dropout is off while it runs.
 
-    Diffusion draws until the half-width of the 95 % interval is at most 1.96 target_stderr nats per token, which with
-    many rows is a standard error of target_stderr, or until max_samples draws are made. Raises NonFinite.
+    Diffusion is drawn until half the 95 % interval is at most 1.96 target_stderr nats per token, which with many rows
+    is a standard error of target_stderr, or until max_samples draws are made. Raises NonFinite.
     """
     with scoring(model, precision) as device:
         if objective == "autoregressive":
@@ -199,8 +203,8 @@ def likelihood(
             each = torch.stack(draws)
             variance, freedom = total_variance(each, torch.stack(order))
             nats, stderr = each.sum(1).mean().item(), math.sqrt(variance / n)
-            found = report(nats, stderr, split, n, "upper bound", freedom)
-            if found.half_width <= NORMAL * target_stderr:
-                return found
+            score = report(nats, stderr, split, n, "upper bound", freedom)
+            if score.half_width <= NORMAL * target_stderr:
+                return score
             if n == most:
-                return replace(found, missed_target=target_stderr)
+                return replace(score, missed_target=target_stderr)

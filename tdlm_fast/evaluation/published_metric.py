@@ -1,12 +1,12 @@
-"""The published metric of TDLM v1.2, exactly, so that its figures can be set beside a likelihood. It is none.
+"""Compute the published metric of TDLM v1.2 exactly, to set its figures beside a likelihood. It is not a likelihood.
 
     exp( sum_rows w(m) sum_{i in S} -log p(x0_i | x0 with S masked)  /  sum_rows |S| )
-    m ~ U(0, 1) a row,  |S| = int(m n),  w(m) = min((1 - m) / m, 5)
+    m ~ U(0, 1) for each row,  |S| = int(m n),  w(m) = min((1 - m) / m, 5)
 
-The published code takes the mean over the masked tokens of a batch and averages batches by their masked tokens: this
-quotient, whatever the batches are. A predictor whose loss is L at every token scores `uniform_factor` times L, 5/6 L
-for long rows, where the bound (likelihood.py) gives L. The autoregressive twin puts its own exact -log p(x0_i | x0_<i)
-at the same tokens with the same weights, so that both objectives stand on one scale.
+The published code takes the mean over the masked tokens of a batch and averages batches by their masked tokens. That is
+this quotient, whatever the batches are. A predictor whose loss is L at every token scores `uniform_factor` times L,
+which is 5/6 L for long rows, where the bound (likelihood.py) gives L. An autoregressive model is scored by its own
+exact -log p(x0_i | x0_<i) at the same tokens with the same weights, so that both objectives stand on one scale.
 """
 
 import math
@@ -37,16 +37,16 @@ LARGEST_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class Published:
-    reweighted_loss: float  # the mean of w(m) times nats over masked tokens: neither nats per token nor a bound
-    stderr: float  # of it: over the draws where there are several, else over the rows
-    single_draw_sd: float  # spread of one draw, which is what the published code reports
-    published_metric: float  # exp(reweighted_loss), what the publication calls perplexity
-    draws: int  # those that mask something, as nearly all do
-    each: list[float]  # the reweighted loss of each of them; both objectives share the draws of a seed
+    reweighted_loss: float  # mean of w(m) times nats over masked tokens: neither nats per token nor a bound
+    stderr: float  # over the draws where there are several, else over the rows
+    single_draw_sd: float  # standard deviation of one draw, which is what the published code reports
+    published_metric: float  # exp(reweighted_loss), called perplexity in the publication
+    draws: int  # those that mask a token, which are nearly all
+    each: list[float]  # the reweighted loss of each draw; both objectives share the draws of a seed
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the reweighted loss."""
+        """Return the 95 % interval of the reweighted loss."""
         half = self.stderr * (t_975(self.draws - 1) if self.draws > 1 else 1.96)
         return self.reweighted_loss - half, self.reweighted_loss + half
 
@@ -55,16 +55,17 @@ class Published:
 
 
 def draw_shares(lengths: Tensor, *, seed: int, draw: int) -> tuple[Tensor, Tensor]:
-    """(int(m n), w(m)) of every row, (R,) int64 and fp64, for one m ~ U(0, 1) a row."""
+    """Draw one m ~ U(0, 1) for each row; return int(m n) (R,) int64 and w(m) (R,) fp64."""
     words = random_words(torch.arange(len(lengths)), seed=seed, step=draw, stream=STREAM_TIME)
     m = (words.double() + 0.5) / 2**32
     return lengths * words >> 32, ((1 - m) / m).clamp(max=LARGEST_WEIGHT)
 
 
 def uniform_factor(lengths) -> float:
-    """E[w(m) int(m n)] / E[int(m n)] over rows of these lengths: what a loss of 1 at every token scores. 5/6 at most.
+    """Return E[w(m) int(m n)] / E[int(m n)] over rows of these lengths, the score of a loss of 1 at every token.
 
-    int(m n) = l on [l/n, (l+1)/n), and w has the antiderivative 5 m below 1/6, 5/6 + ln 6m - (m - 1/6) above it.
+    It is at most 5/6. int(m n) = l on [l/n, (l+1)/n), and w has the antiderivative 5 m below 1/6 and
+    5/6 + ln 6m - (m - 1/6) above it.
     """
     below = 1 / (LARGEST_WEIGHT + 1)
 
@@ -79,15 +80,15 @@ def uniform_factor(lengths) -> float:
         bottom += rows * float(l.sum() / n)
     if not bottom:
         raise ConfigError(
-            "rows of one token are never masked by int(m n), so they have no published metric; a run is evaluated "
-            "without it by eval.published=0, and model.seq_len of 2 or more gives longer rows"
+            "rows of one token are never masked by int(m n), so they have no published metric; leave it out with "
+            "eval.published=0, or take a model.seq_len of 2 or more"
         )
     return top / bottom
 
 
 @torch.no_grad()
 def _chosen_sums(nll: Tensor, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int) -> Tensor:
-    """(R,) fp64: in each row the sum of nll (R, T) over the subset that masked_sums masks."""
+    """Return the sum of nll (R, T) over the subset that masked_sums masks in each row, (R,) fp64."""
     counts, parts = counts.to(nll.device), []
     for row, x0, valid in batches(split, batch_size, nll.device):
         here = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
@@ -99,9 +100,10 @@ def published_metric(
     model, split: Split, objective: str, *, start_token_id: int, seed: int = 0, draws: int = 1, batch_size: int = 64,
     precision: str = "fp32", nll: Tensor | None = None,
 ) -> Published:  # fmt: skip
-    """The published metric of a split; the published code makes one draw. nll (R, T): autoregressive_nll, if at hand.
+    """Return the published metric of a split; the published code makes one draw.
 
-    Draws that mask nothing are left out. Raises ConfigError where all are, as where no row has two tokens.
+    nll (R, T) is autoregressive_nll, where it is known already. Draws that mask nothing are left out. Raises
+    ConfigError where no draw masks a token.
     """
     lengths = row_lengths(split)
     if int(lengths.max()) < 2:
@@ -126,7 +128,7 @@ def published_metric(
     if not bottoms:
         raise ConfigError(
             f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}, so they have no "
-            "published metric; take more rows or draws, or evaluate a run without it by eval.published=0"
+            "published metric; take more rows or draws, or leave it out with eval.published=0"
         )
     value, draws = sum(tops) / sum(bottoms), len(bottoms)
     each = [a / b for a, b in zip(tops, bottoms, strict=True)]
@@ -137,17 +139,18 @@ def published_metric(
 
 def both(
     model, split: Split, objective: str, *, draws: int, start_token_id: int, seed: int, batch_size: int,
-    precision: str, target_stderr: float = 0.0, min_samples: int = 4, max_samples: int = 64,
+    precision: str, **until,
 ) -> tuple[Likelihood, Published | None]:  # fmt: skip
-    """likelihood and, with draws > 0, published_metric of the same tokens; next-token runs the model once for both."""
+    """Return the likelihood and, with draws > 0, the published metric of the same tokens.
+
+    An autoregressive model runs once for both. until: target_stderr, min_samples and max_samples, as in `likelihood`.
+    """
     kw = dict(start_token_id=start_token_id, seed=seed, batch_size=batch_size, precision=precision)
+    nll = None
     if objective == "autoregressive":
         with scoring(model, precision) as device:
             nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
-        found = report(nll.double().sum().item(), 0.0, split, 0, "exact")
+        score = report(nll.double().sum().item(), 0.0, split, 0, "exact")
     else:
-        nll = None
-        found = likelihood(
-            model, split, objective, target_stderr=target_stderr, min_samples=min_samples, max_samples=max_samples, **kw
-        )
-    return found, published_metric(model, split, objective, draws=draws, nll=nll, **kw) if draws else None
+        score = likelihood(model, split, objective, **until, **kw)
+    return score, published_metric(model, split, objective, draws=draws, nll=nll, **kw) if draws else None

@@ -1,4 +1,4 @@
-"""Evaluation sets as questions: a context, its endings, and which ending is right.
+"""Read evaluation sets as questions: a context, its endings, and which ending is right.
 
     log p(ending_k | context) for every k; an answer is right where the right ending scores highest     (endings.py)
 
@@ -12,11 +12,12 @@ Texts are those of lm-evaluation-harness 0.4, without examples in the context ("
     lambada     a passage without its last word; the ending is that word         Paperno et al. 2016, OpenAI's test set
     blimp       no context, a grammatical sentence and an ungrammatical one      Warstadt et al. 2020, 67 paradigms
 
-An ending starts with a space, as it does there. A set is read from a local folder where its files are there, else from
-the Hub through `datasets`; both give the same questions in the same order.
+An ending starts with a space, as in the harness. A set is read from a local folder that holds its files, else from the
+Hub through `datasets`; both give the same questions in the same order.
 """
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -36,14 +37,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    question: Callable[[dict], Question]  # of a row with the Hub's columns
-    files: str  # what --data FOLDER must hold
+    question: Callable[[dict], Question]  # from a row with the Hub's columns
+    files: str  # the files that --data FOLDER must hold
     local: Callable[[Path], Iterator[dict]]  # rows of those files, with the Hub's columns
     hub: tuple[str, str | None, str]  # dataset, config ("": its only one; None: every config is a group), split
 
 
 def _plain(text: str) -> str:
-    """HellaSwag's text without the brackets that its WikiHow part carries."""
+    """Remove the brackets of HellaSwag's WikiHow part from a text."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
@@ -147,7 +148,7 @@ TASKS = {
 
 
 def _hub_rows(task: Task) -> Iterator[dict]:
-    """Rows from the Hub, its cache, or a folder of the dataset's name. Raises OSError, ValueError or RuntimeError."""
+    """Yield rows from the Hub, its cache, or a folder named like the dataset; raises one of DAMAGED or RuntimeError."""
     from ..data.sources import from_hub, go_offline_without_hub
 
     path, config, split = task.hub
@@ -161,14 +162,14 @@ def _hub_rows(task: Task) -> Iterator[dict]:
         yield from from_hub(path, name or None, split=split)
 
 
-DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what reading wrong rows raises
+DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # raised by reading wrong rows
 
 
 def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
-    """(where it was read, the questions) of a task; groups in the order of their names.
+    """Return (source, questions) of a task, with groups in the order of their names.
 
-    From the folder where it holds the task's files, else from the Hub. Raises ConfigError naming the task and the fix
-    where neither can be had, or where a file is not what it should be.
+    The source is the folder where it holds the task's files, else the Hub. Raises ConfigError, naming the task and the
+    fix, where neither can be read or where a file is damaged.
     """
     if name not in TASKS:
         raise ConfigError(f"--tasks: there is no task {name!r}; the tasks are {', '.join(TASKS)}")
@@ -180,12 +181,12 @@ def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
         try:
             return str(folder), _questions(task, task.local(folder))
         except FileNotFoundError as e:
-            missing = f"{e.filename or e} is not there, and "
+            missing = f"{e.filename or e} is missing, and "
         except (*DAMAGED, csv.Error) as e:
             raise ConfigError(f"task {name}: {folder}/{task.files} is damaged ({e!r}); fetch it again") from None
     try:
         return task.hub[0], _questions(task, _hub_rows(task))
-    except (*DAMAGED, RuntimeError) as e:  # RuntimeError: a dataset that is a script
+    except (*DAMAGED, RuntimeError) as e:  # RuntimeError: the dataset is a script
         reason = (str(e) or repr(e)).splitlines()[0]
         raise ConfigError(
             f"task {name}: {missing}{task.hub[0]} cannot be read from the Hub ({reason}); "
@@ -194,7 +195,7 @@ def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
 
 
 def _questions(task: Task, rows: Iterator[dict]) -> list[Question]:
-    """The questions of rows, by group. Raises one of DAMAGED where there are none, or one that cannot be asked."""
+    """Return the questions of rows, by group. Raises one of DAMAGED where there are none, or one cannot be asked."""
     questions, least = [task.question(row) for row in rows], 1 if task.question is lambada else 2
     if not questions:
         raise ValueError("no questions")
@@ -207,11 +208,6 @@ def _questions(task: Task, rows: Iterator[dict]) -> list[Question]:
 
 
 def first(questions: list[Question], limit: int) -> list[Question]:
-    """The first `limit` questions of every group (0: all)."""
-    seen: dict[str, int] = {}
-    kept = []
-    for q in questions:
-        seen[q.group] = seen.get(q.group, 0) + 1
-        if not limit or seen[q.group] <= limit:
-            kept.append(q)
-    return kept
+    """Return the first `limit` questions of every group (0: all)."""
+    groups = itertools.groupby(questions, lambda q: q.group)  # they stand group by group
+    return [q for _, group in groups for q in itertools.islice(group, limit or None)]

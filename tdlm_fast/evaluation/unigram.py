@@ -1,8 +1,8 @@
-"""The unigram baseline: a predictor that knows how often each token occurs, and no context.
+"""Score the unigram baseline, a predictor that knows how often each token occurs and sees no context.
 
     p(v) = (count of v in the training rows + 1) / (their tokens + V)      add-one smoothing (Laplace)
 
-A model that scores no better has learnt nothing but frequencies.
+A model that does not score better has learnt only frequencies.
 """
 
 import numpy as np
@@ -14,25 +14,25 @@ from .likelihood import Likelihood, report
 
 
 def scored_tokens(split: Split) -> np.ndarray:
-    """(N,) int64: the tokens of the rows, one row after the other."""
+    """Return the tokens of the rows, (N,) int64, one row after the other."""
     ends = np.cumsum(split.lengths)
     return split.tokens[np.arange(ends[-1]) + np.repeat(split.starts - ends + split.lengths, split.lengths)].astype(int)
 
 
 def log_probabilities(train: Split, vocab: int) -> Tensor:
-    """(V,) fp64 log p(v) from the rows of the training split."""
+    """Return log p(v), (V,) fp64, from the rows of the training split."""
     counts = torch.from_numpy(np.bincount(scored_tokens(train), minlength=vocab)).double() + 1
     return (counts / counts.sum()).log()
 
 
 def unigram(train: Split, split: Split, vocab: int) -> Likelihood:
-    """The likelihood of a split, exact."""
+    """Return the exact likelihood of a split under the baseline."""
     nats = -log_probabilities(train, vocab)[torch.from_numpy(scored_tokens(split))].sum().item()
     return report(nats, 0.0, split, 0, "exact")
 
 
 class Unigram(nn.Module):
-    """The baseline behind the interface of a model, to be scored by the code that scores models."""
+    """Give the baseline the interface of a model, to be scored by the code that scores models."""
 
     def __init__(self, log_p: Tensor):  # (V,)
         super().__init__()

@@ -1,4 +1,4 @@
-"""Masked diffusion in S steps: which masked places a step writes, and with what."""
+"""Fill masked places in S steps: which places a step writes, and with which tokens."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 from ..evaluation.exact_likelihood import TIE
 from ..kernels.schedules import mask_probability
 from .draws import Draws
-from .options import COUNTED
+from .options import COUNTED, SamplerOptions
 
 
 def masked_counts(tokens: int, steps: int, unmasking: str) -> list[int]:
-    """Tokens still masked after each step: round(m(1 - s/S) tokens), but every step writes at least one."""
+    """Return the tokens still masked after each step: round(m(1 - s/S) tokens), but every step writes at least one."""
     left, counts = tokens, []
     for s in range(1, steps + 1):
         left = max(min(round(tokens * masked_share(s, steps, unmasking)), left - 1), steps - s)
@@ -19,11 +19,15 @@ def masked_counts(tokens: int, steps: int, unmasking: str) -> list[int]:
 
 
 def masked_share(s: int, steps: int, unmasking: str) -> float:
+    """Return the share m_s of the new tokens that is masked after step s."""
     return float(mask_probability(torch.tensor(1 - s / steps, dtype=torch.float64), unmasking))
 
 
 def best_places(value: Tensor, k: int) -> Tensor:
-    """(B, T) bool, the k largest of value (B, T) a row; of equals (TIE) the leftmost, so that rounding decides less."""
+    """Choose the k largest of value (B, T) in each row, (B, T) bool; of equals (within TIE) the leftmost.
+
+    Places whose values differ only by rounding would otherwise be chosen by the machine.
+    """
     value, chosen = value.clone(), torch.zeros_like(value, dtype=torch.bool)
     row = torch.arange(len(value), device=value.device)
     for _ in range(k):
@@ -33,21 +37,22 @@ def best_places(value: Tensor, k: int) -> Tensor:
     return chosen
 
 
-def fill(model, x: Tensor, draws: Draws, first: int, tokens: int, *, steps, method, unmasking, remask, tell) -> tuple:
-    """Write x[:, first : first + tokens], all masked, in place, in `steps` steps: (evaluations, rows)."""
+def fill(model, x: Tensor, draws: Draws, first: int, tokens: int, options: SamplerOptions, on_step) -> tuple[int, int]:
+    """Write x[:, first : first + tokens], which is all masked, in place; return (evaluations, rows)."""
+    method, unmasking, steps = options.method, options.unmasking, options.steps_per_block
     span, mask = slice(first, first + tokens), model.mask_token_id
     counts = masked_counts(tokens, steps, unmasking) if method in COUNTED else None
     calls = rows = 0
     for s in range(1, steps + 1):
-        masked, again = x == mask, None
+        masked, remasked = x == mask, None
         masked[:, :first] = masked[:, first + tokens :] = False
         chosen = torch.zeros_like(masked)
         if method == "ancestral":
             mt, ms = masked_share(s - 1, steps, unmasking), masked_share(s, steps, unmasking)
-            sigma = min(remask, ms / (1 - mt)) if mt < 1 else 0.0
+            sigma = min(options.remask or 0.0, ms / (1 - mt)) if mt < 1 else 0.0
             u = draws.uniform(tokens)
             chosen[:, span] = masked[:, span] & (u < (mt - ms + sigma * (1 - mt)) / mt)
-            again = ~masked[:, span] & (u < sigma)
+            remasked = ~masked[:, span] & (u < sigma)
         elif method == "random":
             k = int(masked[0].sum()) - counts[s - 1]
             u = draws.uniform(tokens).masked_fill(~masked[:, span], -1.0)
@@ -73,7 +78,7 @@ def fill(model, x: Tensor, draws: Draws, first: int, tokens: int, *, steps, meth
                     value[masked] = draws.certainties(h[masked], model.head, method)
                     chosen = best_places(value, k)
                     x[chosen], _ = draws.tokens(h[chosen], model.head, texts, [k] * len(texts))
-        if again is not None:
-            x[:, span][again] = mask
-        tell(x)
+        if remasked is not None:
+            x[:, span][remasked] = mask
+        on_step(x)
     return calls, rows

@@ -1,6 +1,7 @@
 """Show texts while they are written: in place on a terminal, else one line a step.
 
-A mask is a block character; what the step has just written stands out. Only the rows that fit the terminal are shown.
+A mask is shown as a block, and the tokens that the step has just written are green. Only the lines that fit the
+terminal are shown.
 """
 
 import os
@@ -8,16 +9,16 @@ import shutil
 import time
 import unicodedata
 
-MASK, DIM, NEW, OFF = "█", "\x1b[2m", "\x1b[1;32m", "\x1b[0m"
+BLOCK, DIM, NEW, OFF = "█", "\x1b[2m", "\x1b[1;32m", "\x1b[0m"
 
 
 def width(c: str) -> int:
-    """Columns of a character in a terminal."""
+    """Return the columns that a character takes in a terminal."""
     return 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
 
 
 def runs(tokenizer, ids: list[int], before: list[int] | None, mask_token_id: int) -> list[tuple[str, str]]:
-    """(style, text) of the runs of equal style; control characters, which could move the cursor, are shown as dots."""
+    """Cut ids into (style, text) of equal style; control characters, which could move the cursor, become dots."""
     out, i = [], 0
 
     def style(j):
@@ -29,14 +30,14 @@ def runs(tokenizer, ids: list[int], before: list[int] | None, mask_token_id: int
         j, kind = i, style(i)
         while j < len(ids) and style(j) == kind:
             j += 1
-        text = MASK * (j - i) if kind == DIM else tokenizer.decode(ids[i:j])
+        text = BLOCK * (j - i) if kind == DIM else tokenizer.decode(ids[i:j])
         out.append((kind, "".join(c if c == "\n" or c.isprintable() else "·" for c in text)))
         i = j
     return out
 
 
 def wrapped(parts: list[tuple[str, str]], columns: int, colour: bool) -> list[str]:
-    """Lines of at most that many columns, each with its styles closed at its end."""
+    """Wrap parts into lines of at most that many columns, each with its styles closed at its end."""
     lines, line, used = [], "", 0
     for kind, text in parts:
         kind = kind if colour else ""
@@ -52,7 +53,7 @@ def wrapped(parts: list[tuple[str, str]], columns: int, colour: bool) -> list[st
 
 
 class Screen:
-    """Called with x (B, n) after every step; `seconds` is how long a step is shown, `spent` what all of it took."""
+    """Show x (B, n) when called after a step, for `seconds` on a terminal; `spent` adds up the time that this takes."""
 
     def __init__(self, tokenizer, mask_token_id: int, stream, seconds: float = 0.1):
         self.tokenizer, self.mask, self.stream, self.seconds = tokenizer, mask_token_id, stream, seconds
@@ -84,7 +85,7 @@ class Screen:
         self.spent += time.perf_counter() - started
 
     def erase(self) -> str:
-        """The codes that remove what is shown."""
+        """Return the codes that remove the text from the terminal."""
         return f"\x1b[{self.height}F\x1b[J" if self.height else ""
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ def times(factor):
 
 
 def sees_itself(real):
-    """Next-token loss of a model that looks at what it predicts."""
+    """The autoregressive loss of a model that sees the tokens it predicts."""
 
     class Peeking:
         def __init__(self, model):
@@ -53,10 +53,10 @@ STORED = "the stored test figure, computed again"
 OF_THE_BOUND = {UNIFORM.format("diffusion"), COUNTED.format("diffusion"), ENUMERATED, STORED}
 BREAKS = {
     "bound": (likelihood, "masked_sums", times(1.03), OF_THE_BOUND),
-    "next token": (likelihood, "autoregressive_nll", times(1.03), {
-        UNIFORM.format("autoregressive"), COUNTED.format("autoregressive"), "next token against plain log-softmax",
+    "autoregressive": (likelihood, "autoregressive_nll", times(1.03), {
+        UNIFORM.format("autoregressive"), COUNTED.format("autoregressive"), "autoregressive against plain log-softmax",
     }),
-    "causality": (likelihood, "next_token_nll", sees_itself, {"next token against plain log-softmax"}),
+    "causality": (likelihood, "next_token_nll", sees_itself, {"autoregressive against plain log-softmax"}),
     "unigram": (unigram, "scored_tokens", other_tokens, {COUNTED.format(o) for o in ("diffusion", "autoregressive")}),
     "masks": (published_metric, "masked_sums", times(1.03), {"published metric of both objectives, the same draws"}),
     "factor": (published_metric, "uniform_factor", times(1.3), {PUBLISHED}),
@@ -96,6 +96,18 @@ def test_a_stored_figure_that_is_not_that_of_the_weights_fails(sharp_run, capsys
         file.write_text(text)
 
 
+def test_tokens_that_were_not_those_counted_in_training_fail(sharp_run, capsys):
+    file = sharp_run / "metrics.jsonl"
+    text = file.read_text()
+    try:
+        file.write_text(text.replace('"loss_tokens": ', '"loss_tokens": 1', 4))
+        code, found, said = lines_of(capsys, sharp_run)
+        assert code == 1 and "FAIL  tokens and masks of 6 steps" in said and list(found.values()).count(False) == 1
+    finally:
+        file.write_text(text)
+    assert check.main([str(sharp_run / "absent")]) == 2
+
+
 def test_a_line_that_was_cut_is_no_line(sharp_run, capsys):
     file = sharp_run / "metrics.jsonl"
     text = file.read_text()
@@ -117,12 +129,12 @@ def test_our_kernels_run_in_the_precision_of_the_run_and_plain_pytorch_in_fp32(s
 
     monkeypatch.setattr(kernels, "linear_cross_entropy", spy)
     plain = []
-    enumerated = self_check._enumerated
+    enumerated = self_check.enumerated_bound
     monkeypatch.setattr(
-        self_check, "_enumerated", lambda *a: plain.append(torch.is_autocast_enabled("cpu")) or enumerated(*a)
+        self_check, "enumerated_bound", lambda *a: plain.append(torch.is_autocast_enabled("cpu")) or enumerated(*a)
     )
     results = {r.name: r for r in self_check.checks(sharp_run, rows=12, device="cpu")}
     assert seen == [True] and plain == [False]
-    for name in ("next token against plain log-softmax", "fused head against plain cross-entropy"):
+    for name in ("autoregressive against plain log-softmax", "fused head against plain cross-entropy"):
         assert results[name].passed and results[name].value != results[name].expected
         assert results[name].tolerance == self_check.ROUNDING["bf16"] > self_check.ROUNDING["fp32"]

@@ -1,6 +1,5 @@
-"""The command `sample`: options, reports, and the text on the screen while it is written."""
+"""The command `sample`: its options, what it prints and what it reports."""
 
-import io
 import json
 import re
 import time
@@ -79,7 +78,7 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
 @pytest.mark.parametrize("objective, args, message", [
     ("diffusion", ["--steps", "0"], "--steps is 0; it must be at least 1; leave it out for one step a token"),
     ("diffusion", ["--tokens", "0"], "--tokens is 0; it must be at least 1"),
-    ("diffusion", ["--seed", str(2**63)], "with --number 1 it must be at most 2^63 - 1"),
+    ("diffusion", ["--seed", str(2**63)], "with number 1 it must be at most 2^63 - 1"),
     ("diffusion", ["--number", "0"], "--number is 0"), ("diffusion", ["--temperature", "nan"], "--temperature is nan"),
     ("diffusion", ["--temperature", "-1"], "--temperature is -1.0; it must be at least 0 and finite"),
     ("diffusion", ["--temperature", "inf"], "--temperature is inf; it must be at least 0 and finite"),
@@ -90,10 +89,10 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
     ("diffusion", ["--tokens", "9", "--block", "4"], "block 4 does not divide the 9 new tokens"),
     ("diffusion", ["--tokens", "8", "--block", "2", "--steps", "6"], "steps 6 must be a multiple of the 4 blocks"),
     ("diffusion", ["--block", "0"], "--block is 0"), ("diffusion", ["--remask", "2"], "--remask is 2.0"),
-    ("diffusion", ["--remask", "0.1", "--method", "top"], "--remask goes with --method ancestral, not top"),
+    ("diffusion", ["--remask", "0.1", "--method", "top"], "--remask needs method ancestral, not top"),
     ("autoregressive", ["--suffix", "x"], "--suffix: for diffusion; "),
     ("autoregressive", ["--method", "random", "--block", "4"], "--method, --block: for diffusion; "),
-    ("autoregressive", ["--steps", "4"], "is autoregressive and only writes on from the prompt"),
+    ("autoregressive", ["--steps", "4"], "is autoregressive and only continues the prompt"),
 ])  # fmt: skip
 def test_bad_input_is_one_error(runs, objective, args, message, capsys):
     code, out, err = call(capsys, runs[objective], *args)
@@ -127,7 +126,7 @@ def test_watch_without_a_terminal_is_one_line_a_step(runs, capsys):
     args = [runs["diffusion"], "--prompt", "ab", "--tokens", "6", "--steps", "3", "--method", "random", "--watch"]
     code, out, err = call(capsys, *args)
     lines = out.split("\n")
-    assert code == 0 and [line.count(live_view.MASK) for line in lines[:3]] == [4, 2, 0]
+    assert code == 0 and [line.count(live_view.BLOCK) for line in lines[:3]] == [4, 2, 0]
     assert [line[:10] for line in lines[:3]] == [f"step {s}: ab" for s in (1, 2, 3)]
     assert "\n".join(lines[3:]) == call(capsys, *args[:-1])[1]  # then what the command writes without it
     assert "\x1b" not in "".join(lines[:3])
@@ -145,65 +144,3 @@ def test_the_time_that_a_text_is_shown_is_not_writing(runs, capsys, monkeypatch)
     monkeypatch.setattr(sample, "Screen", Slow)
     found = json.loads(call(capsys, runs["autoregressive"], "--tokens", "4", "--watch", "--json")[1])
     assert 0 < found["seconds"] < 1.5 and found["tokens_per_s"] == pytest.approx(4 / found["seconds"])
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_watch_draws_in_place(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "10")
-    monkeypatch.setenv("LINES", "5")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    terminal = Terminal()
-    screen = live_view.Screen(Bytes(), 257, terminal, 0.0)
-    screen(torch.tensor([[*b"abc", 257, 257]]))
-    assert terminal.getvalue() == f"step 1\nabc{live_view.DIM}{live_view.MASK * 2}{live_view.OFF}\n"
-    terminal.truncate(0), terminal.seek(0)
-    screen(torch.tensor([[*b"abc", 27, 257]]))  # an escape character must not reach the terminal
-    assert terminal.getvalue() == (
-        f"\x1b[2F\x1b[Jstep 2\nabc{live_view.NEW}·{live_view.OFF}{live_view.DIM}{live_view.MASK}{live_view.OFF}\n"
-    )  # fmt: skip
-    terminal.truncate(0), terminal.seek(0)
-    screen(torch.tensor([[*b"0123456789" * 20]]))  # more than fits: the first lines, so that it can be removed again
-    assert terminal.getvalue().count("\n") == 4 == screen.height
-    screen.close()
-    assert terminal.getvalue().endswith("\x1b[4F\x1b[J")
-    shown = live_view.Screen(Bytes(), 257, Terminal(), 0.05)
-    shown(torch.tensor([[65]]))
-    assert shown.spent >= 0.05
-    monkeypatch.setenv("NO_COLOR", "1")
-    plain = Terminal()
-    live_view.Screen(Bytes(), 257, plain, 0.0)(torch.tensor([[257, 65]]))
-    assert plain.getvalue() == f"step 1\n{live_view.MASK}A\n"
-    monkeypatch.setenv("TERM", "dumb")
-    assert not live_view.Screen(Bytes(), 257, Terminal()).live
-
-
-def test_watch_marks_what_the_last_step_wrote_in_lines_shorter_than_the_terminal(monkeypatch):
-    for name, value in (("TERM", "xterm"), ("COLUMNS", "5"), ("LINES", "40")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    terminal = Terminal()
-    screen = live_view.Screen(Bytes(), 257, terminal, 0.0)
-    for ids in ([b"abc", b"de", b"f"], [b"abc", b"de", b"g"]), ([b"abc", b"xy", b"f"], [b"abc", b"de", b"g"]):
-        screen(torch.tensor([[*b"".join(row)] for row in ids]))
-    screen(torch.tensor([[*b"abcxyz"], [*b"abcdeg"]]))
-    shown = terminal.getvalue().rpartition("\x1b[J")[2]  # the last of three steps; a full line would wrap
-    assert shown == f"step 3\ntext 1\nabcx\ny{live_view.NEW}z{live_view.OFF}\ntext 2\nabcd\neg\n"
-    screen.close()
-    ended = terminal.getvalue()
-    screen.close()  # there is nothing left to remove
-    assert terminal.getvalue() == ended
-
-
-def test_lines_are_as_wide_as_the_terminal():
-    assert live_view.wrapped([("", "abcdef")], 4, True) == ["abcd", "ef"]
-    assert live_view.wrapped([("", "日本語")], 4, True) == ["日本", "語"]  # two columns each
-    assert live_view.wrapped([("", "ＡＢＣ")], 4, True) == ["ＡＢ", "Ｃ"]
-    assert live_view.wrapped([("", "e\u0301" * 5)], 4, True) == ["e\u0301" * 4, "e\u0301"]  # accents take none
-    assert live_view.wrapped([("", "ab\ncd")], 4, True) == ["ab", "cd"]
-    styled = live_view.wrapped([(live_view.NEW, "abcde")], 4, True)
-    assert styled == [f"{live_view.NEW}abcd{live_view.OFF}", f"{live_view.NEW}e{live_view.OFF}"]

@@ -1,5 +1,6 @@
 """The table of likelihoods of a run against each figure computed apart, and what is kept of it."""
 
+import json
 import math
 from collections import Counter
 
@@ -9,7 +10,7 @@ from conftest import corpus_of
 
 from tdlm_fast import statistics
 from tdlm_fast import table as verb
-from tdlm_fast.evaluation import exact_likelihood, likelihood, published_metric, table
+from tdlm_fast.evaluation import exact_likelihood, likelihood, published_metric, table, table_lines
 from tdlm_fast.runs import load
 
 SEQUENCES, DRAWS, T_4 = 5, 3, 2.776  # Student's t, 97.5 %, 4 degrees of freedom
@@ -83,7 +84,7 @@ def test_the_baseline_is_fitted_on_the_training_rows(made):
 
 def test_what_is_shown_marks_bounds_and_their_intervals(made):
     found, *_ = made
-    shown = {line[0]: line for line in table.lines(found)}
+    shown = {line[0]: line for line in table_lines.lines(found)}
     for row in found["rows"][:4]:
         cell = f"{row['nats_per_token']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         mark, few = "≤ " if row["name"] == "bound" else "", row["sequences"] == SEQUENCES
@@ -99,7 +100,20 @@ def test_one_sequence_has_no_interval_and_is_read_back(sharp_run, capsys):
     first, again = (table.likelihoods(sharp_run, sequences=1, draws=1, device="cpu") for _ in range(2))
     row = again["rows"][1]
     assert row["sequences"] == 1 and row["low"] is row["high"] is None
-    assert table.lines(first) == table.lines(again) and table.cell(row) == f"≤ {row['nats_per_token']:.3f}"
+    assert (
+        table_lines.lines(first) == table_lines.lines(again)
+        and table_lines.cell(row) == f"≤ {row['nats_per_token']:.3f}"
+    )
     assert verb.main([str(sharp_run), "--sequences", "1"]) == 2
     assert "--sequences is 1; it must be at least 2, as one shows no interval" in capsys.readouterr().err
     assert verb.main([str(sharp_run), "--draws", "0"]) == 2 and "--draws is 0" in capsys.readouterr().err
+
+
+def test_the_command_prints_every_likelihood_once(sharp_run, capsys):
+    assert verb.main([str(sharp_run), "--sequences", "3", "--draws", "2", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("bound", "left-to-right", "confidence", "unigram baseline", "published metric", "not a likelihood"):
+        assert name in printed
+    kept = json.loads((sharp_run / "likelihoods.json").read_text())
+    assert [len(kept["per_sequence"][name]) for name in ("bound", "left-to-right")] == [3, 3]
+    assert kept["rows"][0]["nats_per_token"] > 0 and kept["uniform_factor"] < 5 / 6

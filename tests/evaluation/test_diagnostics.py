@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import enumerated_bound, sharp_model, split_of
 
+from tdlm_fast.config import Model as Shape
 from tdlm_fast.evaluation.diagnostics import LEVELS, attention_health, diagnose, trained_weight
 from tdlm_fast.evaluation.likelihood import likelihood
 from tdlm_fast.kernels.schedules import table
@@ -97,7 +98,7 @@ def test_the_bounds_weight_does_not_depend_on_the_schedule():
 
 
 @pytest.mark.parametrize("loss_weight", ["elbo", "uniform", "published"])
-def test_weight_effectiveness(loss_weight):
+def test_weights_correlate_with_difficulty_unless_they_are_uniform(loss_weight):
     model, split = sharp_model(9), split_of(rows_of([30] * 40), 30)
     found = diagnose(model, split, "diffusion", rows=40, start_token_id=0, loss_weight=loss_weight)
     assert (found["weight_difficulty"] is None) == (loss_weight == "uniform")
@@ -123,7 +124,7 @@ def test_weights_shares_and_spreads_are_those_of_a_plain_loop(loss_weight):
     for k in range(10):
         weight, nats, scored = WEIGHTS[loss_weight]((k + 0.5) / 10), [], []
         for xt in seen[k]:
-            # The row is told by its length and the tokens it shows; the rest of the batch's row is padding.
+            # The row is known by its length and the tokens it shows; the rest of the batch's row is padding.
             n, masked = next((len(r), xt[: len(r)] == 9) for r in rows if _shows(xt, r))
             x0 = torch.tensor(next(r for r in rows if _shows(xt, r)))
             with torch.no_grad():
@@ -152,8 +153,8 @@ def _shows(xt, row):
     return all(t in (9, r) for t, r in zip(xt[:n].tolist(), row, strict=True)) and not xt[n:].any() and 9 in xt[:n]
 
 
-def test_nothing_is_left_behind():
-    model = Model(vocab=9, width=16, layers=2, heads=2, inner=24, dropout=0.5).train()
+def test_the_model_and_the_random_state_are_left_as_they_were():
+    model = Model(Shape(width=16, layers=2, heads=2, inner=24, dropout=0.5), vocab=9).train()
     before = torch.get_rng_state()
     found = diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
     assert torch.equal(before, torch.get_rng_state()) and model.training
@@ -164,7 +165,7 @@ def test_nothing_is_left_behind():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_attention_is_of_what_the_objective_reads(objective):
-    """Diffusion: text of which 11 of 20 tokens are masked, both ways; next-token: the text moved on by one, causal."""
+    """Diffusion: 11 of 20 tokens masked, both ways; autoregressive: the text shifted by one, causal."""
     model, lengths = sharp_model(9), [20, 20, 10, 20, 10]
     rows, seen = rows_of(lengths), []
     hook = model.register_forward_pre_hook(lambda _m, args, kw: seen.append((args[0].clone(), kw)), with_kwargs=True)

@@ -1,0 +1,22 @@
+"""Write the table of likelihoods (evaluation/table.py) as text. Nothing here needs torch."""
+
+
+def cell(row: dict) -> str:
+    """Return nats per token with their interval, which is missing for a single sequence."""
+    known = None not in (row["low"], row["high"]) and row["high"] > row["low"]
+    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if known else ""
+    return f"{'≤ ' if row['kind'] == 'upper bound' else ''}{row['nats_per_token']:.3f}{interval}"
+
+
+def lines(table: dict) -> list[list[str]]:
+    """Return heading and rows of the table: name, kind, sequences, tokens, nats per token, ppl, bits per byte."""
+    out = [["likelihood", "kind", "sequences", "tokens", "nats per token", "ppl", "bits/byte"]]
+    whole = table["rows"][0]
+    for r in table["rows"]:
+        name = f"{r['name']} of {r['sequences']:,} sequences" if r["sequences"] < whole["sequences"] else r["name"]
+        numbers = [f"{r['sequences']:,}", f"{r['tokens']:,}", cell(r), f"{r['ppl']:,.2f}", f"{r['bits_per_byte']:.4f}"]
+        out.append([name, r["kind"], *numbers])
+    p = table["published"]
+    value = f"({p['reweighted_loss']:.3f} [{p['interval'][0]:.3f}, {p['interval'][1]:.3f}])"
+    numbers = [f"{whole['sequences']:,}", f"{whole['tokens']:,}", value, f"({p['published_metric']:,.2f})", "none"]
+    return [*out, ["published metric", "not a likelihood", *numbers]]

@@ -1,0 +1,118 @@
+"""The command `compare`: it trains, judges, reports, and resumes after any interruption."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import torch_free
+
+from tdlm_fast import compare
+from tdlm_fast.comparison import budgets, records, runner
+
+
+def test_it_trains_judges_and_reports(done):
+    out, _ = done
+    result = json.loads((out / "compare.json").read_text())
+    assert [a["label"] for a in result["arms"]] == ["diffusion", "autoregressive"] and result["seeds"] == [42, 43]
+    for arm in result["arms"]:
+        for run in arm["runs"]:
+            assert [e["step"] for e in run["evaluations"]] == [0, 2, 12, 24]
+            assert all(e["published"]["published_metric"] > 1 for e in run["evaluations"])
+            assert all(len(e["diagnostics"]["grad_norm"]) == 10 for e in run["evaluations"])
+            assert run["evaluations"][0]["loss_tokens"] == 0 < run["evaluations"][1]["loss_tokens"]
+    assert all("equal" in line and "DIFFERENT" not in line for line in result["alike"]) and len(result["alike"]) == 2
+    zero = result["untrained"]
+    assert abs(zero["right"]["mean"]) < 0.1 < 0.5 < zero["as_published"]["mean"]  # better with no learning at all
+    assert {c["verdict"] for c in result["claims"]} <= {
+        "holds", "does not hold", "an artefact of the metric", "undecided",
+    }  # fmt: skip
+    assert [r["ledger"] for r in result["ledgers"]] == list(budgets.LEDGERS)
+
+
+def test_the_same_command_runs_nothing_again(done, monkeypatch, capsys):
+    out, command = done
+    before = {f: f.stat().st_mtime_ns for f in out.glob("*/*") if f.parent.name != "figures"}
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *a, **k: pytest.fail("a finished run was trained again"))
+    monkeypatch.setattr(
+        "tdlm_fast.evaluation.published_metric.both", lambda *a, **k: pytest.fail("a finished table was made again")
+    )
+    page = (out / "report.html").read_text()
+    assert compare.main(command) == 0
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+    assert (out / "report.html").read_text() == page
+
+
+def test_a_stopped_comparison_goes_on(done, tmp_path):
+    """SIGTERM in the first run: it saves; the same command then ends with the losses of the run never stopped."""
+    out, command = done
+    again = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["--sequences", "0"]
+    again[again.index("--seeds") + 1] = "1"
+    process = subprocess.Popen([sys.executable, "-m", "tdlm_fast.compare", *again], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 4' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    assert "the same command resumes" in process.communicate(timeout=120)[1] and process.returncode == 130
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert compare.main(again) == 0
+    stopped, whole = (records.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
+    assert stopped["losses"][-1][:3] == whole["losses"][-1][:3]
+    assert stopped["summary"]["test"] == whole["summary"]["test"]
+
+
+def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, capsys):
+    out, _ = done
+    runs = [str(out / f"{o}-seed42") for o in ("autoregressive", "diffusion")]
+    assert compare.main(["--from", *runs, "--out", str(tmp_path / "out"), "--sequences", "0"]) == 0
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert result["seeds"] == [42] and result["arms"][0]["objective"] == "diffusion"
+    capsys.readouterr()
+    assert compare.main(["--from", runs[0], str(tmp_path / "absent")]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    assert compare.main(["--from", runs[0]]) == 2 and "two runs" in capsys.readouterr().err
+    assert compare.main(["configs/tiny.yaml", "seed=3"]) == 2 and "use --seeds" in capsys.readouterr().err
+    assert compare.main(["configs/tiny.yaml", "optim.lrr=3"]) == 2 and "optim.lr" in capsys.readouterr().err
+    one = [str(out / f"autoregressive-seed{s}") for s in (42, 43)]
+    assert compare.main(["--from", *one, "--out", str(tmp_path / "one"), "--sequences", "0"]) == 0
+    assert "one objective only" in (tmp_path / "one" / "report.md").read_text()
+    two = [str(out / "diffusion-seed42"), str(out / "autoregressive-seed43")]
+    assert compare.main(["--from", *two, "--out", str(tmp_path / "two"), "--sequences", "0"]) == 0
+    assert "have no seed that both objectives" in (tmp_path / "two" / "report.md").read_text()
+    capsys.readouterr()
+    for wrong, says in (
+        (["--from", *runs, runs[0]], "are the same run"), (["--from", *runs, "--seeds", "2"], "takes no config"),
+        (["--from", *runs, "--sequences", "1"], "0 or at least 2"), (["--from", *runs, "--draws", "0"], "at least 1"),
+        (["--from", *runs, "--out", f"{runs[0]}/config.yaml"], "is a file"),
+        (["--from", *runs, "--out", f"{runs[0]}/config.yaml/x/y"], f"x/y: {runs[0]}/config.yaml is a file"),
+        (["configs/tiny.yaml", "--out", f"{runs[0]}/config.yaml/x"], f"x: {runs[0]}/config.yaml is a file"),
+    ):  # fmt: skip
+        assert compare.main(wrong) == 2 and says in capsys.readouterr().err
+
+
+def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path):
+    """kill -INT, as a supervisor sends it: the run saves, and nothing trains on."""
+    out, command = done
+    again = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["train.max_steps=4000"]
+    process = subprocess.Popen([sys.executable, "-m", "tdlm_fast.compare", *again], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 4' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "the same command resumes" in process.communicate(timeout=120)[1] and process.returncode == 130
+    summary = json.loads((tmp_path / "out" / "diffusion-seed42" / "summary.json").read_text())
+    assert 4 <= summary["steps"] < 4000 and not summary["finished"]
+
+
+def test_a_comparison_is_planned_judged_and_drawn_without_torch(tmp_path):
+    assert "usage" in torch_free("compare", "--help")
+    assert "did you mean optim.lr?" in torch_free("compare", "configs/tiny.yaml", "optim.lrr=3")
+    kept = "bench/results/wikitext-2-compare/compare.json"
+    assert "an artefact of the metric" in torch_free(
+        "compare", "--from", kept, "--sequences", "0", "--out", str(tmp_path)
+    )
+    assert (tmp_path / "report.html").is_file()

@@ -1,0 +1,50 @@
+"""The report's page, words and tables."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+from tdlm_fast.comparison import findings
+
+
+class _Page(HTMLParser):
+    VOID = {"meta", "path", "rect", "circle"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_stands_alone(done):
+    out, _ = done
+    text = (out / "report.html").read_text()
+    page = _Page()
+    page.feed(text)
+    assert not page.open
+    names = {t for t, _ in page.tags}
+    assert names.isdisjoint({"script", "link", "img", "iframe"}) and "url(" not in text and "@import" not in text
+    ids = {a.get("id") for _, a in page.tags}
+    links = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href")]
+    assert len(links) >= 6 and all(v[0] == "#" and v[1:] in ids for v in links)
+    assert "prefers-color-scheme:dark" in text and 'name="viewport"' in text
+    result = json.loads((out / "compare.json").read_text())
+    said = "".join(page.text)
+    for claim in result["claims"]:
+        assert claim["claim"] in said and claim["verdict"] in said
+    assert len([t for t, _ in page.tags if t == "svg"]) >= 18 and "nan" not in said.lower()
+    markdown = (out / "report.md").read_text()
+    for name in re.findall(r"\]\((figures/[^)]+)\)", markdown):
+        assert (out / name).is_file(), name
+    assert findings.paragraph(result) in markdown and findings.paragraph(result) in said.replace("\n", " ")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import at_least, verb
+from .cli import announce, at_least, verb
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
@@ -85,7 +85,8 @@ def split(a) -> str:
 def main(argv=None) -> int:
     a = parser().parse_args(argv)
     try:
-        check(a)  # before torch is loaded
+        check(a)
+        announce(f"loading {a.run}")  # and torch
         a.checkpoint = checkpoint_of(a.run, a.checkpoint)
         print(split(a) if a.tasks is None else tasks(a))
     except settings.ConfigError as e:

@@ -67,9 +67,7 @@ class Likelihood:
 def report(nats: float, stderr: float, split: Split, samples: int, bound: str, freedom: int = 0) -> Likelihood:
     """Return the Likelihood of a split from its total nats and their standard error. Raises NonFinite."""
     if not math.isfinite(nats + stderr):
-        raise NonFinite(
-            f"the likelihood is not finite ({nats} nats ± {stderr}): the weights or their outputs are not finite"
-        )
+        raise NonFinite(f"the likelihood is not finite ({nats} nats ± {stderr}): weights or logits are nan or infinite")
     n = split.scored
     return Likelihood(
         nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2),

@@ -1,9 +1,9 @@
-"""Adds what pyproject.toml cannot say: where tdlm_fast.kernels lies, and its native CPU and CUDA libraries.
+"""Build what pyproject.toml cannot describe: the packages under kernels/ and their native CPU and CUDA libraries.
 
 The libraries are plain C behind ctypes, so one build serves every Python and torch of a platform. Without a C++
-compiler the install goes on, and the kernels run as their torch references. Where a CUDA toolkit is found (CUDA_HOME,
-or nvcc on the path) the CUDA kernels are built for TDLM_CUDA_ARCHS, by default "80 90": 80 also serves 86 and 89, and
-the last one goes in as PTX too, which newer cards compile. TDLM_CUDA_ARCHS=none leaves them out.
+compiler the installation continues, and the ops run as their torch references. Where a CUDA toolkit is found
+(CUDA_HOME, or nvcc on the path) the CUDA kernels are built for TDLM_CUDA_ARCHS, by default "80 90". 80 also serves 86
+and 89, and the last one is included as PTX too, which newer cards compile. TDLM_CUDA_ARCHS=none leaves them out.
 """
 
 import os
@@ -20,7 +20,7 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 FLAGS = "-std=c++17 -O3 -g0 -fvisibility=hidden -pthread -Wno-uninitialized -Wno-maybe-uninitialized"
-# --threads=0: the architectures are compiled beside each other. cudart is linked in, so nothing is looked for later.
+# --threads=0 compiles the architectures in parallel. cudart is linked in, so it need not be found at run time.
 CUDA_FLAGS = ["-std=c++17", "-O3", "--ftz=true", "--threads=0", "--cudart=static"]
 ARCHS = (os.environ.get("TDLM_CUDA_ARCHS") or "80 90").split()
 

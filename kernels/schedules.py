@@ -60,9 +60,9 @@ def inverse(m: Tensor, schedule: str) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def count_weights(schedule: str, T: int, padding: bool) -> Tensor:
-    """Per length n and count l of masked tokens the weight 1 / (l (m^-1(l/n) - m^-1((l-1)/n))): [n, l] fp32.
+    """Return per length n and count l of masked tokens the weight 1 / (l (m^-1(l/n) - m^-1((l-1)/n))): [n, l] fp32.
 
-    (T + 1, T + 1) for rows with padding, else its last row alone; 0 where l is not in 1..n.
+    (T + 1, T + 1) for rows with padding, else only its last row; 0 where l is not in 1..n.
     """
     n = torch.arange(0 if padding else T, T + 1, dtype=torch.float64)[:, None]
     count = torch.arange(T + 1, dtype=torch.float64)

@@ -85,7 +85,7 @@ def step_table(runs: dict) -> str:
         f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, rows without "
         f"padding. {first['device']}; PyTorch {first['versions']['torch']}. Medians of {first['rounds']} rounds, in "
         "brackets the fastest and the slowest; all sides take turns in one process. Ratio: this side's time over ours. "
-        f"Absent: {absent}."
+        f"Not installed: {absent}."
     )
     return f"{table(*rows)}\n\n{words}"
 
@@ -106,11 +106,11 @@ def one_name(sides: dict) -> dict:
 
 
 def cpu_head() -> str:
-    """The head alone, forward and both gradients, and its share of the rate of a large bf16 product."""
+    """The head only, forward and both gradients, and its share of the rate of a large bf16 product."""
     races = read("kernels-cpu.json")["races"]
     found = {o: races[f"linear_cross_entropy[{case}]"] for o, case in HEAD_CASES.items()}
     sides = [one_name(race["sides"]) for race in found.values()]
-    rows = [("head alone", "half of 8,192 rows, ms", "ratio", "all rows, ms", "ratio")]
+    rows = [("head only", "half of 8,192 rows, ms", "ratio", "all rows, ms", "ratio")]
     for name, first in sides[0].items():
         cells = []
         for each in sides:

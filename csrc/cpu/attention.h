@@ -1,8 +1,9 @@
 // Attention of one head at a time: P = softmax(q k^T scale + mask), out = (P keep / (1 - p)) v, and its gradients.
 //
 // A block of rows of q meets all the columns it can see; nothing of the forward pass is kept, the backward pass makes
-// the block's P again. Rotary positions turn q and k as they are read (Su et al. 2021). Products, softmax and sums are fp32. Columns are kept in the order in which Philox gives its
-// words, vector by vector: column c of a block of 4 LANES is key 4 (c % LANES) + c / LANES of that block.
+// the block's P again. Rotary positions turn q and k as they are read (Su et al. 2021). Products, softmax and sums are
+// fp32. Columns are kept in the order in which Philox gives its words, vector by vector: column c of a block of 4 LANES
+// is key 4 (c % LANES) + c / LANES of that block.
 //
 // Included once by each instruction set's file under its own target pragma, as linear_cross_entropy.h is.
 #pragma once
@@ -21,7 +22,7 @@ struct Tile {
     const Attention &c;
     int64_t Tp, Kp;
     float *kt, *vt, *kr, *vr, *q, *o, *s, *dp, *keep, *out, *dk, *dv;
-    int32_t *seen, *segment;             // by column: 1 where the key is no padding, and its document
+    int32_t *seen, *segment;             // by column: 1 where the key is a real token, and its document
     const int64_t *documents = nullptr;  // of this sequence
     size_t bytes = 0;
 

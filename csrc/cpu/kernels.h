@@ -1,4 +1,4 @@
-// What library.cpp asks of each instruction set. No torch headers, so that one
+// The functions that each instruction set gives library.cpp. No torch headers, so that one
 // library serves every version of torch and Python.
 #pragma once
 #include <cstddef>

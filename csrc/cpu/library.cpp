@@ -35,8 +35,8 @@ struct Memory {
     Memory(const Memory &) = delete;
 };
 
-// What every training step needs anew would cost a fault a page each time, so one such piece outlives its call. A call
-// that finds it in use gets memory of its own.
+// Memory that every training step needs would cost a page fault per page each time, so one piece outlives its call. A
+// call that finds it in use gets memory of its own.
 struct Lease {
     static constexpr size_t PAGE = 2 << 20;
     static std::atomic_flag used;
@@ -71,7 +71,7 @@ bool has(int isa) {
 #if defined(__x86_64__)
     switch (isa) {
         case AVX512_BF16:
-            if (!__builtin_cpu_supports("avx512bf16")) return false;  // and all that avx512 asks for
+            if (!__builtin_cpu_supports("avx512bf16")) return false;  // and all that avx512 needs
             [[fallthrough]];
         case AVX512:
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -223,7 +223,7 @@ int check(const Lce &c, int isa, int threads) {
 
 }  // namespace
 
-API int tdlm_abi() { return 4; }  // raised with every change of an argument; kernels/cpu/library.py asks for its own
+API int tdlm_abi() { return 4; }  // raised with every change of an argument; kernels/cpu/library.py holds the same number
 
 API void tdlm_use_threads_of(Parallel gomp_parallel) { parallel = gomp_parallel, parallel_process = process(); }
 

@@ -92,7 +92,7 @@ struct Attend {
     // What is kept of c.count rows between their sweep and the sum over them.
     struct Kept {
         int64_t rows;
-        E *p, *x;                        // panels of words, PAIR rows in a lane; (D, rows), scaled by what p lacks
+        E *p, *x;                        // panels of words, PAIR rows in a lane; (D, rows), scaled by the factor that p does not hold
         float *shift_at, *shift, *rest;  // (blocks, rows) when p was made; at the end; gradient of the target's score
         size_t bytes;
     };

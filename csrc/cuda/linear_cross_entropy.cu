@@ -1,5 +1,5 @@
-// The C interface of linear_cross_entropy.h that kernels/cuda/library.py loads: launches on the caller's stream, no wait for the device,
-// no torch headers, so that one library serves every version of torch and Python.
+// The C interface of linear_cross_entropy.h that kernels/cuda/library.py loads. It launches on the caller's stream and
+// never waits for the device. It includes no torch headers, so that one library serves every version of torch and Python.
 #include "linear_cross_entropy.h"
 
 static cudaError_t launch(void (*kernel)(Lce), int64_t blocks, int parts, size_t bytes, Lce &c, cudaStream_t stream) {
@@ -41,7 +41,7 @@ static int attend(int device, int type, Lce &c, void *stream) {
 #define API extern "C" __attribute__((visibility("default")))
 #endif
 
-// Raised with every change of an argument; kernels/cuda/library.py asks for its own.
+// Raised with every change of an argument; kernels/cuda/library.py holds the same number.
 API int tdlm_cuda_abi() { return 1; }
 
 // Can the kernels run on this device? 0, or an error for tdlm_cuda_error.

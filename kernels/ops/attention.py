@@ -1,16 +1,16 @@
-"""Attention of both objectives behind one signature: flash-attn, PyTorch's SDPA, or one tile a program.
+"""Attention of both objectives behind one signature: flash-attn, PyTorch's own, or one tile for each head.
 
     P = softmax(q k^T / sqrt(K) + mask),  out = (P * keep / (1 - p)) v
     dv = (P * keep / (1 - p))^T do,  dP = do v^T * keep / (1 - p),  dS = P * (dP - rowsum(P * dP))
     dq = dS k / sqrt(K),  dk = dS^T q / sqrt(K)
 
-Causal or not; padded keys and other documents' keys are masked, a token always sees itself, so no row is empty.
-With T up to 128 the whole (T, T) score tile fits one program (Dao et al. 2022 with a single block): nothing but q, k, v
-is kept for the backward pass, which recomputes the tile and writes dq, dk, dv in one launch, without atomics. Scores,
-softmax and sums are fp32; products run in, and results return in, the inputs' dtype.
+Padded keys and keys of other documents are masked. A token always sees itself, so no row is empty. With T up to 128
+the (T, T) score tile of a head fits one Triton program (Dao et al. 2022 with a single block). Only q, k, v are kept for
+the backward pass, which recomputes the tile and writes dq, dk, dv in one launch, without atomics. Scores, softmax and
+sums are fp32; products and results have the inputs' dtype.
 
-Dropout keeps an entry where its Philox word, (word >> 1) >= round(p 2^31), so both passes draw the same bits: entry
-(b, h, i, j) is word j % 4 of counter ((b H + h) T + i) ceil(T / 4) + j // 4.
+Dropout keeps an entry where its Philox word reaches a threshold, (word >> 1) >= round(p 2^31), so both passes draw the
+same bits. The word of entry (b, h, i, j) is word j % 4 of counter ((b H + h) T + i) ceil(T / 4) + j // 4.
 """
 
 import functools
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import op, server
+from ..dispatch import chosen, op, server
 from ..philox import UINT32_MASK, philox4x32
 from .rotary import rotate, rotate_back
 
@@ -31,7 +31,7 @@ TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers 
 
 
 def _keep(T: int, causal: bool, valid: Tensor | None, segments: Tensor | None, device) -> Tensor | None:
-    """(B, 1, T, T) bool, True where query i sees key j, or None where every query sees all keys (or all before)."""
+    """Return (B, 1, T, T) bool, True where query i sees key j; None where every query sees all keys (or all before)."""
     if valid is None and segments is None:
         return None
     own = torch.eye(T, dtype=torch.bool, device=device)  # no row is empty
@@ -45,7 +45,7 @@ def _keep(T: int, causal: bool, valid: Tensor | None, segments: Tensor | None, d
 
 
 def dropped_words(B: int, H: int, T: int, key: Tensor) -> Tensor:
-    """The Philox word of every entry of the scores: (B, H, T, T) int64 in [0, 2^32). key: (2,) int64 words."""
+    """Return the Philox word of every entry of the scores: (B, H, T, T) int64 in [0, 2^32). key: (2,) int64 words."""
     groups = -(-T // 4)
     counter = torch.arange(B * H * T * groups, device=key.device).view(B, H, T, groups)
     zero = torch.zeros_like(counter)
@@ -54,13 +54,13 @@ def dropped_words(B: int, H: int, T: int, key: Tensor) -> Tensor:
 
 
 def _wide(*tensors: Tensor, rope: bool = False) -> list[Tensor]:
-    """fp32 (fp64 for fp64) copies, turned by their positions with rope."""
+    """Return copies in fp32 (fp64 for fp64), turned by their positions with rope."""
     wide = [a if a.dtype == torch.float64 else a.float() for a in tensors]
     return [rotate(a) for a in wide] if rope else wide
 
 
 def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tensor, Tensor | None]:
-    """P (B, H, T, T) of wide q and k, and keep / (1 - p) of dropout or None."""
+    """Return P (B, H, T, T) of wide q and k, and keep / (1 - p) of dropout or None."""
     B, H, T, K = q.shape
     keep = _keep(T, causal, valid, segments, q.device)
     if keep is None and causal:
@@ -73,13 +73,13 @@ def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tenso
 
 
 def attention_ref(q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False) -> Tensor:
-    """The specification of the forward pass."""
+    """Specify the forward pass."""
     p, drop = _probabilities(*_wide(q, k, rope=rope), valid, segments, key, causal, dropout_p)
     return ((p if drop is None else p * drop) @ v.to(p.dtype)).to(q.dtype)
 
 
 def attention_backward_ref(dout, q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False):
-    """The specification of the backward pass: dq, dk, dv by the formulas above."""
+    """Specify the backward pass: dq, dk, dv by the formulas above."""
     (queries, keys), (do, values) = _wide(q, k, rope=rope), _wide(dout, v)
     p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
     dp = do @ values.mT
@@ -97,7 +97,7 @@ def dropout_threshold(p: float) -> int:
 
 
 def empty_rows_first(q: Tensor) -> Tensor:
-    """An empty (B, H, T, K) that lies in memory as (B, T, H, K), as the output projection reads it."""
+    """Return an empty (B, H, T, K) in the memory order (B, T, H, K), which the output projection reads."""
     B, H, T, K = q.shape
     return q.new_empty(B, T, H, K).transpose(1, 2)
 
@@ -149,7 +149,7 @@ tile_attention.register_autograd(_backward, setup_context=_setup)
 
 @functools.cache
 def _flash_attn():
-    """flash_attn_func, or None where the package is absent or does not load."""
+    """Return flash_attn_func, or None where the package is absent or does not load."""
     if importlib.util.find_spec("flash_attn") is None:
         return None
     try:
@@ -164,24 +164,25 @@ def _padded(T: int, K: int) -> tuple[int, int]:
 
 
 def turns_fit(T: int, K: int) -> bool:
-    """Whether a GPU's tile of T tokens turns q and k by itself; the backward pass of others would spill."""
+    """Return whether a GPU's tile of T tokens turns q and k itself. The backward pass of other tiles would spill."""
     rows, width = _padded(T, K)
     return rows >= 32 and width <= 32 and rows * width <= TILE // 2
 
 
 def tile_fits(T: int, K: int, capability: tuple[int, int]) -> bool:
+    """Return whether T tokens with a head of K fit one program of a GPU without spills."""
     rows, width = _padded(T, K)
     most = TILE_T // 2 if capability[0] == 10 else TILE_T  # the backward pass of 128 tokens spills on sm_100
     return T <= most and K <= TILE_K and rows * width <= TILE
 
 
 def backend(q: Tensor, masked: bool) -> str:
-    """Which of "tile", "flash-attn" and "sdpa" serves q (B, H, T, K); masked: padding or documents."""
+    """Return which of "tile", "flash-attn" and "sdpa" serves q (B, H, T, K); masked: there is padding or documents."""
     has_tile = server(tile_attention, q) is not None
     if not q.is_cuda:
         return "tile" if has_tile else "sdpa"
     capability = hardware.card(q.device).capability
-    if q.dtype not in (torch.float16, torch.bfloat16) or capability < (8, 0):
+    if q.dtype not in (torch.float16, torch.bfloat16) or capability < (8, 0) or chosen("cuda") == "reference":
         return "sdpa"
     if has_tile and tile_fits(*q.shape[2:], capability):
         return "tile"
@@ -201,8 +202,8 @@ def attention(
 ) -> Tensor:
     """F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal): (B, H, T, K) in q's dtype.
 
-    Dropout follows PyTorch's generator of the device: under one seed the same bits, eager or in a replayed CUDA graph
-    (whose replay reads the generator's seed). Raises ValueError where shapes do not fit or dropout_p is no probability.
+    Dropout follows PyTorch's generator of the device: one seed gives the same bits, eager or in a replayed CUDA graph
+    (whose replay reads the generator's seed). Raises ValueError where shapes do not fit or dropout_p is not in [0, 1).
     """
     if not (q.shape == k.shape == v.shape and q.dim() == 4):
         raise ValueError(f"q, k, v have shapes {[tuple(a.shape) for a in (q, k, v)]}; all must be one (B, H, T, K)")
@@ -213,15 +214,15 @@ def attention(
         raise ValueError(f"dropout_p is {dropout_p}; it must lie in 0 <= dropout_p < 1")
     if rope and q.shape[3] % 2:
         raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
-    which = backend(q, valid is not None or segments is not None)
+    choice = backend(q, valid is not None or segments is not None)
     # The tile's kernels turn rows as they read them.
-    inside = rope and which == "tile" and (not q.is_cuda or turns_fit(*q.shape[2:]))
-    if rope and not inside:
+    is_inside = rope and choice == "tile" and (not q.is_cuda or turns_fit(*q.shape[2:]))
+    if rope and not is_inside:
         q, k = rotate(q), rotate(k)
-    if which == "tile":
+    if choice == "tile":
         key = torch.randint(2**32, (2,), device=q.device) if dropout_p else None
-        return tile_attention(q, k, v, valid, segments, key, causal, dropout_p, inside)
-    if which == "flash-attn":
+        return tile_attention(q, k, v, valid, segments, key, causal, dropout_p, is_inside)
+    if choice == "flash-attn":
         q, k, v = (a.transpose(1, 2) for a in (q, k, v))
         return _flash_attn()(q, k, v, dropout_p=dropout_p, causal=causal).transpose(1, 2)
     keep = _keep(q.shape[2], causal, valid, segments, q.device)

@@ -1,8 +1,8 @@
-"""The rows of a training step from a split that lies on the device, in one launch on a GPU.
+"""Draw the rows of a training step from a split that lies on the device, in one launch on a GPU.
 
     row_b = order[(step mod steps an epoch) B + b],   x0[b, i] = tokens[start_row + i] where i < length_row, else 0
 
-step is read on the device, so a captured graph draws another batch at every replay.
+step is read on the device, so every replay of a captured graph draws another batch.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Corruption of a batch: one noise level a sequence, one Philox word a token, compaction of what was masked.
+"""Corrupt a batch: one noise level per sequence, one Philox word per token, and a list of the masked tokens.
 
     masked[b, i] = philox(seed, step, global token index) < m(t_b) 2^32
     xt           = where(masked, mask_token_id, x0)
@@ -34,7 +34,7 @@ class Corruption(NamedTuple):
 
 
 def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, step: int, device) -> Tensor:
-    """The level of t, an integer in [0, 2^16), of rows row_offset .. row_offset + B of a batch: (B,) int64."""
+    """Return the level of t, an integer in [0, 2^16), of rows row_offset .. row_offset + B of a batch: (B,) int64."""
     row = torch.arange(row_offset, row_offset + B, device=device)
     source = row // 2 if sampling == "antithetic" else row
     u = random_words(source, seed=seed, step=step, stream=STREAM_TIME)
@@ -46,7 +46,7 @@ def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, s
 
 
 def corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows) -> list[Tensor]:
-    """The fields of a Corruption; seed and step are ints or () int64 tensors on x0's device."""
+    """Return the fields of a Corruption; seed and step are ints or () int64 tensors on x0's device."""
     B, T = x0.shape
     device, counts = x0.device, sampling == "counts"
     level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, seed, step, device)
@@ -68,7 +68,7 @@ def corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_of
 
 
 def _compact(x0: Tensor, masked: Tensor, weights: Tensor) -> list[Tensor]:
-    """rows, targets, row_weights and n_masked of a Corruption."""
+    """Return rows, targets, row_weights and n_masked of a Corruption."""
     n = masked.sum()
     flat = masked.view(-1)
     # A stable sort puts the masked positions first, in order, without asking the device for their number.
@@ -81,7 +81,7 @@ def _compact(x0: Tensor, masked: Tensor, weights: Tensor) -> list[Tensor]:
 
 
 def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, step: int) -> Tensor:
-    """(B, T) bool: in each row a uniform subset of counts (B, 1) of its valid tokens; index (B, T) is global."""
+    """Return (B, T) bool: in each row a uniform subset of counts (B, 1) of its valid tokens; index (B, T) is global."""
     words = random_words(index, seed=seed, step=step, stream=STREAM_SUBSET)
     order = torch.argsort(torch.where(valid, words, 2**33), dim=1, stable=True)
     place = torch.arange(valid.shape[1], device=order.device).expand_as(order)

@@ -1,4 +1,4 @@
-"""Several tensors in another dtype, and their gradients back, in one launch each way instead of one a tensor."""
+"""Cast several tensors, and their gradients back, in one launch each way instead of one per tensor."""
 
 import torch
 from torch import Tensor
@@ -20,5 +20,5 @@ class _Cast(torch.autograd.Function):
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """[a.to(dtype) for a in tensors], which share one dtype; the gradient of each must be there, as of a product's."""
+    """[a.to(dtype) for a in tensors], which share one dtype. Each must get a gradient, as factors of products do."""
     return _Cast.apply(dtype, *tensors)

@@ -1,14 +1,14 @@
-"""Cross-entropy of a linear head, without its logits.
+"""Compute the cross-entropy of a linear head without its logits.
 
     nll_i = logsumexp_v(h_i . w_v) - h_i . w_{y_i}
     dh_i  = g_i (P_i W - w_{y_i}),   dW = sum_i g_i (P_i - onehot(y_i))^T h_i,   P = softmax(h W^T)
 
-softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for a unit upstream
-gradient, dh; only dW needs the probabilities again. The gradient g is per token, so per-token weights cost nothing.
-Where they are known in the forward pass (a weighted sum), the CPU, and a GPU whose model is too wide for the fused
-form, keep the probabilities of some rows until their lse is known and make dW there too: three products instead of
-four (lce_sum). Sums are fp32 (fp64 for fp64 inputs); under autocast the products run in its dtype, and gradients return
-in the inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
+softmax(h W^T) W is attention with Q = h and K = V = W: the forward pass yields the loss and, for an upstream gradient
+of 1, dh. Only dW needs the probabilities again. The gradient g is per token, so weights of tokens cost nothing. Where
+they are known in the forward pass, the CPU keeps the probabilities of some rows until their lse is known and computes
+dW there too; so does a GPU whose model is too wide for the fused form. That takes three products instead of four
+(lce_sum). Sums are fp32 (fp64 for fp64 inputs). Under autocast the products run in its dtype, and gradients have the
+inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
 """
 
 import torch
@@ -117,7 +117,7 @@ def _setup(ctx, inputs, output):
 
 
 def _first_only() -> None:
-    """The gradients are outputs of the forward pass: under create_graph=True theirs would be zero, without a word."""
+    """Refuse second derivatives: gradients are outputs of the forward pass, and theirs would silently be zero."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # tracing always records
         raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy(h @ weight.T, targets)")
 
@@ -128,10 +128,10 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
     grad = grad.contiguous()
-    if n_rows is not None and not h.is_cuda:  # rows past the count have no loss, whatever is asked of them
+    if n_rows is not None and not h.is_cuda:  # rows past the count have no loss
         grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
     grad_h = None
-    if ctx.needs_input_grad[0]:  # on a GPU this op and the next leave such rows out by themselves
+    if ctx.needs_input_grad[0]:  # on a GPU this op and the next leave such rows out
         grad_h = lce_backward_rows(dh, grad, n_rows) if h.is_cuda else (dh * grad[:, None]).to(h.dtype)
     grad_w = None
     if ctx.needs_input_grad[1]:
@@ -171,13 +171,13 @@ def _setup_sum(ctx, inputs, output):
 
 
 def _is_last_use() -> bool:
-    """Whether what this backward pass reads is freed after it, so that it may be given away."""
+    """Return whether this backward pass is the last to read its saved tensors, so that it may overwrite them."""
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return asked is not None and not asked()
 
 
 def _unread(grad: Tensor) -> bool:
-    """Whether grad lies on a GPU, which would have to be waited for to know its value."""
+    """Return whether grad lies on a GPU: to know its value would wait for the device."""
     return grad.is_cuda and type(grad) in (Tensor, FakeTensor)
 
 

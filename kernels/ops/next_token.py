@@ -1,9 +1,9 @@
-"""What next-token reads and predicts, in rows of which some places are padding, in one launch on a GPU.
+"""What an autoregressive model reads and predicts in rows with padding, in one launch on a GPU.
 
     shifted_b = <start>, read_b0, read_b1, ...;   seen_b = 1, valid_b0, valid_b1, ...
-    order: the places that are no padding, then the others, each in order;   targets = x0 there
+    order: the places of real tokens, then those of padding, each in order;   targets = x0 there
 
-Padding is moved behind the real tokens, where a row count leaves it out of the head.
+Padding moves behind the real tokens, where a row count leaves it out of the head.
 """
 
 import torch
@@ -15,7 +15,7 @@ MAX_T = 1 << 12  # a program of the kernel holds its row
 
 
 def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What next-token reads to predict x0 (B, T): (inputs (B, T), which of them are no padding, None for all)."""
+    """Return what is read to predict x0 (B, T): (inputs (B, T), which of them are real tokens, None for all)."""
     shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
     # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
     return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
@@ -25,7 +25,7 @@ def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> 
 def next_token(
     read: Tensor, x0: Tensor, valid: Tensor, start_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """shifted (B, T), seen (B, T) bool, order and targets (B T,) int64, and how many are no padding, () int64.
+    """shifted (B, T), seen (B, T) bool, order and targets (B T,) int64, and the number of real tokens, () int64.
 
     read and x0 (B, T) int64 are what is read and what is predicted, valid (B, T) bool is False at padding.
     """

@@ -1,10 +1,10 @@
-"""RMSNorm (Zhang & Sennrich 2019), forward and backward in one pass each, alone or behind the residual's addition.
+"""RMSNorm (Zhang & Sennrich 2019), forward and backward in one pass each, with or without the residual's addition.
 
     y = x r w,   r = 1 / sqrt(mean(x^2) + eps);   dx = r dy w - x r^3 mean(dy w x),   dw = sum over rows of dy x r
     s = x + a,   y = norm(s);                     dx = da = ds + the gradient of the norm
 
-On the CPU it is native for fp32 rows of a multiple of 16, on a GPU Triton for rows up to 4096 wide, of fp32, bf16 or
-fp16; elsewhere F.rms_norm. Sums are fp32 (fp64 for fp64), results are rounded once. Nothing but x (or s) is kept.
+Where no backend serves a call, the functions are F.rms_norm. Sums are fp32 (fp64 for fp64), and results are rounded
+once. Only x (or s) is kept for the backward pass.
 """
 
 import torch
@@ -20,13 +20,13 @@ def _wide(*tensors: Tensor) -> list[Tensor]:
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The specification of the norm: y (..., D), not yet rounded."""
+    """Specify the norm: y (..., D), not yet rounded."""
     a, w = _wide(x, weight)
     return a * torch.rsqrt((a * a).mean(-1, keepdim=True) + eps) * w
 
 
 def rms_norm_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The specification of its gradients: dx (..., D) and dw (D,), not yet rounded."""
+    """Specify its gradients: dx (..., D) and dw (D,), not yet rounded."""
     d, a, w = _wide(dy, x, weight)
     r = torch.rsqrt((a * a).mean(-1, keepdim=True) + eps)
     dx = r * d * w - a * r**3 * (d * w * a).mean(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Some rows of a matrix, taken and put back, where a count on the device tells how many of them count.
+"""Take some rows of a matrix and put their gradients back, where a number on the device says how many count.
 
     x_j = h[rows_j],   dh[rows_j] = dx_j, 0 elsewhere
 

@@ -1,8 +1,8 @@
-"""The stable order of small integers, as the tokens are: in one launch on a GPU, up to MAX_N of them.
+"""Sort small integers, such as tokens, in a stable order: up to MAX_N of them in one launch on a GPU.
 
     rank_i = #{j: (key_j, j) < (key_i, i)},   sorted[rank_i] = key_i,   order[rank_i] = i
 
-Every key is compared with every other, so longer lists are left to torch.sort, whose radix sort takes many launches.
+The kernel compares every key with every other. Longer lists take torch.sort, whose radix sort is many launches.
 """
 
 import torch
@@ -29,5 +29,5 @@ def _(keys, bound):
 
 
 def serves(n: int, bound: int) -> bool:
-    """Whether so many keys are ranked in one launch: a key and its place must fit 31 bits."""
+    """Return whether one launch ranks n keys below bound: a key and its place must fit 31 bits."""
     return 0 < n <= MAX_N and n * bound < 2**31

@@ -1,8 +1,8 @@
-"""The scalars at the end of a step, which would be a launch an operation: what to clip by, and a line of the log.
+"""Fuse the scalar work that ends a step into two launches: what to clip by, and a line of the log.
 
     norm = |norms|,   scale = max((norm + 1e-6) / clip, 1),   skip = not isfinite(loss + norm)
 
-torch's fused AdamW divides every gradient by scale (clip_grad_norm_ multiplies by its inverse) and leaves the weights
+PyTorch's fused AdamW divides every gradient by scale (clip_grad_norm_ multiplies by its inverse) and leaves the weights
 as they are where skip is 1. Norms are fp32, the log is fp64.
 """
 

@@ -2,8 +2,8 @@
 
     y = silu(g) u;   du = dy silu(g),   dg = dy u s (1 + g (1 - s)),   s = 1 / (1 + exp(-g))
 
-On the CPU it is native, on a GPU Triton for fp32, bf16 and fp16; elsewhere PyTorch's own operations, which a compiler
-fuses. Arithmetic in fp32 (fp64 for fp64), results in the input's dtype, rounded once.
+Where no backend serves a call, PyTorch's own operations run, which a compiler fuses. Arithmetic is in fp32 (fp64 for
+fp64), and results are rounded once, to the input's dtype.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""The Triton kernels of attention.py: one (batch, head) a program, scores never leave it.
+"""The Triton kernels of ops/attention.py, which holds the formulas: one program per (batch, head).
 
-Imported when the op first runs on a GPU; attention.py holds the formulas and the custom ops. With rotary positions q
-and k are turned as they are read, in fp32, and rounded once. The gradients turn back by dq cos - swap(dq) sin, where
-swap exchanges the two columns of a pair: swap(dS k) = dS swap(k), one product more instead of a shuffle of registers.
+The scores never leave the program. With rotary positions q and k are turned as they are read, in fp32, and rounded
+once. The gradients turn back by dq cos - swap(dq) sin, where swap exchanges the two columns of a pair. As swap(dS k) is
+dS swap(k), that takes one more product and no shuffle of registers.
 """
 
 import functools

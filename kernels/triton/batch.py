@@ -1,4 +1,4 @@
-"""The Triton kernel of draw.py: a program copies a piece of a row."""
+"""The Triton kernel of ops/batch.py: a program copies a piece of a row."""
 
 import torch
 import triton

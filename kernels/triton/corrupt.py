@@ -1,11 +1,11 @@
-"""Corruption in Triton: the bits of corrupt.corrupt_ref, in two launches, one program a chunk of a sequence.
+"""Corruption in Triton: the bits of ops/corrupt.py in two launches, one program per chunk of a sequence.
 
     mask      t, masked, xt, weights of a chunk, and how many of its tokens are masked
     compact   rows, targets, row weights of a chunk, behind those of the chunks before it
 
-Two launches, because where a chunk's rows go depends on all counts before it. One launch would need programs that
-wait for each other, and a buffer for it that must be cleared before each call, which is a launch too. With
-sampling="counts" a program holds its whole sequence, of which it takes so many tokens.
+It takes two launches because the place of a chunk's rows depends on all counts before it. In one launch programs would
+wait for each other, through a buffer that must be cleared before each call, which is a launch too. With
+sampling="counts" a program holds its whole sequence, of which it masks a number of tokens.
 """
 
 import functools

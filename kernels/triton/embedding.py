@@ -1,4 +1,4 @@
-"""The Triton kernels of embedding.py: sums of runs of equal tokens, chunk by chunk, then across chunks."""
+"""The Triton kernels of ops/embedding.py and ops/rows.py: sums of runs of equal tokens, then across chunks."""
 
 import torch
 import triton

@@ -8,7 +8,7 @@
 Softmax(h W^T) W is attention with Q = h and K = V = W, so `forward` is FlashAttention-2 (Dao 2023) with the rows of h
 as queries, split over V as in flash decoding. `weight` is the same loop with the roles exchanged; the gradient g of
 each token rides in the exponent, and g = 0 gives exactly 0. Sums are fp32 in a fixed order: no atomics, the same bits
-every run. The row count is read on the device, and programs past it leave at once. tiles.py chooses tiles, scratch.
+every run. The row count is read on the device, and programs past it end at once. tiles.py chooses tiles, scratch.
 """
 
 import torch
@@ -195,7 +195,7 @@ def weight_kernel(H, W, SHIFT, GS, CODE, GMAX, N_ROWS, DW, N, V, rows_of_w, D, H
         # Few tiles hold a target or a negative gradient: a branch that all threads take alike spares the others.
         if tl.max(((code < 0) | (code >= v0) & (code < v0 + BLOCK_V)).to(tl.int32), 0) > 0:
             g = tl.load(GS + r0 + r)
-            code = tl.load(CODE + r0 + r, cache_modifier=".cg")  # read anew: kept, it costs registers
+            code = tl.load(CODE + r0 + r, cache_modifier=".cg")  # read once more: kept, it costs registers
             p = tl.where((code < 0)[None, :], -p, p)
             y = tl.where(code < 0, -2 - code, code) - v0
             p -= tl.where(v[:, None] == y[None, :], g[None, :], 0.0)

@@ -3,11 +3,11 @@
     softmax   z -> lse, nll, and softmax(z) - onehot(y), times g if g is known, in the place of z
     weigh     z, lse -> g (e^(z - lse) - onehot(y)) in the place of z
 
-For widths whose tiles no longer fit in the chip. Where the weights g of the tokens are known in the forward pass, one
-softmax serves dh and dW: three products instead of four, and nothing is computed again (loss_sum). At most CHUNK_BYTES
-of logits live at once, and nothing waits for the host, so it can be captured in a CUDA graph. cuBLAS makes the products
-where all rows count; where a count on the device says how many, those of matmul.py, so that half the rows cost
-half the products here too.
+For widths whose tiles do not fit in the chip. Where the weights g of the tokens are known in the forward pass, one
+softmax serves dh and dW: three products instead of four, and nothing is computed twice (loss_sum). At most CHUNK_BYTES
+of logits live at once, and nothing waits for the host, so a CUDA graph can capture it. cuBLAS computes the products
+where all rows count. Where a number on the device says how many do, matmul.py does, so that half the rows cost half
+the products here too.
 """
 
 import torch

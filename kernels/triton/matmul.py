@@ -1,12 +1,11 @@
-"""Matrix products of which a count on the device says how many rows are there, for linear_cross_entropy_chunked.py.
+"""Matrix products whose row count is read from device memory, for linear_cross_entropy_chunked.py.
 
-    logits      z  = x w^T     rows of x and z from the count on are left alone
+    logits      z  = x w^T     rows of x and z from the count on are neither read nor written
     towards_h   dh = z w       likewise
     towards_w   dw += z^T x    summed over the rows before the count
 
-cuBLAS would multiply all rows, since only the host could tell it of fewer. Rows of z lie padded(V) apart: 50257 is odd,
-and rows that begin at odd addresses cannot be read in vectors, by anybody. Sums are fp32, in an order that does not
-change.
+cuBLAS would multiply all rows, because it takes their number from the host. Rows of z lie padded(V) apart: 50257 is
+odd, and rows that begin at odd addresses cannot be read in vectors. Sums are fp32, in a fixed order.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The Triton kernel of next_token.py: one program a row, which counts what is no padding before it."""
+"""The Triton kernel of ops/next_token.py: one program per row, which counts the real tokens before it."""
 
 import torch
 import triton

@@ -1,6 +1,6 @@
-"""The Triton kernels of rms_norm.py: some rows a program, alone or with the residual added first.
+"""The Triton kernels of ops/rms_norm.py: some rows per program, with or without the residual added first.
 
-Each program of the backward pass sums dw over its own rows; the programs' sums are added up in their order.
+Each program of the backward pass sums dw over its own rows. The sums of the programs are added up in order.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The Triton kernel of order.py: each program ranks some keys among all."""
+"""The Triton kernel of ops/stable_sort.py: each program ranks some keys among all."""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""The Triton kernels of finish.py: one program each."""
+"""The Triton kernels of ops/step_scalars.py: one program each."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""The Triton kernels of swiglu.py: a tile of y a program, one launch each way."""
+"""The Triton kernels of ops/swiglu.py: a tile of y per program, one launch each way."""
 
 import triton
 import triton.language as tl

@@ -1,11 +1,11 @@
-"""Which form, tiles and scratch the linear cross-entropy takes on a GPU: arithmetic only, so it needs neither.
+"""Choose form, tiles and scratch of the linear cross-entropy on a GPU, by arithmetic that needs no GPU.
 
     fused    linear_cross_entropy.py: no logits in memory; a tile of rows and one of the vocabulary fit the chip
     stored   linear_cross_entropy_chunked.py: logits of some rows at a time, where those tiles do not fit, D above 512
 
 Fused makes four products of 2 D flop a logit; stored makes three where the tokens' weights are known in the forward
 pass, and moves STORED_BYTES a logit besides; fused may reach a smaller share of the flop/s that cuBLAS does.
-`crossover` is where they break even: a projection, until somebody measures it.
+`crossover` is the width where they are projected to break even. It is not measured yet.
 
 TDLM_FP16_ACCUMULATE=1 lets GeForce cards, whose tensor cores add in fp16 at twice the rate, take the 16-bit products
 of a model up to 64 wide in fp16: each tile of 64 is added up in fp16, the tiles in fp32.
@@ -24,7 +24,7 @@ MAX_SPLITS, FOLD_ROWS = 16, 256
 CHUNK_BYTES = 256 << 20  # of logits that the stored form holds at once
 STORED_BYTES = 12  # 2 each: it writes z, reads it twice, writes the gradient in its place, reads that for dh and for dw
 # Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, reported
-# of an H200; nobody measured them here.
+# of an H200; none is measured here.
 RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (790e12, 4.3e12),
          100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
 
@@ -104,13 +104,13 @@ _FP32_ELSEWHERE = {
 
 
 def card(capability: tuple[int, int] | int) -> int | None:
-    """The newest entry of SHARED_KB that is no newer than this compute capability; None before Ampere."""
+    """Return the newest entry of SHARED_KB up to this compute capability; None before Ampere."""
     number = capability if isinstance(capability, int) else 10 * capability[0] + capability[1]
     return max((c for c in SHARED_KB if c <= number), default=None)
 
 
 def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) -> tuple[Tiles, Tiles] | None:
-    """(forward, weight) tiles of the fused form; None where it does not fit. odd_width: D is no multiple of 16."""
+    """Return (forward, weight) tiles of the fused form; None where it does not fit. odd_width: D % 16 is not 0."""
     wgmma = _WGMMA | _WGMMA_ODD if odd_width else _WGMMA
     halves = {90: wgmma, 100: wgmma, 120: _MMA | _MMA_120}.get(card, _MMA)
     singles = _FP32 | {86: {}, 89: {}, 90: _FP32_90}.get(card, _FP32_ELSEWHERE)
@@ -141,7 +141,7 @@ def product_parts(plan: Product, rows: int, D: int, processors: int) -> int:
 
 
 def half_sums(card: int) -> bool:
-    """Is fp16 accumulation asked for, and of use on this card?"""
+    """Return whether fp16 accumulation is requested and of use on this card."""
     return os.environ.get("TDLM_FP16_ACCUMULATE") == "1" and card in GEFORCE
 
 

@@ -81,6 +81,8 @@ def test_what_serves_a_gpu(monkeypatch, dtype, T, K, masked, package, capability
     monkeypatch.setattr(A, "_flash_attn", lambda: package)
     with use_backend(None), hardware.pretend(capability, 4, OnGPU):
         assert A.backend(OnGPU(dtype, T, K), masked) == expected
+        with use_backend("reference"):
+            assert A.backend(OnGPU(dtype, T, K), masked) == "sdpa"
 
 
 def test_flash_attn_is_called_in_its_own_layout(monkeypatch):

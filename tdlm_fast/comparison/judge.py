@@ -1,4 +1,4 @@
-"""Judge the published claims by a comparison: a row each, with a verdict that follows from intervals by RULES.
+"""Judge each published claim by a comparison, with a verdict that follows from intervals by RULES.
 
 An advantage is diffusion's, in nats per token: ln(perplexity of autoregressive / perplexity of diffusion). Each claim
 about a loss is computed three ways on the same tokens:

@@ -169,6 +169,7 @@ def score_part(
 
 
 def estimator_of(objective: str, samples: int) -> str:
+    """Describe how endings are scored."""
     if objective == "autoregressive":
         return "exact"
     return f"bound: every subset of endings up to {(samples + 1).bit_length() - 1} tokens, else {samples} draws"

@@ -52,7 +52,7 @@ def check(a) -> None:
 
 def tasks(a) -> str:
     """Score evaluation sets and return the text to print."""
-    from .evaluation import accuracy
+    from .evaluation import accuracy  # loads torch
 
     results = accuracy.evaluate(
         a.run, [name.strip() for name in a.tasks.split(",")], checkpoint=a.checkpoint, device=a.device,
@@ -63,7 +63,7 @@ def tasks(a) -> str:
 
 def split(a) -> str:
     """Score a split and return the text to print."""
-    from .evaluation.likelihood import likelihood
+    from .evaluation.likelihood import likelihood  # loads torch
     from .evaluation.trained_text import trained_text
     from .runs.load import load_run
 

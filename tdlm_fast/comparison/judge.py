@@ -116,9 +116,8 @@ def advantages(pairs: list[tuple[dict, dict]], place) -> dict[str, Interval | No
     sides = [(d, a) for d, a in sides if d and a]
     if not sides:
         return {"as_published": None, "one_scale": None, "right": None}
-    right = over_seeds(
-        [a["nats"] - d["nats"] for d, a in sides], [math.hypot(a["error"], d["error"]) for d, a in sides]
-    )
+    errors = [math.hypot(a["error"], d["error"]) for d, a in sides]
+    right = over_seeds([a["nats"] - d["nats"] for d, a in sides], errors)
     sides = [(d, a) for d, a in sides if None not in (d["metric"], a["metric"])]  # the seeds that have it
     if not sides:
         return {"as_published": None, "one_scale": None, "right": right}

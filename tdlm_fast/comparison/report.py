@@ -150,9 +150,8 @@ def _html_table(rows: list[list[str]], cards: bool) -> str:
             inner = escape(text)
             if name == "verdict":
                 verdict, _, why = inner.partition(": ")
-                inner = (
-                    f'<span><span class="v {verdict.split()[0]}">{verdict}</span> <span class="why">{why}</span></span>'
-                )
+                badge = f'<span class="v {verdict.split()[0]}">{verdict}</span>'
+                inner = f'<span>{badge} <span class="why">{why}</span></span>'
             blank = ' class="none"' if text == "–" else ""
             cells.append(f'<td{blank} data-label="{escape(name)}">{inner}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config
+from .config import Model as Shape
 from .kernels import add_rms_norm, attention, embedding, swiglu
 from .kernels.ops.foreach_cast import cast
 from .kernels.ops.rotary import rotate
@@ -39,13 +40,15 @@ class Block(nn.Module):
     The next norm adds the MLP's output, so a block takes and returns (x, what is still to be added to it).
     """
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float, mlp: str, rope: bool):
+    def __init__(self, shape: Shape):
         super().__init__()
-        self.heads, self.dropout, self.mlp, self.rope = heads, dropout, mlp, rope
+        self.heads, self.dropout, self.mlp, self.rope = shape.heads, shape.dropout, shape.mlp, shape.positions == "rope"
+        width, gates = shape.width, 2 if shape.mlp == "swiglu" else 1
+        inner = shape.inner or (3 if gates == 2 else 4) * width
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, (2 if mlp == "swiglu" else 1) * inner, bias=False)
+        self.up = nn.Linear(width, gates * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(
@@ -77,32 +80,25 @@ class Block(nn.Module):
 class Model(nn.Module):
     """tokens (B, T) -> hidden states (B, T, D); `head` (V, D) holds no row for [MASK], the last embedding row.
 
-    valid (B, T) is False at padding, to which no token attends. With tied=True head and embedding are one
-    parameter. Raises ValueError where width does not divide into heads (of even size for rope), an option is
-    unknown, or the tokens are longer than a learned position table.
+    shape is the model section of a config. valid (B, T) is False at padding, to which no token attends. With tied=True
+    head and embedding are one parameter. Raises ValueError where the width does not divide into heads (of even size
+    for rope), an option is unknown, or the tokens are longer than a learned position table.
     """
 
-    def __init__(
-        self, *, vocab: int, width: int, layers: int, heads: int, inner: int, dropout: float = 0.1, seed: int = 42,
-        mlp: str = "swiglu", positions: str = "rope", seq_len: int = 0, tied: bool = False,
-    ):  # fmt: skip
+    def __init__(self, shape: Shape, *, vocab: int, seed: int = 42):
         super().__init__()
-        if mlp not in ("swiglu", "gelu") or positions not in ("rope", "learned"):
-            raise ValueError(f"mlp is {mlp!r} (swiglu, gelu), positions is {positions!r} (rope, learned)")
-        even = 2 if positions == "rope" else 1
-        if width % (even * heads):
-            raise ValueError(f"width {width} must be a multiple of {'2 * ' * (even - 1)}heads = {even * heads}")
-        if positions == "learned" and seq_len < 1:
-            raise ValueError("positions='learned' needs seq_len, the length of the table")
-        self.mask_token_id, self.tied = vocab, tied
+        width, rope = shape.width, shape.positions == "rope"
+        if shape.mlp not in ("swiglu", "gelu") or shape.positions not in ("rope", "learned"):
+            raise ValueError(f"mlp is {shape.mlp!r} (swiglu, gelu), positions is {shape.positions!r} (rope, learned)")
+        if width % ((1 + rope) * shape.heads):
+            raise ValueError(f"width {width} must be a multiple of {'2 * ' * rope}heads = {(1 + rope) * shape.heads}")
+        self.mask_token_id, self.tied = vocab, shape.tied
         self.embedding = nn.Embedding(vocab + 1, width)
-        self.positions = nn.Embedding(seq_len, width) if positions == "learned" else None
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, inner, dropout, mlp, positions == "rope") for _ in range(layers)
-        )
+        self.positions = None if rope else nn.Embedding(shape.seq_len, width)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        if not tied:
+        if not shape.tied:
             self._head = nn.Parameter(torch.empty(vocab, width))
         generator = torch.Generator().manual_seed(seed)
         for p in self.parameters():
@@ -147,9 +143,4 @@ class Model(nn.Module):
 
 def build_model(config: Config, tokenizer) -> Model:
     """Return the model of a config, initialised from its seed."""
-    m = config.model
-    inner = m.inner or (3 if m.mlp == "swiglu" else 4) * m.width
-    return Model(
-        vocab=tokenizer.vocab, width=m.width, layers=m.layers, heads=m.heads, inner=inner, dropout=m.dropout,
-        seed=config.seed, mlp=m.mlp, positions=m.positions, seq_len=m.seq_len, tied=m.tied,
-    )  # fmt: skip
+    return Model(config.model, vocab=tokenizer.vocab, seed=config.seed)

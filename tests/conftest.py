@@ -53,9 +53,10 @@ def sharp_model(vocab, width=16, **kw):
     """A model far from uniform: an untrained one is nearly uniform, which would test nothing."""
     import torch
 
+    from tdlm_fast.config import Model as Shape
     from tdlm_fast.model import Model
 
-    model = Model(vocab=vocab, width=width, layers=1, heads=2, inner=24, dropout=0.1, **kw)
+    model = Model(Shape(width=width, layers=1, heads=2, inner=24, dropout=0.1, **kw), vocab=vocab)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 2:

@@ -193,3 +193,25 @@ def test_functions_and_signatures_are_of_a_size():
                 if arguments > 10 and not module.startswith("tdlm_fast.kernels"):
                     found.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} takes {arguments} arguments")
     assert not found, "\n".join(found)
+
+
+def test_the_page_states_the_sizes_of_today():
+    longest_file = max(len(file.read_text(encoding="utf-8").splitlines()) for file in FILES.values())
+    longest_function = max(
+        node.end_lineno - node.lineno + 1
+        for file in FILES.values()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    )
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert f"| longest function, lines | 163 | {longest_function} |" in page
+    assert f"| longest file, lines | 475 | {longest_file} |" in page
+
+
+def test_the_page_names_every_file():
+    """Every module stands in the drawing of the house, under the name of its room."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    house = page.partition("## The house")[2].partition("```")[2].partition("```")[0]
+    words = set(house.replace("/", " ").replace(".", " ").replace(":", " ").split())
+    missing = [m for m in FILES if not m.startswith("tdlm_fast.kernels.") and m.rpartition(".")[2] not in words]
+    assert not missing, f"docs/architecture.md does not draw {', '.join(missing)}"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tdlm_fast import config as settings
+from tdlm_fast.config import Model as Shape
 from tdlm_fast.data.tokenizer import Bytes
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.kernels.schedules import SCHEDULES
@@ -15,16 +16,16 @@ from tdlm_fast.model import Model, build_model
 from tdlm_fast.objective import LOSS_WEIGHTS, OBJECTIVES, Part, autoregressive_loss, diffusion_loss
 from tdlm_fast.training import step
 
-SMALL = dict(vocab=40, width=16, layers=2, heads=2, inner=24, dropout=0.0)
+SMALL = dict(width=16, layers=2, heads=2, inner=24, dropout=0.0)
 
 
 def test_the_published_architecture_to_the_parameter():
-    model = Model(vocab=50257, width=64, layers=2, heads=4, inner=192)
+    model = Model(Shape(width=64, layers=2, heads=4, inner=192), vocab=50257)
     assert sum(p.numel() for p in model.parameters()) == 6_539_712 + 64  # and the row of [MASK]
 
 
 def test_causal_attention_does_not_see_the_future_and_the_other_does():
-    model, x = Model(**SMALL), torch.randint(0, 40, (2, 9))
+    model, x = Model(Shape(**SMALL), vocab=40), torch.randint(0, 40, (2, 9))
     y = x.clone()
     y[:, -1] = (y[:, -1] + 1) % 40
     a, b = model(x, causal=True), model(y, causal=True)
@@ -34,7 +35,7 @@ def test_causal_attention_does_not_see_the_future_and_the_other_does():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_padding_changes_nothing(objective):
-    model, x = Model(**SMALL), torch.randint(0, 40, (2, 12))
+    model, x = Model(Shape(**SMALL), vocab=40), torch.randint(0, 40, (2, 12))
     valid = torch.arange(12).expand(2, 12) < 7
     y = torch.where(valid, x, 3)
     kw = dict(seed=0, step=0, start_token_id=0, valid=valid)
@@ -42,7 +43,7 @@ def test_padding_changes_nothing(objective):
 
 
 def test_uniform_predictor_scores_ln_v():
-    model, x = Model(**SMALL), torch.randint(0, 40, (512, 32))
+    model, x = Model(Shape(**SMALL), vocab=40), torch.randint(0, 40, (512, 32))
     torch.nn.init.zeros_(model.head)
     kw = dict(seed=0, start_token_id=0)
     assert autoregressive_loss(model, x, step=0, **kw)[0].item() == pytest.approx(math.log(40), rel=1e-5)
@@ -55,7 +56,7 @@ def test_uniform_predictor_scores_ln_v():
 def test_the_bound_equals_its_enumeration_over_every_mask(schedule, sampling):
     """V = 3, T = 4: T E_l E_S [mean CE over S] over all 15 subsets, the count-stratified form of the bound."""
     torch.manual_seed(0)
-    model = Model(vocab=3, width=16, layers=1, heads=2, inner=24, dropout=0.0)
+    model = Model(Shape(width=16, layers=1, heads=2, inner=24, dropout=0.0), vocab=3)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 2:
@@ -79,7 +80,7 @@ def test_the_bound_equals_its_enumeration_over_every_mask(schedule, sampling):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("sampling", ["stratified", "counts"])
 def test_micro_batches_add_up_to_the_batch(objective, sampling):
-    model, x = Model(**SMALL), torch.randint(0, 40, (8, 12))
+    model, x = Model(Shape(**SMALL), vocab=40), torch.randint(0, 40, (8, 12))
     valid = torch.arange(12) < torch.randint(1, 13, (8, 1))
     kw = dict(seed=3, step=5, start_token_id=0) | (dict(sampling=sampling) if objective == "diffusion" else {})
     whole = OBJECTIVES[objective](model, x, valid=valid, **kw)
@@ -113,12 +114,12 @@ def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sam
 
 def test_a_part_of_a_batch_needs_the_divisor_of_the_whole():
     with pytest.raises(ValueError, match="2 of batch_rows = 8 need the divisor of the whole batch"):
-        diffusion_loss(Model(**SMALL), torch.zeros(2, 12, dtype=torch.long), seed=0, step=0, start_token_id=0,
-                       part=Part(batch_rows=8), loss_weight="uniform")  # fmt: skip
+        kw = dict(seed=0, step=0, start_token_id=0, part=Part(batch_rows=8), loss_weight="uniform")
+        diffusion_loss(Model(Shape(**SMALL), vocab=40), torch.zeros(2, 12, dtype=torch.long), **kw)
 
 
 def test_loss_weights_are_their_formulas():
-    model, x = Model(**SMALL), torch.randint(0, 40, (8, 12))
+    model, x = Model(Shape(**SMALL), vocab=40), torch.randint(0, 40, (8, 12))
     kw = dict(seed=0, step=0, start_token_id=0)
     c = corrupt(x, seed=0, step=0, mask_token_id=40)
     logits = model(c.xt, causal=False) @ model.head.T
@@ -137,7 +138,7 @@ def test_loss_weights_are_their_formulas():
     [({"mlp": "gelu"}, -2 * 16 * 24), ({"positions": "learned", "seq_len": 12}, 12 * 16), ({"tied": True}, -40 * 16)],
 )
 def test_model_options_learn_and_count(option, change):
-    model, plain = Model(**SMALL, **option), Model(**SMALL)
+    model, plain = Model(Shape(**SMALL, **option), vocab=40), Model(Shape(**SMALL), vocab=40)
     assert sum(model.count_by_part().values()) == sum(p.numel() for p in model.parameters())
     assert sum(model.count_by_part().values()) - sum(plain.count_by_part().values()) == change
     x, optimizer = torch.randint(0, 40, (2, 12)), torch.optim.Adam(model.parameters(), 0.02)
@@ -150,7 +151,7 @@ def test_model_options_learn_and_count(option, change):
 
 
 def test_input_masking_hides_what_is_read_never_what_is_predicted():
-    model = Model(vocab=40, width=16, layers=1, heads=2, inner=24, dropout=0.0)
+    model = Model(Shape(width=16, layers=1, heads=2, inner=24, dropout=0.0), vocab=40)
     x0, read = torch.randint(0, 40, (64, 32)), []
     hook = model.register_forward_pre_hook(lambda _m, tokens: read.append(tokens[0]))
     kw = dict(seed=3, start_token_id=7, input_masking=0.25)

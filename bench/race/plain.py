@@ -31,8 +31,8 @@ class PlainBlock(Block):
 class PlainModel(Model):
     """tokens (B, T) -> hidden states (B, T, D)."""
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         for block in self.blocks:
             block.__class__ = PlainBlock
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tdlm_fast.config import Model as Shape
 from tdlm_fast.data.dataset import Split
 from tdlm_fast.evaluation.likelihood import draw_counts, masked_sums, row_lengths
 from tdlm_fast.kernels import linear_cross_entropy
@@ -41,7 +42,7 @@ def chain(g: torch.Generator, rows: int) -> torch.Tensor:
 
 def trained(steps: int) -> Model:
     g = torch.Generator().manual_seed(0)
-    model = Model(vocab=VOCAB, width=32, layers=2, heads=2, inner=64, dropout=0.0)
+    model = Model(Shape(width=32, layers=2, heads=2, inner=64, dropout=0.0), vocab=VOCAB)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for step in range(steps):
         loss, _ = diffusion_loss(model, chain(g, 64), seed=0, step=step, start_token_id=0)

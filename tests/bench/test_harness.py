@@ -162,7 +162,7 @@ def test_what_cannot_be_compared_is_named(run, sets, tmp_path, capsys):
     (diffusion / "checkpoints").symlink_to(run / "checkpoints")
     for command, says in (
         ([str(run), "--data", str(sets), "--tasks", "swag"], "there is no task 'swag'"),
-        ([str(run), "--data", str(tmp_path), "--tasks", "piqa"], "piqa.jsonl is not there; piqa needs eval_extra"),
+        ([str(run), "--data", str(tmp_path), "--tasks", "piqa"], "piqa.jsonl is missing; piqa needs eval_extra"),
         ([str(diffusion), "--data", str(sets), "--tasks", "piqa"], "is a diffusion run"),
         ([str(tmp_path), "--data", str(sets), "--tasks", "piqa"], "is not a run folder"),
     ):

@@ -64,10 +64,11 @@ def test_a_uniform_model_prefers_short_endings_unless_divided_by_tokens(objectiv
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real sets in ../shared/data")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_untrained_model_is_at_chance(objective):
+    from tdlm_fast.config import Model as Shape
     from tdlm_fast.model import Model
 
     tokenizer = GPT2()
-    model = Model(vocab=50257, width=16, layers=1, heads=2, inner=24, dropout=0.0).eval()
+    model = Model(Shape(width=16, layers=1, heads=2, inner=24, dropout=0.0), vocab=50257).eval()
     for name, limit, chance in (("hellaswag", 100, 0.25), ("blimp", 3, 0.5)):
         questions = tasks.first(tasks.load(name, SHARED)[1], limit)
         out = summary(model, questions, objective, tokenizer, 128, samples=2)

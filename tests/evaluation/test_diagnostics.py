@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import enumerated_bound, sharp_model, split_of
 
+from tdlm_fast.config import Model as Shape
 from tdlm_fast.evaluation.diagnostics import LEVELS, attention_health, diagnose, trained_weight
 from tdlm_fast.evaluation.likelihood import likelihood
 from tdlm_fast.kernels.schedules import table
@@ -153,7 +154,7 @@ def _shows(xt, row):
 
 
 def test_the_model_and_the_random_state_are_left_as_they_were():
-    model = Model(vocab=9, width=16, layers=2, heads=2, inner=24, dropout=0.5).train()
+    model = Model(Shape(width=16, layers=2, heads=2, inner=24, dropout=0.5), vocab=9).train()
     before = torch.get_rng_state()
     found = diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
     assert torch.equal(before, torch.get_rng_state()) and model.training

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import split_of
 
+from tdlm_fast.config import Model as Shape
 from tdlm_fast.evaluation.likelihood import draw_counts, likelihood
 from tdlm_fast.evaluation.unigram import Unigram
 from tdlm_fast.model import Model
@@ -17,7 +18,7 @@ from tdlm_fast.objective import OBJECTIVES
 
 def sharp(vocab, **kw):
     torch.manual_seed(0)
-    model = Model(vocab=vocab, width=16, layers=1, heads=2, inner=24, dropout=0.1, **kw)
+    model = Model(Shape(width=16, layers=1, heads=2, inner=24, dropout=0.1, **kw), vocab=vocab)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 2:
@@ -118,7 +119,7 @@ def test_training_approaches_the_entropy_of_a_markov_source_from_above(objective
 
     rate = -(chain[0] * chain[0].log()).sum()
     entropy = (math.log(4) + 15 * rate) / 16  # nats per token of sequences of 16
-    model = Model(vocab=5, width=32, layers=2, heads=2, inner=64, dropout=0.0)
+    model = Model(Shape(width=32, layers=2, heads=2, inner=64, dropout=0.0), vocab=5)
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
     for step in range(400):
         for group in optimizer.param_groups:

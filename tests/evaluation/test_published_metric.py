@@ -10,6 +10,7 @@ from conftest import sharp_model, split_of
 from torch import Tensor
 
 from tdlm_fast.config import ConfigError, Data
+from tdlm_fast.config import Model as Shape
 from tdlm_fast.data import dataset, sources
 from tdlm_fast.evaluation.likelihood import autoregressive_nll, likelihood
 from tdlm_fast.evaluation.published_metric import both, draw_shares, published_metric, uniform_factor
@@ -42,7 +43,7 @@ def test_draws_are_uniform_and_weighted_as_published():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_untrained_model_scores_five_sixths_of_ln_v_and_ln_v_under_the_likelihood(objective):
-    model = Model(vocab=500, width=16, layers=1, heads=2, inner=24, dropout=0.1)
+    model = Model(Shape(width=16, layers=1, heads=2, inner=24, dropout=0.1), vocab=500)
     rows = torch.randint(0, 500, (150, 96), generator=torch.Generator().manual_seed(0)).tolist()
     split, kw = split_of(rows, 96), dict(start_token_id=0, seed=0)
     metric = published_metric(model, split, objective, draws=24, **kw)
@@ -154,7 +155,7 @@ def test_real_paragraphs_have_the_factor_that_was_found(tmp_path):
     corpus = dataset.load(Data(path=str(tmp_path), layout="paragraphs", cache=str(tmp_path / "cache")), 128)
     split = corpus.splits["test"]
     assert uniform_factor(split.lengths) == pytest.approx(0.824, abs=0.001)
-    model = Model(vocab=50257, width=8, layers=1, heads=1, inner=8)
+    model = Model(Shape(width=8, layers=1, heads=1, inner=8), vocab=50257)
     few = dataset.Split(**{**vars(split), "lengths": split.lengths[:300], "starts": split.starts[:300]})
     nll = autoregressive_nll(model.eval(), few, start_token_id=50256, batch_size=64, device="cpu")
     metric = published_metric(model, few, "autoregressive", start_token_id=50256, draws=40, nll=nll)

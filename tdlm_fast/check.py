@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import verb
+from .cli import announce, verb
 
 
 def main(argv=None) -> int:
@@ -19,7 +19,8 @@ def main(argv=None) -> int:
     try:
         if a.sequences < 2 or a.steps < 1:
             raise settings.ConfigError("--sequences must be at least 2 and --steps at least 1")
-        from .evaluation.self_check import checks  # torch is loaded once the options are known to be right
+        announce(f"loading {a.run}")
+        from .evaluation.self_check import checks  # loads torch
 
         for result in checks(a.run, rows=a.sequences, steps=a.steps, device=a.device):
             print(result, flush=True)

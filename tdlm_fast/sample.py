@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from .cli import verb
+from .cli import announce, verb
 from .sampling.live_view import Screen
 from .sampling.options import METHODS, UNMASKING, SamplerOptions
 
@@ -70,7 +70,8 @@ def main(argv=None) -> int:
     a = parser().parse_args(argv)
     try:
         options = options_of(a)
-        from .runs.load import load_run  # torch is loaded once the options are known to be right
+        announce(f"loading {a.run}")
+        from .runs.load import load_run  # loads torch
         from .sampling.generate import generate_batch
 
         config, tokenizer, model, _ = load_run(a.run, a.checkpoint, a.device)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import at_least, verb
+from .cli import announce, at_least, verb
 from .evaluation.table_lines import lines
 
 
@@ -19,7 +19,8 @@ def main(argv=None) -> int:
     a = p.parse_args(argv)
     try:
         at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"})
-        from .evaluation.table import likelihoods  # torch is loaded once the options are known to be right
+        announce(f"loading {a.run}")
+        from .evaluation.table import likelihoods  # loads torch
 
         table = likelihoods(a.run, sequences=a.sequences, draws=a.draws, device=a.device, split=a.split)
     except settings.ConfigError as e:

@@ -43,11 +43,8 @@ def _masks(real: Tensor, level: int) -> Tensor:
 def _hits(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Return whether the most probable token is the target, (N,) bool."""
     with torch.no_grad():
-        parts = [
-            (h[i : i + ROWS_OF_LOGITS].float() @ head.float().T).argmax(-1) == targets[i : i + ROWS_OF_LOGITS]
-            for i in range(0, len(h), ROWS_OF_LOGITS)
-        ]
-    return torch.cat(parts)
+        best = [(part.float() @ head.float().T).argmax(-1) for part in h.split(ROWS_OF_LOGITS)]
+    return torch.cat(best) == targets
 
 
 def _levels(model, objective: str, x0: Tensor, real: Tensor, valid: Tensor | None, start_token_id: int):

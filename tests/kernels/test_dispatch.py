@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tdlm_fast import doctor
 from tdlm_fast.kernels import available_backends, dispatch, hardware, swiglu, use_backend
 from tdlm_fast.kernels.cpu import library as native
 from tdlm_fast.kernels.cuda import library as native_cuda
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_forward
 from tdlm_fast.kernels.ops.swiglu import swiglu_forward
 from tdlm_fast.kernels.triton import register
+from tdlm_fast.runs import device
 
 CPU = torch.device("cpu")
 REFERENCE = [("reference", "")]
@@ -28,7 +28,7 @@ def serving(chains: dict) -> dict[str, str]:
 
 def on_card(capability: tuple[int, int]) -> dict:
     with FakeTensorMode(), hardware.pretend(capability, 46):
-        return doctor.chains(CPU)
+        return device.chains(CPU)
 
 
 def test_every_op_has_triton_from_ampere_on_and_the_reference_before():
@@ -49,11 +49,11 @@ def test_one_choice_turns_every_op_to_its_reference_on_a_gpu(capability):
 
 
 def test_one_choice_turns_every_op_to_its_reference_on_the_cpu():
-    before = serving(doctor.chains(CPU))
+    before = serving(device.chains(CPU))
     with use_backend("reference"):
-        assert serving(doctor.chains(CPU)) == dict.fromkeys(before, "reference")
+        assert serving(device.chains(CPU)) == dict.fromkeys(before, "reference")
         assert dispatch.server(swiglu_forward, torch.ones(2, 8)) is None
-    assert serving(doctor.chains(CPU)) == before
+    assert serving(device.chains(CPU)) == before
 
 
 def test_a_chosen_backend_comes_first_where_it_serves_and_the_rest_of_the_chain_follows(monkeypatch):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import announce, at_least, verb
+from .cli import announce, at_least, verb, verb_parser
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
@@ -23,7 +23,7 @@ HINTS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m tdlm_fast.evaluate", description=__doc__.split("\n")[0])
+    p = verb_parser("evaluate", __doc__)
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--split", choices=("train", "valid", "test"), help="(default: test)")
     p.add_argument("--checkpoint", choices=("best", "last"), help="(default: best of a finished run, else last)")

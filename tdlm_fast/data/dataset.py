@@ -19,7 +19,7 @@ from ..config import ConfigError
 from ..config import Data as DataConfig
 from .sources import SPLITS, texts
 from .token_cache import cached_arrays
-from .tokenizer import TOKENIZERS
+from .tokenizer import TOKENIZERS, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Split:
         """Tokens in the rows."""
         return int(self.lengths.sum())
 
-    def rows(self, index: np.ndarray, device="cpu") -> tuple[Tensor, Tensor | None]:
+    def rows(self, index: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
         """Return x0 (B, T) int64 and valid (B, T) bool, None if every row is full. Padding holds token 0."""
         place = np.arange(self.seq_len)
         lengths = self.lengths[index][:, None]
@@ -57,7 +57,7 @@ class Split:
 class Corpus:
     name: str
     note: str  # why it is another corpus than asked for, or ""
-    tokenizer: object
+    tokenizer: Tokenizer
     splits: dict[str, Split]
     hash: str  # of the text of all splits
 

@@ -123,8 +123,8 @@ def advantages(pairs: list[tuple[dict, dict]], place) -> dict[str, Interval | No
         return {"as_published": None, "one_scale": None, "right": right}
     own = [math.hypot(d["metric_error"], a["error"]) for d, a in sides]
     published = over_seeds([a["nats"] - d["metric"] for d, a in sides], own)
-    paired = [_paired_error(d, a) for d, a in sides]
-    if None in paired:  # for one seed as if the errors were independent, which is too wide
+    paired = [error for d, a in sides if (error := _paired_error(d, a)) is not None]
+    if len(paired) < len(sides):  # for one seed as if the errors were independent, which is too wide
         apart = [math.hypot(d["metric_error"], a["metric_error"]) for d, a in sides]
         paired = apart if len(sides) == 1 else [0.0] * len(sides)
     one = over_seeds([a["metric"] - d["metric"] for d, a in sides], paired)
@@ -160,9 +160,9 @@ def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
     for c in load()["claims"]:
         row = {k: c[k] for k in ("id", "claim", "published", "kind")} | {"claimed": math.log(c.get("ratio", 1.0))}
         if c["kind"] == "loss":
-            row |= advantages(pairs, c["at"])
-            exact = row["exact"] = exact_advantage(pairs) if c["at"] == "test" else None
-            row["verdict"], row["reason"] = verdict(row["claimed"], row["as_published"], row["right"], exact)
+            found, exact = advantages(pairs, c["at"]), exact_advantage(pairs) if c["at"] == "test" else None
+            row |= found | {"exact": exact}
+            row["verdict"], row["reason"] = verdict(row["claimed"], found["as_published"], found["right"], exact)
         elif c["kind"] == "time":
             row |= _time(row["claimed"], pairs)
         else:
@@ -196,8 +196,8 @@ def _task(c: dict, pairs: list[tuple[dict, dict]]) -> tuple[list, str]:
     """Return ([(seed, both objectives' figures of a task)], the reason where the list is empty)."""
     name, scores = c["task"], []
     for pair in pairs:
-        both = [(r.get("tasks") or {}).get(name) for r in pair]
-        if None in both:
+        both = [r["tasks"][name] for r in pair if name in (r.get("tasks") or {})]
+        if len(both) < 2:
             continue
         if both[0]["n"] != both[1]["n"] or any(e.get("limit") for e in both):
             return [], f"{name} was not scored whole, on the same questions"

@@ -203,7 +203,7 @@ def markdown(result: dict, title: str, figures: str = "figures") -> str:
             parts.append("\n".join([text[0], "|" + "---|" * len(rows[0]), *text[1:]]))
         else:
             charts = [(name, chart) for name, chart in content[0].items() if chart]
-            names = [(name, re.search(r"<title>(.*?)</title>", chart)[1]) for name, chart in charts]
+            names = [(name, re.findall(r"<title>(.*?)</title>", chart)[0]) for name, chart in charts]
             parts.append("\n".join(f"![{t}]({figures}/{name}.svg)" for name, t in names))
     return "\n\n".join(parts) + "\n"
 

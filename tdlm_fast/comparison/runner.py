@@ -128,7 +128,7 @@ def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int) 
         return [(f / run["folder"] if f in records else f, run) for f in sources for run in records.get(f) or [read(f)]]
 
     folders, read_runs = zip(*runs(), strict=True)
-    check_alike(read_runs, folders)  # before the tables take their time
+    check_alike(list(read_runs), list(folders))  # before the tables take their time
     if sequences:
         from ..evaluation.table import likelihoods  # loads torch
 

@@ -20,6 +20,7 @@ import math
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -84,7 +85,7 @@ def summarise(questions: list[Question], scores: dict) -> dict:
     scores: "log_p", "noise" and "tokens" hold for each question a number per ending; "greedy" a bool per question, or
     nothing.
     """
-    out = {"n": len(questions)}
+    out: dict[str, Any] = {"n": len(questions)}
     log_p, noise = _padded(scores["log_p"], -np.inf), _padded(scores["noise"], 0.0)
     each = credits(questions, scores)
     for name, values in each.items():
@@ -157,7 +158,7 @@ def score_part(
     """
     began = time.perf_counter()
     rows = endings.rows_of(questions, tokenizer, config.model.seq_len, offset)
-    kw = dict(start_token_id=tokenizer.start_token_id, tokens=tokens, device=device)
+    kw: dict[str, Any] = dict(start_token_id=tokenizer.start_token_id, tokens=tokens, device=device)
     key = zlib.crc32(f"{task} {questions[0].group}".encode())
     log_p, noise = endings.log_likelihoods(model, config.objective, rows, samples=samples, seed=seed, key=key, **kw)
     right = endings.greedy(model, config.objective, rows, **kw) if task == "lambada" else []

@@ -73,7 +73,7 @@ class Meter(TorchDispatchMode):
             raise HostTransfer(f"{func} moves data between the host and the device")
         if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
             dtype = next(a for a in args if isinstance(a, torch.dtype))
-            self.peak = max(self.peak, self.live + head_scratch(name, *args[:2], dtype))
+            self.peak = max(self.peak, self.live + head_scratch(name, args[0], args[1], dtype))
         out = func(*args, **kwargs or {})
         for a in tree_iter(out):
             if isinstance(a, torch.Tensor):

@@ -6,7 +6,9 @@ import importlib.util
 from typing import NamedTuple
 
 import torch
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingModuleSource]
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -57,4 +59,4 @@ def pretend(capability: tuple[int, int], multiprocessors: int, tensors: type = F
 
 def is_transformed() -> bool:
     """Return whether torch.func or forward-mode AD is active: a custom op would answer it with zeros."""
-    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None

@@ -25,7 +25,7 @@ def _mul(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox4x32(counter: tuple[Tensor, ...], key: tuple) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32. counter: four int64 tensors of words in [0, 2^32); the same back."""
     c0, c1, c2, c3 = counter
     k0, k1 = key[0] & UINT32_MASK, key[1] & UINT32_MASK

@@ -1,15 +1,14 @@
 """Check the code that scores a run, on that run: `python -m tdlm_fast.check RUN`. Exit code 0 where all checks pass."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import verb
+from .cli import announce, verb, verb_parser
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m tdlm_fast.check", description=__doc__.split("\n")[0])
+    p = verb_parser("check", __doc__)
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--sequences", type=int, default=32, help="test sequences to check with")
     p.add_argument("--steps", type=int, default=200, help="training steps whose masks are drawn again, at most")
@@ -19,7 +18,8 @@ def main(argv=None) -> int:
     try:
         if a.sequences < 2 or a.steps < 1:
             raise settings.ConfigError("--sequences must be at least 2 and --steps at least 1")
-        from .evaluation.self_check import checks  # torch is loaded once the options are known to be right
+        announce(f"loading {a.run}")
+        from .evaluation.self_check import checks  # loads torch
 
         for result in checks(a.run, rows=a.sequences, steps=a.steps, device=a.device):
             print(result, flush=True)

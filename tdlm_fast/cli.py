@@ -3,7 +3,9 @@
 Nothing here needs torch.
 """
 
+import argparse
 import errno
+import io
 import os
 import shlex
 import shutil
@@ -11,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .config import ConfigError
+from .config import ConfigError, describe
 
 
 def verb(main) -> int:
@@ -19,7 +21,8 @@ def verb(main) -> int:
     for name in ("stdout", "stderr"):  # closed by the process that started this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
-    sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = main()
         sys.stdout.flush()
@@ -33,6 +36,14 @@ def verb(main) -> int:
         code = 1
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
     return code
+
+
+def verb_parser(verb: str, about: str | None, keys: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of a verb; about is its docstring, whose first line --help prints; keys adds the config's."""
+    about = (about or "").partition("\n")[0].partition(": `python")[0]
+    epilog = f"keys, their defaults and meanings:\n{describe()}" if keys else None
+    style = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m tdlm_fast.{verb}", None, about, epilog, formatter_class=style)
 
 
 def command(verb: str, *words) -> str:

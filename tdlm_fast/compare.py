@@ -11,16 +11,12 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import verb
+from .cli import verb, verb_parser
 from .comparison.runner import compare_runs, train_arms
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m tdlm_fast.compare", description=__doc__.split("\n")[0],
-        epilog="keys, their defaults and meanings:\n" + settings.describe(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    p = verb_parser("compare", __doc__, keys=True)
     p.add_argument("config", nargs="?", type=Path, help="YAML file, as configs/tiny.yaml")
     p.add_argument("overrides", nargs="*", help="key=value")
     p.add_argument("--seeds", type=int, default=1, help="number of seeds, from the config's upwards")

@@ -132,7 +132,7 @@ def early_steps(config: Config) -> set[int]:
     return {int(part) for part in config.eval.early.split(",") if part.strip()}
 
 
-def fields(cls=Config, prefix: str = "") -> dict[str, dataclasses.Field]:
+def fields(cls: typing.Any = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
     """Return {dotted key: dataclass field}, with sections resolved."""
     out = {}
     for f in dataclasses.fields(cls):
@@ -148,7 +148,7 @@ def flatten(config: Config) -> dict[str, object]:
     return {key: _get(config, key) for key in fields()}
 
 
-def _get(config, key: str):
+def _get(config, key: str) -> typing.Any:
     for part in key.split("."):
         config = getattr(config, part)
     return config
@@ -244,8 +244,8 @@ def build(values: dict[str, object]) -> Config:
         section, _, name = key.rpartition(".")
         sections.setdefault(section, {})[name] = _coerce(key, value, known[key])
     top = sections.pop("", {})
-    types_ = {f.name: f.type for f in dataclasses.fields(Config)}
-    config = Config(**top, **{name: types_[name](**kw) for name, kw in sections.items()})
+    kinds: dict[str, typing.Any] = {f.name: f.type for f in dataclasses.fields(Config)}
+    config = Config(**top, **{name: kinds[name](**kw) for name, kw in sections.items()})
     _check(config)
     return config
 

@@ -1,14 +1,13 @@
 """Print what serves each op on this machine, and why: `python -m tdlm_fast.doctor`."""
 
-import argparse
 import sys
 
-from .cli import announce, verb
+from .cli import announce, verb, verb_parser
 from .config import ConfigError
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m tdlm_fast.doctor", description=__doc__.split(":")[0])
+    p = verb_parser("doctor", __doc__)
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
     announce("loading PyTorch")

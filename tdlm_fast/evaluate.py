@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import at_least, verb
+from .cli import announce, at_least, verb, verb_parser
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
@@ -23,7 +23,7 @@ HINTS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m tdlm_fast.evaluate", description=__doc__.split("\n")[0])
+    p = verb_parser("evaluate", __doc__)
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--split", choices=("train", "valid", "test"), help="(default: test)")
     p.add_argument("--checkpoint", choices=("best", "last"), help="(default: best of a finished run, else last)")
@@ -52,7 +52,7 @@ def check(a) -> None:
 
 def tasks(a) -> str:
     """Score evaluation sets and return the text to print."""
-    from .evaluation import accuracy
+    from .evaluation import accuracy  # loads torch
 
     results = accuracy.evaluate(
         a.run, [name.strip() for name in a.tasks.split(",")], checkpoint=a.checkpoint, device=a.device,
@@ -63,7 +63,7 @@ def tasks(a) -> str:
 
 def split(a) -> str:
     """Score a split and return the text to print."""
-    from .evaluation.likelihood import likelihood
+    from .evaluation.likelihood import likelihood  # loads torch
     from .evaluation.trained_text import trained_text
     from .runs.load import load_run
 
@@ -85,7 +85,8 @@ def split(a) -> str:
 def main(argv=None) -> int:
     a = parser().parse_args(argv)
     try:
-        check(a)  # before torch is loaded
+        check(a)
+        announce(f"loading {a.run}")  # and torch
         a.checkpoint = checkpoint_of(a.run, a.checkpoint)
         print(split(a) if a.tasks is None else tasks(a))
     except settings.ConfigError as e:

@@ -1,14 +1,13 @@
 """Peak memory of a config's training step on a GPU, estimated without one: `python -m tdlm_fast.memory CONFIG`."""
 
-import argparse
 import sys
 
 from . import config as settings
-from .cli import announce, verb
+from .cli import announce, verb, verb_parser
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m tdlm_fast.memory", description=__doc__.split("\n")[0])
+    p = verb_parser("memory", __doc__)
     p.add_argument("config", help="YAML file, as configs/base.yaml")
     p.add_argument("overrides", nargs="*", help="key=value")
     p.add_argument("--tokens", type=int, default=2_500_000, help="tokens of the training split")

@@ -52,8 +52,9 @@ def masked_tokens(
     sampling: str = "stratified",
 ) -> Tensor:  # fmt: skip
     """Count the masked tokens of the whole batch x0 (B, T), () int64 on its device: the divisor of a Part."""
-    kw = dict(schedule=schedule, sampling=sampling, valid=valid)
-    return corrupt(x0, seed=seed, step=step, mask_token_id=model.mask_token_id, **kw).n_masked
+    return corrupt(
+        x0, seed=seed, step=step, mask_token_id=model.mask_token_id, schedule=schedule, sampling=sampling, valid=valid
+    ).n_masked
 
 
 def diffusion_loss(

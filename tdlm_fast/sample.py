@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from .cli import verb
+from .cli import announce, verb, verb_parser
 from .sampling.live_view import Screen
 from .sampling.options import METHODS, UNMASKING, SamplerOptions
 
@@ -20,7 +20,7 @@ DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m tdlm_fast.sample", description=__doc__.split("\n")[0])
+    p = verb_parser("sample", __doc__)
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--prompt", help="text before the new tokens (default: none)")
     p.add_argument("--tokens", type=int, default=64, help="new tokens (%(default)s)")
@@ -70,7 +70,8 @@ def main(argv=None) -> int:
     a = parser().parse_args(argv)
     try:
         options = options_of(a)
-        from .runs.load import load_run  # torch is loaded once the options are known to be right
+        announce(f"loading {a.run}")
+        from .runs.load import load_run  # loads torch
         from .sampling.generate import generate_batch
 
         config, tokenizer, model, _ = load_run(a.run, a.checkpoint, a.device)

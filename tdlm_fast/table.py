@@ -1,16 +1,15 @@
 """Print several likelihoods of one run, side by side: `python -m tdlm_fast.table RUN [--sequences 64]`."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import at_least, verb
+from .cli import announce, at_least, verb, verb_parser
 from .evaluation.table_lines import lines
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(prog="python -m tdlm_fast.table", description=__doc__.split("\n")[0])
+    p = verb_parser("table", __doc__)
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--sequences", type=int, default=64, help="sequences of the exact likelihoods, a pass a token each")
     p.add_argument("--draws", type=int, default=8, help="draws of the published metric")
@@ -19,7 +18,8 @@ def main(argv=None) -> int:
     a = p.parse_args(argv)
     try:
         at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"})
-        from .evaluation.table import likelihoods  # torch is loaded once the options are known to be right
+        announce(f"loading {a.run}")
+        from .evaluation.table import likelihoods  # loads torch
 
         table = likelihoods(a.run, sequences=a.sequences, draws=a.draws, device=a.device, split=a.split)
     except settings.ConfigError as e:

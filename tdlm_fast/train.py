@@ -3,26 +3,21 @@
 Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safetensors, samples.txt, summary.json.
 """
 
-import argparse
 import sys
 
 from . import config as settings
-from .cli import command, verb
+from .cli import command, verb, verb_parser
 from .runs.files import LAST
 from .runs.folder import folder_of
 from .training.session import train
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tdlm_fast.train", description=__doc__.split("\n")[0],
-        epilog="keys, their defaults and meanings:\n" + settings.describe(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("config", help="YAML file, as configs/tiny.yaml")
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--resume", action="store_true", help="resume the run in its folder, if there is one")
-    args = parser.parse_intermixed_args(argv)
+    p = verb_parser("train", __doc__, keys=True)
+    p.add_argument("config", help="YAML file, as configs/tiny.yaml")
+    p.add_argument("overrides", nargs="*", help="key=value")
+    p.add_argument("--resume", action="store_true", help="resume the run in its folder, if there is one")
+    args = p.parse_intermixed_args(argv)
     again = command("train", args.config, *args.overrides, "--resume")
     folder = None
 

@@ -25,7 +25,7 @@ from tdlm_fast.model import build_model
 
 def split_of(file: Path, layout: str, tokenizer) -> dataset.Split:
     text = file.read_text(encoding="utf-8")
-    return dataset._split(token_cache._tokenize(text, layout, tokenizer), text, layout, 128, tokenizer)
+    return dataset.split_rows(token_cache.tokenize(text, layout, tokenizer), text, layout, 128, tokenizer)
 
 
 def untrained(test: dataset.Split, tokenizer, rows: int) -> dict:

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +37,7 @@ def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
+handle: Any
 handle, _missing = load(PATH)
 
 

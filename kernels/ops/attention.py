@@ -74,7 +74,8 @@ def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tenso
 
 def attention_ref(q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False) -> Tensor:
     """Specify the forward pass."""
-    p, drop = _probabilities(*_wide(q, k, rope=rope), valid, segments, key, causal, dropout_p)
+    queries, keys = _wide(q, k, rope=rope)
+    p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
     return ((p if drop is None else p * drop) @ v.to(p.dtype)).to(q.dtype)
 
 
@@ -121,7 +122,8 @@ def tile_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, each (B, H, T, K), recomputed from q, k, v."""
     grads = attention_backward_ref(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
-    return tuple(empty_rows_first(q).copy_(g) for g in grads)
+    dq, dk, dv = (empty_rows_first(q).copy_(g) for g in grads)
+    return dq, dk, dv
 
 
 @tile_attention.register_fake
@@ -160,7 +162,7 @@ def _flash_attn():
 
 
 def _padded(T: int, K: int) -> tuple[int, int]:
-    return tuple(max(16, 1 << (n - 1).bit_length()) for n in (T, K))
+    return max(16, 1 << (T - 1).bit_length()), max(16, 1 << (K - 1).bit_length())
 
 
 def turns_fit(T: int, K: int) -> bool:
@@ -184,7 +186,7 @@ def backend(q: Tensor, masked: bool) -> str:
     capability = hardware.card(q.device).capability
     if q.dtype not in (torch.float16, torch.bfloat16) or capability < (8, 0) or chosen("cuda") == "reference":
         return "sdpa"
-    if has_tile and tile_fits(*q.shape[2:], capability):
+    if has_tile and tile_fits(q.shape[2], q.shape[3], capability):
         return "tile"
     return "flash-attn" if q.shape[3] <= 256 and q.shape[3] % 8 == 0 and not masked and _flash_attn() else "sdpa"
 
@@ -222,9 +224,9 @@ def attention(
     if choice == "tile":
         key = torch.randint(2**32, (2,), device=q.device) if dropout_p else None
         return tile_attention(q, k, v, valid, segments, key, causal, dropout_p, is_inside)
-    if choice == "flash-attn":
+    if choice == "flash-attn" and (flash_attn := _flash_attn()):
         q, k, v = (a.transpose(1, 2) for a in (q, k, v))
-        return _flash_attn()(q, k, v, dropout_p=dropout_p, causal=causal).transpose(1, 2)
+        return flash_attn(q, k, v, dropout_p=dropout_p, causal=causal).transpose(1, 2)
     keep = _keep(q.shape[2], causal, valid, segments, q.device)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=dropout_p

@@ -95,8 +95,8 @@ def corrupt_op(
     mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
 ) -> list[Tensor]:  # fmt: skip
     """seed_at and step_at, () int64 on x0's device, replace seed and step: a captured graph reads them there."""
-    seed, step = seed if seed_at is None else seed_at, step if step_at is None else step_at
-    return corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows)
+    seeds = seed if seed_at is None else seed_at, step if step_at is None else step_at
+    return corrupt_ref(x0, valid, *seeds, mask_token_id, schedule, sampling, row_offset, batch_rows)
 
 
 @corrupt_op.register_fake

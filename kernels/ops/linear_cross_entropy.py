@@ -13,6 +13,7 @@ inputs' dtype. The reference holds at most CHUNK_BYTES of logits.
 
 import torch
 from torch import Tensor
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..dispatch import op, server
@@ -172,7 +173,7 @@ def _setup_sum(ctx, inputs, output):
 
 def _is_last_use() -> bool:
     """Return whether this backward pass is the last to read its saved tensors, so that it may overwrite them."""
-    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    asked = getattr(_autograd, "_get_current_graph_task_keep_graph", None)
     return asked is not None and not asked()
 
 

@@ -14,7 +14,8 @@ MAX_N = 1 << 13
 
 
 def stable_order_ref(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    return tuple(torch.sort(keys.int(), stable=True))
+    values, order = torch.sort(keys.int(), stable=True)
+    return values, order
 
 
 @op("tdlm::stable_order")

@@ -162,13 +162,13 @@ def launch(T: int, K: int) -> dict:
 def _arguments(q, valid, segments, key, causal, dropout_p, rope, *strided):
     """The arguments that both kernels end with; strided: tensors whose strides go first."""
     B, H, T, K = q.shape
-    masks = [None if a is None else a.contiguous() for a in (valid, segments)]
-    masks[0] = None if valid is None else masks[0].view(torch.uint8)
+    valid = None if valid is None else valid.contiguous().view(torch.uint8)
+    segments = None if segments is None else segments.contiguous()
     strides = [s for a in strided for s in a.stride()[:3]]
     threshold = dropout_threshold(dropout_p) if key is not None else 0
     constants = dict(HEAD_K=K, CAUSAL=causal, THRESHOLD=threshold) | launch(T, K)
     turns = _turns(T, K, q.device) if rope else None
-    return [*masks, key, turns, *strides, H, T, 1 / math.sqrt(K), 1 / (1 - dropout_p)], constants
+    return [valid, segments, key, turns, *strides, H, T, 1 / math.sqrt(K), 1 / (1 - dropout_p)], constants
 
 
 def _dense(*tensors: Tensor) -> list[Tensor]:

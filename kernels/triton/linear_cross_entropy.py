@@ -220,9 +220,12 @@ def rows_kernel(DH, G, N_ROWS, OUT, N, D, ROWS: tl.constexpr, BLOCK_D: tl.conste
 
 
 def _plan(h: Tensor, weight: Tensor, dtype: torch.dtype, need_dh: bool = True) -> Plan:
-    gpu = hardware.card(h.device)
-    return fused(card(gpu.capability), len(h), h.shape[1], len(weight), h.dtype, weight.dtype, dtype,
-                 processors=gpu.multiprocessors, need_dh=need_dh)  # fmt: skip
+    gpu, shape = hardware.card(h.device), (len(h), h.shape[1], len(weight))
+    plan = fused(card(gpu.capability), *shape, h.dtype, weight.dtype, dtype, processors=gpu.multiprocessors,
+                 need_dh=need_dh)  # fmt: skip
+    if plan is None:
+        raise ValueError(f"the fused form does not serve a width of {h.shape[1]} on this card")
+    return plan
 
 
 def forward(

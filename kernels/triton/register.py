@@ -52,13 +52,13 @@ def machine(x: torch.Tensor, *_) -> str:
     return ""
 
 
-def typed(*tensors: torch.Tensor | None) -> str:
+def typed(first: torch.Tensor, *rest: torch.Tensor | None) -> str:
     """Return machine's answer, or that the first tensor is empty or one is of another type."""
-    if why := machine(tensors[0]):
+    if why := machine(first):
         return why
-    if not tensors[0].numel():
+    if not first.numel():
         return EMPTY
-    return "" if all(a is None or a.dtype in TYPES for a in tensors) else WRONG_TYPE
+    return "" if all(a is None or a.dtype in TYPES for a in (first, *rest)) else WRONG_TYPE
 
 
 def fused(h, weight, dtype) -> str:

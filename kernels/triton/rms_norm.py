@@ -96,4 +96,5 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def norm_gradients(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """tdlm::rms_norm_backward."""
-    return backward(dy, None, x, weight, eps, None)[::2]
+    dx, _, dw = backward(dy, None, x, weight, eps, None)
+    return dx, dw

@@ -38,11 +38,7 @@ def identity(config: dict) -> str:
 
 def differences(a: dict, b: dict) -> list[str]:
     """Return the keys in which two configs differ, apart from the seed and keys that decide no number."""
-    ignored = (
-        *IGNORED,
-        "seed",
-        *(("loss_weight",) if a["objective"] != b["objective"] else ()),
-    )  # for diffusion only
+    ignored = {*IGNORED, "seed"} | ({"loss_weight"} if a["objective"] != b["objective"] else set())  # diffusion's
     return [k for k in a if a[k] != b[k] and k not in ignored]
 
 

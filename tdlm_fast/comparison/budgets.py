@@ -50,8 +50,8 @@ def ledgers(pairs: list[tuple[dict, dict]]) -> list[dict]:
         ends = [value(run, run["evaluations"][-1]) for pair in pairs for run in pair]
         if any(v is None for pair in pairs for run in pair for v in (value(run, e) for e in run["evaluations"])):
             continue
-        reached = [[_at(run, value, min(ends)) for run in pair] for pair in pairs]
-        if any(at is None for both in reached for at in both):
+        reached = [[at for run in pair if (at := _at(run, value, min(ends)))] for pair in pairs]
+        if any(len(both) < 2 for both in reached):
             continue
         row = {"ledger": name, "budget": min(ends)}
         row |= {o: sum(both[i][0] for both in reached) / len(reached) for i, o in enumerate(OBJECTIVES)}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 
 def load() -> dict:
+    """Return the contents of claims.json."""
     return json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
 
 

@@ -136,9 +136,8 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
     for i, arm in enumerate(result["arms"]):
         if arm["objective"] == "diffusion":
             effect.append(band(arm, i, lambda e: e["step"], _weight_difficulty))
-    out["weight-difficulty"] = svg.lines(
-        "Correlation of loss weight and difficulty", effect, "optimizer step", xlog=True
-    )
+    title = "Correlation of loss weight and difficulty"
+    out["weight-difficulty"] = svg.lines(title, effect, "optimizer step", xlog=True)
     return out
 
 

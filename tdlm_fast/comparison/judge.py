@@ -1,4 +1,4 @@
-"""Judge the published claims by a comparison: a row each, with a verdict that follows from intervals by RULES.
+"""Judge each published claim by a comparison, with a verdict that follows from intervals by RULES.
 
 An advantage is diffusion's, in nats per token: ln(perplexity of autoregressive / perplexity of diffusion). Each claim
 about a loss is computed three ways on the same tokens:
@@ -111,24 +111,20 @@ def _paired_error(d: dict, a: dict) -> float | None:
 
 
 def advantages(pairs: list[tuple[dict, dict]], place) -> dict[str, Interval | None]:
-    """Return {"as_published", "one_scale", "right"} at a step, "best" or "test".
-
-    pairs: (diffusion run, autoregressive run) of each seed.
-    """
+    """Return {"as_published", "one_scale", "right"} of (diffusion, autoregressive) runs at a step, "best" or "test"."""
     sides = [(_at(d, place), _at(a, place)) for d, a in pairs]
     sides = [(d, a) for d, a in sides if d and a]
     if not sides:
         return {"as_published": None, "one_scale": None, "right": None}
-    right = over_seeds(
-        [a["nats"] - d["nats"] for d, a in sides], [math.hypot(a["error"], d["error"]) for d, a in sides]
-    )
+    errors = [math.hypot(a["error"], d["error"]) for d, a in sides]
+    right = over_seeds([a["nats"] - d["nats"] for d, a in sides], errors)
     sides = [(d, a) for d, a in sides if None not in (d["metric"], a["metric"])]  # the seeds that have it
     if not sides:
         return {"as_published": None, "one_scale": None, "right": right}
     own = [math.hypot(d["metric_error"], a["error"]) for d, a in sides]
     published = over_seeds([a["nats"] - d["metric"] for d, a in sides], own)
-    paired = [_paired_error(d, a) for d, a in sides]
-    if None in paired:  # for one seed as if the errors were independent, which is too wide
+    paired = [error for d, a in sides if (error := _paired_error(d, a)) is not None]
+    if len(paired) < len(sides):  # for one seed as if the errors were independent, which is too wide
         apart = [math.hypot(d["metric_error"], a["metric_error"]) for d, a in sides]
         paired = apart if len(sides) == 1 else [0.0] * len(sides)
     one = over_seeds([a["metric"] - d["metric"] for d, a in sides], paired)
@@ -158,16 +154,15 @@ def exact_advantage(pairs: list[tuple[dict, dict]]) -> Interval | None:
 def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
     """Return a row for each published claim: {"id", "claim", "published", "as_published", "one_scale", "right", …}.
 
-    Intervals are advantages in nats; "verdict" and "reason" follow RULES. pairs as in advantages; unlike: in what the
-    two sides of a pair were not alike.
+    Intervals are advantages in nats; "verdict" and "reason" follow RULES. unlike: how the sides of pairs differed.
     """
     out = []
     for c in load()["claims"]:
         row = {k: c[k] for k in ("id", "claim", "published", "kind")} | {"claimed": math.log(c.get("ratio", 1.0))}
         if c["kind"] == "loss":
-            row |= advantages(pairs, c["at"])
-            exact = row["exact"] = exact_advantage(pairs) if c["at"] == "test" else None
-            row["verdict"], row["reason"] = verdict(row["claimed"], row["as_published"], row["right"], exact)
+            found, exact = advantages(pairs, c["at"]), exact_advantage(pairs) if c["at"] == "test" else None
+            row |= found | {"exact": exact}
+            row["verdict"], row["reason"] = verdict(row["claimed"], found["as_published"], found["right"], exact)
         elif c["kind"] == "time":
             row |= _time(row["claimed"], pairs)
         else:
@@ -186,25 +181,23 @@ def _time(claimed: float, pairs: list[tuple[dict, dict]]) -> dict:
         return row | {"reason": "one seed does not show how times spread"}
     if len(machines) > 1:
         return row | {"reason": "the runs were not trained on one kind of machine"}
-    times = over_seeds(
-        [math.log(d["summary"]["seconds"] / a["summary"]["seconds"]) for d, a in pairs], [0.0] * len(pairs)
-    )
+    ratios = [math.log(d["summary"]["seconds"] / a["summary"]["seconds"]) for d, a in pairs]
+    times = over_seeds(ratios, [0.0] * len(pairs))
     low, high = claimed - TIME_MARGIN, claimed + TIME_MARGIN
     outside = times.high < low or times.low > high
     inside = low <= times.low and times.high <= high
     mean, *ends = (f"{math.exp(v):.2f}" for v in (times.mean, times.low, times.high))
-    return {
-        "right": times, "verdict": "holds" if inside else "does not hold" if outside else "undecided",
-        "reason": f"diffusion took {mean} [{', '.join(ends)}] times as long on the same kind of machine",
-    }  # fmt: skip
+    reason = f"diffusion took {mean} [{', '.join(ends)}] times as long on the same kind of machine"
+    state = "holds" if inside else "does not hold" if outside else "undecided"
+    return {"right": times, "verdict": state, "reason": reason}
 
 
 def _task(c: dict, pairs: list[tuple[dict, dict]]) -> tuple[list, str]:
     """Return ([(seed, both objectives' figures of a task)], the reason where the list is empty)."""
     name, scores = c["task"], []
     for pair in pairs:
-        both = [(r.get("tasks") or {}).get(name) for r in pair]
-        if None in both:
+        both = [r["tasks"][name] for r in pair if name in (r.get("tasks") or {})]
+        if len(both) < 2:
             continue
         if both[0]["n"] != both[1]["n"] or any(e.get("limit") for e in both):
             return [], f"{name} was not scored whole, on the same questions"

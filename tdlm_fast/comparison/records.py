@@ -50,11 +50,10 @@ def recorded(file: Path) -> list[dict]:
     """Return the runs of a compare.json, as read() does. Raises ConfigError where the file is another one."""
     try:
         runs = [{k: run[k] for k in PARTS} for arm in figures(file)["arms"] for run in arm["runs"] or [{}]]
-        runs = [run | {"config": settings.flatten(settings.build(run["config"]))} for run in runs]
+        for run in runs:
+            run["config"] = settings.flatten(settings.build(run["config"]))
     except (KeyError, TypeError, AttributeError):
-        raise settings.ConfigError(
-            f"{file} is not a compare.json of finished runs; give one, or a run folder"
-        ) from None
+        raise settings.ConfigError(f"{file} is not a compare.json of finished runs; give one or a run") from None
     return [sound(run, file / run["folder"]) for run in runs]
 
 

@@ -9,20 +9,9 @@ from html import escape
 from pathlib import Path
 
 from ..evaluation.table_lines import lines
-from . import svg
+from . import svg, tables
 from .figures import curve_charts, diagnostic_charts, first_arms
 from .findings import paragraph
-from .tables import (
-    claims_table,
-    control_table,
-    early_table,
-    ledger_table,
-    level_table,
-    paradigm_table,
-    run_table,
-    seeds_of,
-    task_table,
-)
 
 TITLE = "Diffusion against autoregressive"
 STYLE = """
@@ -73,15 +62,15 @@ def _claims(result: dict) -> list[tuple]:
     out: list[tuple] = []
     if result["claims"]:
         out = [
-            ("h", "The published claims"), ("table", claims_table(result), True),
+            ("h", "The published claims"), ("table", tables.claims_table(result), True),
             ("note", "Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals over "
-             f"{seeds_of(result)}; “nats” is the advantage on likelihood. Computed as published: the "
+             f"{tables.seeds_of(result)}; “nats” is the advantage on likelihood. Computed as published: the "
              "published metric of diffusion against the exact perplexity of the autoregressive model. Published metric "
              "for both: on the same draws. On likelihood: diffusion's upper bound against the exact value, so a ratio "
              "below 1 may overstate how far diffusion is behind."),
             ("note", "Rules of the verdicts:"), ("list", result["rules"]),
         ]  # fmt: skip
-    if control := control_table(result):
+    if control := tables.control_table(result):
         out += [("h", "Control arms"), ("table", control, True),
                 ("note", "The test perplexity again, with a control arm in place of the main arm of its objective, "
                  "against the main arm of the other, on the seeds that both have.")]  # fmt: skip
@@ -89,13 +78,13 @@ def _claims(result: dict) -> list[tuple]:
 
 
 def _runs(result: dict) -> list[tuple]:
-    out: list[tuple] = [("h", "Runs"), ("table", run_table(result), False)]
+    out: list[tuple] = [("h", "Runs"), ("table", tables.run_table(result), False)]
     machines = {arm["label"]: {r["summary"]["device"] for r in arm["runs"]} for arm in result["arms"]}
     usual = next(iter(machines.values()))
     if other := [label for label, devices in machines.items() if devices != usual]:
         text = f"On another kind of machine (listed below), so minutes do not compare: {'; '.join(other)}."
         out.append(("note", text))
-    if early := early_table(result):
+    if early := tables.early_table(result):
         out += [("h", "Every evaluation"), ("table", early, False)]
     return out
 
@@ -103,9 +92,9 @@ def _runs(result: dict) -> list[tuple]:
 def _likelihoods(result: dict) -> list[tuple]:
     out: list[tuple] = []
     for arm in first_arms(result).values():
-        tables = [r["table"] for r in arm["runs"] if r["table"]]
-        if tables:
-            out += [("h", f"Likelihoods: {arm['label']}, first seed"), ("table", lines(tables[0]), True)]
+        stored = [r["table"] for r in arm["runs"] if r["table"]]
+        if stored:
+            out += [("h", f"Likelihoods: {arm['label']}, first seed"), ("table", lines(stored[0]), True)]
     if any(r["table"] for arm in result["arms"] for r in arm["runs"]):
         out.append(("note", "95 % intervals: of the estimate where all sequences are scored, over sequences where some "
                     "are. The exact orders reveal one token a step, left to right or the most certain first (DUEL, "
@@ -115,18 +104,18 @@ def _likelihoods(result: dict) -> list[tuple]:
 
 def _tasks(result: dict) -> list[tuple]:
     out: list[tuple] = []
-    if tasks := task_table(result):
+    if tasks := tables.task_table(result):
         out += [("h", "Evaluation sets"), ("table", tasks, False),
                 ("note", "95 % intervals over the questions. chance: guessing; shortest: always the ending of the "
                  "fewest tokens. gap: mean log-likelihood of the wrong endings minus the right one's; below 0 the "
                  "right one is preferred. Diffusion's accuracies are those of its conditional bound.")]  # fmt: skip
-        if paradigms := paradigm_table(result):
+        if paradigms := tables.paradigm_table(result):
             out += [("fold", "BLiMP, paradigm by paradigm", paradigms)]
     return out
 
 
 def _budgets(result: dict) -> list[tuple]:
-    ledger = ledger_table(result)
+    ledger = tables.ledger_table(result)
     return [
         ("h", "At equal budgets"), ("table", ledger, True),
         ("note", "Validation nats per token on straight lines between evaluations, with 95 % intervals as above; "
@@ -136,7 +125,7 @@ def _budgets(result: dict) -> list[tuple]:
 
 
 def _diagnostics(result: dict) -> list[tuple]:
-    level = level_table(result)
+    level = tables.level_table(result)
     return [
         ("h", "Diagnostics"), *([("table", level, True)] if level else []), ("charts", diagnostic_charts(result)),
         ("note", "Noise level of a masked token: the share of its sequence that is masked; of an autoregressive "
@@ -161,9 +150,8 @@ def _html_table(rows: list[list[str]], cards: bool) -> str:
             inner = escape(text)
             if name == "verdict":
                 verdict, _, why = inner.partition(": ")
-                inner = (
-                    f'<span><span class="v {verdict.split()[0]}">{verdict}</span> <span class="why">{why}</span></span>'
-                )
+                badge = f'<span class="v {verdict.split()[0]}">{verdict}</span>'
+                inner = f'<span>{badge} <span class="why">{why}</span></span>'
             blank = ' class="none"' if text == "–" else ""
             cells.append(f'<td{blank} data-label="{escape(name)}">{inner}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
@@ -215,7 +203,7 @@ def markdown(result: dict, title: str, figures: str = "figures") -> str:
             parts.append("\n".join([text[0], "|" + "---|" * len(rows[0]), *text[1:]]))
         else:
             charts = [(name, chart) for name, chart in content[0].items() if chart]
-            names = [(name, re.search(r"<title>(.*?)</title>", chart)[1]) for name, chart in charts]
+            names = [(name, re.findall(r"<title>(.*?)</title>", chart)[0]) for name, chart in charts]
             parts.append("\n".join(f"![{t}]({figures}/{name}.svg)" for name, t in names))
     return "\n\n".join(parts) + "\n"
 

@@ -1,10 +1,11 @@
 """Train the arms of a comparison, each in its own process, and write what was found."""
 
 import ctypes
+import json
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from .. import config as settings
@@ -127,7 +128,7 @@ def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int) 
         return [(f / run["folder"] if f in records else f, run) for f in sources for run in records.get(f) or [read(f)]]
 
     folders, read_runs = zip(*runs(), strict=True)
-    check_alike(read_runs, folders)  # before the tables take their time
+    check_alike(list(read_runs), list(folders))  # before the tables take their time
     if sequences:
         from ..evaluation.table import likelihoods  # loads torch
 
@@ -146,23 +147,15 @@ def compare(arms: list[dict], out: Path) -> dict:
     pairs = pairs_of(arms)
     findings = alike(pairs)
     unlike = "; ".join(part for line in findings for part in line.split("; ") if "DIFFERENT" in part)
-    result = _plain({
+    result = {
         "arms": arms, "claims": judge.judge(pairs, unlike) if pairs else [],
         "untrained": judge.advantages(pairs, 0) if pairs else None,
         "rules": list(judge.RULES), "ledgers": ledgers(pairs), "alike": findings,
         "seeds": [d["config"]["seed"] for d, _ in pairs],
         "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": judge.controls(arms),
-    })  # fmt: skip
+    }  # fmt: skip
+    result = json.loads(json.dumps(result, default=asdict))  # intervals become dicts
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "compare.json", result, indent=None)
     report.write(result, out)
     return result
-
-
-def _plain(value):
-    """Turn dataclasses into dicts and tuples into lists, as JSON would."""
-    if is_dataclass(value):
-        return asdict(value)
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -58,10 +58,7 @@ class _Axis:
     def __init__(self, values: list[float], start: float, end: float, log: bool, pad: float = 0.0):
         self.low, self.high = min(values), max(values)
         if self.low == self.high:
-            self.low, self.high = (
-                self.low * (0.9 if log else 1) - (not log),
-                self.high * (1.1 if log else 1) + (not log),
-            )
+            self.low, self.high = (self.low * 0.9, self.high * 1.1) if log else (self.low - 1, self.high + 1)
         if pad and not log:
             self.low, self.high = self.low - pad * (self.high - self.low), self.high + pad * (self.high - self.low)
         if pad and log:
@@ -162,10 +159,8 @@ def heat(title: str, rows: list[str], columns: list[str], values: list[list[floa
     every = max(1, math.ceil(len(columns) * 34 / (WIDTH - label)))
     for c, name in enumerate(columns):
         if c % every == 0:
-            out.append(
-                f'<text x="{label + (c + 0.5) * cell_w:.1f}" y="{bottom + 14:.1f}" text-anchor="middle">'
-                f"{escape(name)}</text>"
-            )
+            place = f'x="{label + (c + 0.5) * cell_w:.1f}" y="{bottom + 14:.1f}"'
+            out.append(f'<text {place} text-anchor="middle">{escape(name)}</text>')
     for i in range(40):
         place = f'x="{label + 40 + i * 3}" y="{bottom + 24:.1f}" width="3.2" height="8"'
         out.append(f'<rect {place} fill="rgb(var(--h1))" fill-opacity="{0.05 + 0.95 * i / 39:.3f}"/>')

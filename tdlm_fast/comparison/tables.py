@@ -34,9 +34,8 @@ def claims_table(result: dict) -> list[list[str]]:
     zero = result["untrained"]
     if zero:
         cells = [ratio(zero[k]) for k in ("as_published", "one_scale", "right")]
-        rows.append(
-            ["Before training (control)", "not reported", *cells, nats(zero["right"]), "a control, not a claim"]
-        )
+        cells += [nats(zero["right"]), "a control, not a claim"]
+        rows.append(["Before training (control)", "not reported", *cells])
     for c in result["claims"]:
         values = {k: c.get(k) if c["kind"] == "loss" else None for k in ("as_published", "one_scale", "right")}
         cells = [*map(ratio, values.values()), nats(values["right"])]

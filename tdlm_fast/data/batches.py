@@ -28,7 +28,7 @@ def usable(split: Split) -> int:
     return len(split) if split.padded else int((split.lengths == split.seq_len).sum())
 
 
-def permutation(rows: int, seed: int, epoch: int, device="cpu") -> Tensor:
+def permutation(rows: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the order of the rows in an epoch, (rows,) int64."""
     words = random_words(torch.arange(rows, device=device), seed=seed, step=epoch, stream=STREAM_BATCH)
     return torch.argsort(words, stable=True)
@@ -39,7 +39,9 @@ def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(rows, seed, epoch).numpy()
 
 
-def batch(split: Split, *, seed: int, step: int, batch_size: int, device="cpu") -> tuple[Tensor, Tensor | None]:
+def batch(
+    split: Split, *, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor | None]:
     """Return x0 (B, T) and valid (B, T) of a training step, counted from 0. They depend only on (seed, step)."""
     epoch, place = divmod(step, steps_per_epoch(split, batch_size))
     order = _permutation(usable(split), seed, epoch)

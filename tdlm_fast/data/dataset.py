@@ -19,7 +19,7 @@ from ..config import ConfigError
 from ..config import Data as DataConfig
 from .sources import SPLITS, texts
 from .token_cache import cached_arrays
-from .tokenizer import TOKENIZERS
+from .tokenizer import TOKENIZERS, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Split:
         """Tokens in the rows."""
         return int(self.lengths.sum())
 
-    def rows(self, index: np.ndarray, device="cpu") -> tuple[Tensor, Tensor | None]:
+    def rows(self, index: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
         """Return x0 (B, T) int64 and valid (B, T) bool, None if every row is full. Padding holds token 0."""
         place = np.arange(self.seq_len)
         lengths = self.lengths[index][:, None]
@@ -57,12 +57,12 @@ class Split:
 class Corpus:
     name: str
     note: str  # why it is another corpus than asked for, or ""
-    tokenizer: object
+    tokenizer: Tokenizer
     splits: dict[str, Split]
     hash: str  # of the text of all splits
 
 
-def _split(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
+def split_rows(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
     tokens = arrays["tokens"]
     if layout == "packed":
         starts = np.arange(0, len(tokens), seq_len)
@@ -87,7 +87,7 @@ def load(config: DataConfig, seq_len: int, used: str | None = None) -> Corpus:
     splits = {}
     for s, text in parts.items():
         arrays = cached_arrays(text, config.layout, tokenizer, Path(config.cache))
-        splits[s] = _split(arrays, text, config.layout, seq_len, tokenizer)
+        splits[s] = split_rows(arrays, text, config.layout, seq_len, tokenizer)
         if not len(splits[s]):
             raise ConfigError(f"the {s} split of {name} is empty")
     digest = hashlib.sha256()

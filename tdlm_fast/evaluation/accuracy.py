@@ -19,7 +19,6 @@ import json
 import math
 import time
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def summarise(questions: list[Question], scores: dict) -> dict:
     scores: "log_p", "noise" and "tokens" hold for each question a number per ending; "greedy" a bool per question, or
     nothing.
     """
-    out = {"n": len(questions)}
+    out: dict[str, Any] = {"n": len(questions)}
     log_p, noise = _padded(scores["log_p"], -np.inf), _padded(scores["noise"], 0.0)
     each = credits(questions, scores)
     for name, values in each.items():
@@ -149,29 +148,20 @@ def _cut_into_parts(questions: list[Question]):
             yield group, j - start, questions[j : min(j + PART, i)]
 
 
-@dataclass(frozen=True)
-class Answering:
-    """How a run answers questions: its model, and what decides its scores and their memory."""
+def score_part(
+    model, tokenizer, config, questions: list[Question], offset: int, *, task: str, samples: int, seed: int,
+    tokens: int, device,
+) -> dict:  # fmt: skip
+    """Return log_p, noise and tokens of every ending, a list for each question of one part of a group.
 
-    model: Any
-    tokenizer: Any
-    objective: str
-    seq_len: int
-    samples: int  # draws per ending, diffusion
-    seed: int
-    tokens: int  # of a forward pass
-
-
-def score_part(run: Answering, questions: list[Question], offset: int, *, task: str, device) -> dict:
-    """Return log_p, noise and tokens of every ending, a list for each question of one part of a group."""
+    offset: place of the first question in its group; samples and seed: of the draws; tokens: of a forward pass.
+    """
     began = time.perf_counter()
-    rows = endings.rows_of(questions, run.tokenizer, run.seq_len, offset)
-    kw = dict(start_token_id=run.tokenizer.start_token_id, tokens=run.tokens, device=device)
+    rows = endings.rows_of(questions, tokenizer, config.model.seq_len, offset)
+    kw: dict[str, Any] = dict(start_token_id=tokenizer.start_token_id, tokens=tokens, device=device)
     key = zlib.crc32(f"{task} {questions[0].group}".encode())
-    log_p, noise = endings.log_likelihoods(
-        run.model, run.objective, rows, samples=run.samples, seed=run.seed, key=key, **kw
-    )
-    right = endings.greedy(run.model, run.objective, rows, **kw) if task == "lambada" else []
+    log_p, noise = endings.log_likelihoods(model, config.objective, rows, samples=samples, seed=seed, key=key, **kw)
+    right = endings.greedy(model, config.objective, rows, **kw) if task == "lambada" else []
     ends = np.cumsum([len(q.endings) for q in questions])[:-1]
     columns = {"log_p": log_p.numpy(), "noise": noise.numpy(), "tokens": np.array(rows.lengths)}
     lists = {name: [a.tolist() for a in np.split(column, ends)] for name, column in columns.items()}
@@ -180,6 +170,7 @@ def score_part(run: Answering, questions: list[Question], offset: int, *, task: 
 
 
 def estimator_of(objective: str, samples: int) -> str:
+    """Describe how endings are scored."""
     if objective == "autoregressive":
         return "exact"
     return f"bound: every subset of endings up to {(samples + 1).bit_length() - 1} tokens, else {samples} draws"
@@ -200,11 +191,8 @@ def evaluate(
         raise ConfigError("--limit and --batch-size must be at least 0")
     sets = {name: tasks.load(name, data) for name in dict.fromkeys(names)}  # a missing set is named before any scoring
     config, tokenizer, model, state = load_run(folder, checkpoint, device)
-    T, exact = config.model.seq_len, config.objective == "autoregressive"
-    draws = (0, 0) if exact else (samples, config.seed if seed is None else seed)
-    run = Answering(
-        model, tokenizer, config.objective, T, samples, draws[1], (batch_size or config.eval.batch_size) * T
-    )
+    draws = (0, 0) if config.objective == "autoregressive" else (samples, config.seed if seed is None else seed)
+    kw = dict(samples=samples, seed=draws[1], tokens=(batch_size or config.eval.batch_size) * config.model.seq_len)
     weights = {"config": config_hash(config), "corpus": state["corpus_hash"]}
     weights |= {name: state[name] for name in ("step", "weights")}
     file = folder / "tasks.json"
@@ -217,7 +205,8 @@ def evaluate(
                 text = zlib.crc32(repr(part).encode())
                 key = " ".join(map(str, (*weights.values(), *draws, group, offset, len(part), text)))
                 if key not in parts.by_key:
-                    parts.add({"key": key} | score_part(run, part, offset, task=name, device=on))
+                    scores_of_part = score_part(model, tokenizer, config, part, offset, task=name, device=on, **kw)
+                    parts.add({"key": key} | scores_of_part)
                 for column, value in parts.by_key[key].items():
                     if column != "key":
                         scores[column] = scores.get(column, type(value)()) + value

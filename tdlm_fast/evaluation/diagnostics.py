@@ -9,6 +9,8 @@ gradient. For an autoregressive model the level of a token is the share of its r
 that both objectives stand on one axis. The model is left as it was, and no random state moves.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,11 +45,8 @@ def _masks(real: Tensor, level: int) -> Tensor:
 def _hits(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Return whether the most probable token is the target, (N,) bool."""
     with torch.no_grad():
-        parts = [
-            (h[i : i + ROWS_OF_LOGITS].float() @ head.float().T).argmax(-1) == targets[i : i + ROWS_OF_LOGITS]
-            for i in range(0, len(h), ROWS_OF_LOGITS)
-        ]
-    return torch.cat(parts)
+        best = [(part.float() @ head.float().T).argmax(-1) for part in h.split(ROWS_OF_LOGITS)]
+    return torch.cat(best) == targets
 
 
 def _levels(model, objective: str, x0: Tensor, real: Tensor, valid: Tensor | None, start_token_id: int):
@@ -68,7 +67,7 @@ def _levels(model, objective: str, x0: Tensor, real: Tensor, valid: Tensor | Non
         yield here, nll, _hits(rows, model.head, targets)
 
 
-def attention_health(model, tokens: Tensor, *, causal: bool, valid: Tensor | None) -> dict[str, list]:
+def attention_health(model, tokens: Tensor, *, causal: bool, valid: Tensor | None) -> dict[str, Any]:
     """Return entropy (nats) and mean distance |query - key| (tokens) of every head, and of even attention.
 
     Lists are layers x heads. The probabilities are softmax(q k / sqrt(K)) of the layer's own q and k; queries at
@@ -93,12 +92,14 @@ def attention_health(model, tokens: Tensor, *, causal: bool, valid: Tensor | Non
         keep = keep & (valid[:, None, None, :] | torch.eye(T, dtype=torch.bool, device=tokens.device))
     count = torch.ones(B, T, device=tokens.device) if valid is None else valid.float()
 
+    def mean(a: Tensor) -> Tensor:  # (B, H, T) -> (H,)
+        return (a * count[:, None]).sum((0, 2)) / count.sum()
+
     def summary(p: Tensor) -> tuple[Tensor, Tensor]:  # p (B, H, T, T) -> (H,) each
         entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
-        far = (p * distance).sum(-1)
-        return tuple(((a * count[:, None]).sum((0, 2)) / count.sum()) for a in (entropy, far))
+        return mean(entropy), mean((p * distance).sum(-1))
 
-    out = {"entropy": [], "distance": []}
+    out: dict[str, Any] = {"entropy": [], "distance": []}
     for block, qkv in zip(model.blocks, held, strict=True):
         q, k, _ = qkv.float().view(B, T, 3, block.heads, -1).permute(2, 0, 3, 1, 4)
         if block.rope:

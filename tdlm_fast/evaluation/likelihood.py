@@ -67,9 +67,7 @@ class Likelihood:
 def report(nats: float, stderr: float, split: Split, samples: int, bound: str, freedom: int = 0) -> Likelihood:
     """Return the Likelihood of a split from its total nats and their standard error. Raises NonFinite."""
     if not math.isfinite(nats + stderr):
-        raise NonFinite(
-            f"the likelihood is not finite ({nats} nats ± {stderr}): the weights or their outputs are not finite"
-        )
+        raise NonFinite(f"the likelihood is not finite ({nats} nats ± {stderr}): weights or logits are nan or infinite")
     n = split.scored
     return Likelihood(
         nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2),
@@ -87,11 +85,8 @@ def batches(split: Split, batch_size: int, device):
 @torch.no_grad()
 def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: int, device) -> Tensor:
     """Return the exact -log p of every token of the split, (R, T) fp32 nats, 0 at padding."""
-    parts = [
-        next_token_nll(model, x0, start_token_id=start_token_id, valid=valid)
-        for _, x0, valid in batches(split, batch_size, device)
-    ]
-    return torch.cat(parts)
+    rows = batches(split, batch_size, device)
+    return torch.cat([next_token_nll(model, x0, start_token_id=start_token_id, valid=v) for _, x0, v in rows])
 
 
 def strata(rows: int, *, seed: int, draw: int) -> Tensor:

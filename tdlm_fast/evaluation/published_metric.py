@@ -11,6 +11,7 @@ exact -log p(x0_i | x0_<i) at the same tokens with the same weights, so that bot
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ def published_metric(
             if not counts.any():
                 continue
             kw = dict(seed=seed, draw=draw, batch_size=batch_size)
-            if objective == "autoregressive":
+            if nll is not None:
                 sums = _chosen_sums(nll, split, counts, **kw)
             else:
                 sums = masked_sums(model, split, counts, device=device, **kw)
@@ -145,7 +146,7 @@ def both(
 
     An autoregressive model runs once for both. until: target_stderr, min_samples and max_samples, as in `likelihood`.
     """
-    kw = dict(start_token_id=start_token_id, seed=seed, batch_size=batch_size, precision=precision)
+    kw: dict[str, Any] = dict(start_token_id=start_token_id, seed=seed, batch_size=batch_size, precision=precision)
     nll = None
     if objective == "autoregressive":
         with scoring(model, precision) as device:

@@ -10,6 +10,7 @@ autoregressive likelihood of the same sequences; its interval is over sequences.
 
 import math
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def _nats_by_order(config, model, few: Split, start_token_id: int, draws: int) -
             return {"next token": nll.double().sum(1).cpu()}
         bounds = [likelihood.diffusion_draw(model, few, seed=config.seed, draw=i, **kw) for i in range(draws)]
         exact = exact_likelihood.ORDERS.items()
-        return {"bound": sum(bounds) / draws} | {
+        return {"bound": sum(bounds[1:], bounds[0]) / draws} | {
             name: order(model, few, batch_size=size, precision=precision) for name, order in exact
         }
 
@@ -62,7 +63,7 @@ def likelihoods(
         return stored
     splits, e, start = trained_text(folder, config, state).splits, config.eval, tokenizer.start_token_id
     whole, few = splits[split], exact_likelihood.subset(splits[split], sequences, tokenizer, seed=config.seed)
-    kw = dict(start_token_id=start, precision=config.precision)
+    kw: dict[str, Any] = dict(start_token_id=start, precision=config.precision)
     score, metric = published_metric.both(
         model, whole, config.objective, draws=draws, seed=config.seed, batch_size=e.batch_size,
         target_stderr=e.target_stderr, max_samples=e.max_samples, **kw,
@@ -80,7 +81,7 @@ def likelihoods(
     rows.append(_row("unigram baseline", "exact", base, base, base, whole, ""))
     factor = published_metric.uniform_factor(whole.lengths)
     table = {
-        "key": key, "objective": config.objective, "rows": rows, "published": metric.asdict(),
+        "key": key, "objective": config.objective, "rows": rows, "published": metric and metric.asdict(),
         "uniform_factor": factor, "unigram_train_tokens": splits["train"].scored,
         "per_sequence": {k: v.tolist() for k, v in each.items()}, "tokens_per_sequence": few.lengths.tolist(),
         "levels": diagnose(model, whole, config.objective, rows=64, loss_weight=config.loss_weight, **kw),

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ConfigError
+from ..data import sources
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,15 @@ TASKS = {
 
 def _hub_rows(task: Task) -> Iterator[dict]:
     """Yield rows from the Hub, its cache, or a folder named like the dataset; raises one of DAMAGED or RuntimeError."""
-    from ..data.sources import from_hub, go_offline_without_hub
-
     path, config, split = task.hub
     configs = [config]
     if config is None:
-        go_offline_without_hub()
-        import datasets
+        sources.go_offline_without_hub()
+        import datasets  # after the switch above, which it reads
 
         configs = sorted(datasets.get_dataset_config_names(path))
     for name in configs:
-        yield from from_hub(path, name or None, split=split)
+        yield from sources.from_hub(path, name or None, split=split)
 
 
 DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # raised by reading wrong rows

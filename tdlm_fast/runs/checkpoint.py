@@ -80,8 +80,8 @@ def load(path: Path, model, optimizer=None) -> dict:
         raise ConfigError(f"{path} does not fit the config beside it: {str(e).splitlines()[-1].strip()}") from None
     if optimizer is not None and state["step"]:  # before the first step there are no moments
         for name, p in model.named_parameters():
-            moments = {m: tensors.get(f"{m}.{name}") for m in MOMENTS}
-            if any(m is None or m.shape != p.shape for m in moments.values()):
+            moments = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
+            if len(moments) < len(MOMENTS) or any(m.shape != p.shape for m in moments.values()):
                 raise ConfigError(f"{path} holds no moments of AdamW for {name}, so training cannot resume from it")
             moments = {m: v.to(p.device) for m, v in moments.items()}
             optimizer.state[p] = {"step": torch.tensor(float(state["step"]), device=_step_device(p)), **moments}

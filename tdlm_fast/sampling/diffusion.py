@@ -41,7 +41,7 @@ def fill(model, x: Tensor, draws: Draws, first: int, tokens: int, options: Sampl
     """Write x[:, first : first + tokens], which is all masked, in place; return (evaluations, rows)."""
     method, unmasking, steps = options.method, options.unmasking, options.steps_per_block
     span, mask = slice(first, first + tokens), model.mask_token_id
-    counts = masked_counts(tokens, steps, unmasking) if method in COUNTED else None
+    counts = masked_counts(tokens, steps, unmasking) if method in COUNTED else []
     calls = rows = 0
     for s in range(1, steps + 1):
         masked, remasked = x == mask, None

@@ -31,7 +31,7 @@ def certainty(logits: Tensor, method: str, token: Tensor | None = None) -> Tenso
     token (N,), the drawn tokens, is needed for confidence only.
     """
     log_p = logits.double().log_softmax(-1)
-    if method == "confidence":
+    if method == "confidence" and token is not None:
         return log_p.gather(1, token[:, None])[:, 0]
     if method == "top":
         return log_p.amax(-1)

@@ -64,8 +64,9 @@ def generate_batch(
     try:
         if objective == "autoregressive":
             x = torch.tensor([prefix] * number, dtype=torch.int64, device=device)
-            kw = dict(seq_len=seq_len, start_token_id=start_token_id, on_step=on_step)
-            x, *cost = continue_texts(model, x, draws, tokens, **kw)
+            x, *cost = continue_texts(
+                model, x, draws, tokens, seq_len=seq_len, start_token_id=start_token_id, on_step=on_step
+            )
         else:
             row = [*prefix, *[model.mask_token_id] * tokens, *suffix]
             x, cost, size = torch.tensor([row] * number, device=device), [0, 0], tokens // options.blocks

@@ -58,6 +58,6 @@ class SamplerOptions:
 
     @property
     def steps_per_block(self) -> int:
-        """Steps that write a block: no more than its tokens where every step writes one."""
+        """Return the steps that write a block: no more than its tokens where every step writes one or more."""
         steps = (self.steps or self.tokens) // self.blocks
         return min(steps, self.tokens // self.blocks) if self.method in COUNTED else steps

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -70,7 +71,7 @@ class Log:
         self.close()
 
     def _wandb(self, folder: Path, config: Config):
-        mode = config.run.wandb
+        mode: Any = config.run.wandb
         if mode == "off":
             return None
         try:
@@ -78,7 +79,7 @@ class Log:
 
             if mode == "online" and not _has_key(wandb):
                 raise RuntimeError("no account here; `wandb login`, WANDB_API_KEY or run.wandb=offline")
-            times = {"init_timeout": WANDB_S, "finish_timeout": WANDB_S}
+            times: dict[str, Any] = {"init_timeout": WANDB_S, "finish_timeout": WANDB_S}
             known = wandb.Settings(**{k: v for k, v in times.items() if k in wandb.Settings.model_fields})
             return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=nested(config), settings=known)
         except Exception as e:  # whatever fails there, training goes on

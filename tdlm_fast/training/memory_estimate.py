@@ -30,7 +30,7 @@ CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 
 def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
     """Return the scratch bytes of tdlm::lce_forward, lce_backward_weight or lce_sum, beside inputs and outputs."""
     (N, D), V = h.shape, len(weight)
-    card = lce_plan.card(CAPABILITY)
+    card = lce_plan.card(CAPABILITY) or 86
     plan = lce_plan.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
     if plan is not None:
         return plan.forward_scratch if name == "lce_forward" else plan.weight_scratch
@@ -73,7 +73,7 @@ class Meter(TorchDispatchMode):
             raise HostTransfer(f"{func} moves data between the host and the device")
         if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
             dtype = next(a for a in args if isinstance(a, torch.dtype))
-            self.peak = max(self.peak, self.live + head_scratch(name, *args[:2], dtype))
+            self.peak = max(self.peak, self.live + head_scratch(name, args[0], args[1], dtype))
         out = func(*args, **kwargs or {})
         for a in tree_iter(out):
             if isinstance(a, torch.Tensor):

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ class Trainer:
         self.progress = Progress(self.corpus.name, self.corpus.hash)
         if resume:
             self.load()
-        self.scoring = dict(
+        self.scoring: dict[str, Any] = dict(
             start_token_id=self.corpus.tokenizer.start_token_id, seed=config.seed, precision=config.precision,
             batch_size=config.eval.batch_size,
         )  # fmt: skip
@@ -228,7 +229,7 @@ class Trainer:
             raise KeyboardInterrupt
         else:
             at = checkpoint.load(self.folder / BEST, self.model)["step"]
-        target = dict(target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples)
+        target: dict[str, Any] = dict(target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples)
         results = {
             name: likelihood(self.model, self.corpus.splits[name], config.objective, **target, **self.scoring).asdict()
             for name in ("valid", "test")

@@ -10,7 +10,7 @@ from conftest import corpus_of
 
 from tdlm_fast import statistics
 from tdlm_fast import table as verb
-from tdlm_fast.evaluation import exact_likelihood, likelihood, published_metric, table, table_lines
+from tdlm_fast.evaluation import exact_likelihood, likelihood, published_metric, table
 from tdlm_fast.runs import load
 
 SEQUENCES, DRAWS, T_4 = 5, 3, 2.776  # Student's t, 97.5 %, 4 degrees of freedom
@@ -82,28 +82,11 @@ def test_the_baseline_is_fitted_on_the_training_rows(made):
     assert row["nats_per_token"] == row["low"] == row["high"] == pytest.approx(expected)
 
 
-def test_what_is_shown_marks_bounds_and_their_intervals(made):
-    found, *_ = made
-    shown = {line[0]: line for line in table_lines.lines(found)}
-    for row in found["rows"][:4]:
-        cell = f"{row['nats_per_token']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        mark, few = "≤ " if row["name"] == "bound" else "", row["sequences"] == SEQUENCES
-        line = shown[f"{row['name']} of {SEQUENCES} sequences" if few else row["name"]]
-        assert line[4] == mark + cell and line[2] == f"{row['sequences']:,}"
-    base = found["rows"][-1]
-    assert shown["unigram baseline"][4] == f"{base['nats_per_token']:.3f}"
-    p = found["published"]
-    assert shown["published metric"][4].startswith(f"({p['reweighted_loss']:.3f} [")
-
-
 def test_one_sequence_has_no_interval_and_is_read_back(sharp_run, capsys):
     first, again = (table.likelihoods(sharp_run, sequences=1, draws=1, device="cpu") for _ in range(2))
     row = again["rows"][1]
     assert row["sequences"] == 1 and row["low"] is row["high"] is None
-    assert (
-        table_lines.lines(first) == table_lines.lines(again)
-        and table_lines.cell(row) == f"≤ {row['nats_per_token']:.3f}"
-    )
+    assert first["rows"] == again["rows"]
     assert verb.main([str(sharp_run), "--sequences", "1"]) == 2
     assert "--sequences is 1; it must be at least 2, as one shows no interval" in capsys.readouterr().err
     assert verb.main([str(sharp_run), "--draws", "0"]) == 2 and "--draws is 0" in capsys.readouterr().err

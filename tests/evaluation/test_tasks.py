@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from bench.hub import inside, lay_out
 
+from bench.lm_harness.hub import inside, lay_out
 from tdlm_fast import evaluate
 from tdlm_fast.config import ConfigError
 from tdlm_fast.evaluation import tasks

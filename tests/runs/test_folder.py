@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_resuming_says_both_values_and_minds_only_what_decides_losses(trained, t
     assert "eval.text" not in error
     (folder / "summary.json").unlink()
     copy = tmp_path / "moved.txt"
-    copy.write_bytes(open(next(a for a in args if a.startswith("data.path=")).partition("=")[2], "rb").read())
+    copy.write_bytes(Path(next(a for a in args if a.startswith("data.path=")).partition("=")[2]).read_bytes())
     free = [f"data.path={copy}", "eval.every=1", "train.log_every=3", "train.save_every=4", "train.capture=off"]
     assert train.main([TINY, *args, *free, "--resume"]) == 0
     copy.write_text(copy.read_text()[:-100])

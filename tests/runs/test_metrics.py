@@ -36,7 +36,7 @@ def test_a_summary_that_lacks_a_key_is_made_again_as_its_error_says(trained):
         records.read(folder)
     (folder / "kept").rename(folder / files.LAST)
     (folder / "summary.json").unlink()
-    with pytest.raises(settings.ConfigError, match="is not finished: .*train CONFIG --resume ends it"):
+    with pytest.raises(settings.ConfigError, match="is not finished: .*train CONFIG --resume finishes it"):
         records.read(folder)
     assert train.main([TINY, *args, "--resume"]) == 0
     assert records.read(folder)["summary"]["test"] == whole["test"]

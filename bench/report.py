@@ -24,7 +24,7 @@ CONFIGS = (ROOT / "configs" / "tiny.yaml", *sorted((ROOT / "configs" / "controls
 def experiment() -> str:
     """The published experiment as we measured it, and the difference in words."""
     published = read("published.json")
-    found = claims.comparison()
+    result = claims.comparison()
     names = ("test, nats per token", "test perplexity", "test, bits per byte")
     tests = zip(*map(claims.test_cells, OBJECTIVES), strict=True)
     rows = [("", *OBJECTIVES), *((name, *cells) for name, cells in zip(names, tests, strict=True))]
@@ -43,10 +43,10 @@ def experiment() -> str:
     one = runs["diffusion"][0]
     words = (
         f"{one['steps']:,} steps of {one['parameters']:,} parameters on {one['device']}. Means of "
-        f"{tables.seeds_of(found)}, in brackets the lowest and the highest. A bound may lie above the likelihood it "
+        f"{tables.seeds_of(result)}, in brackets the lowest and the highest. A bound may lie above the likelihood it "
         f"bounds. {claims.departures()}"
     )
-    for arm in found["controls"]:
+    for arm in result["controls"]:
         if arm["label"] == "diffusion loss_weight=published":
             test = next(c for c in arm["claims"] if c["id"] == "test")
             other, theirs = test["right"], test["as_published"]

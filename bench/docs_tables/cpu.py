@@ -85,6 +85,7 @@ def step_table(runs: dict) -> str:
         f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, rows without "
         f"padding. {first['device']}; PyTorch {first['versions']['torch']}. Medians of {first['rounds']} rounds, in "
         "brackets the fastest and the slowest; all sides take turns in one process. Ratio: this side's time over ours. "
+        "Peak memory: that of the objective that needs more. "
         f"Not installed: {absent}."
     )
     return f"{table(*rows)}\n\n{words}"

@@ -125,9 +125,10 @@ def cpu_ops() -> str:
     """Each op alone on a CPU with AMX, from `make bench`."""
     figures = read("kernels-cpu-amx.json")
     words = (
-        f"{figures['device']}, with AMX; PyTorch {figures['torch']}; medians of shuffled rounds, peers' times as "
-        "multiples of ours. The limit is the longer of two times: the products at the rate of a large bf16 product, "
-        "and the bytes at the rate of a copy, both measured in the same rounds. An op that mostly reads can be above "
+        f"{figures['device']}, with AMX; PyTorch {figures['torch']}; medians of shuffled rounds. The columns "
+        "after “of the limit” hold the times of others as multiples of ours. The limit is the longer of two times: the "
+        "products at the rate of a large bf16 product, and the bytes at the rate of a copy, both measured in the same "
+        "rounds. An op that mostly reads can be above "
         "it. On a CPU the embedding is PyTorch's own, so its differences are noise."
     )
     return f"{race_tables(figures['races'])}\n\n{words}"

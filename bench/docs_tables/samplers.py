@@ -50,10 +50,10 @@ def steps() -> str:
         total = interval(e["excess_nats_a_text"])
         rows.append((str(e["steps"]), e["unmasking"], f"{e['spread_of_length']:.2f}", *spreads, total))
     words = (
-        "The three columns in the middle are coefficients of variation over the steps, 0 where all are equal. In "
-        f"brackets stands the 95 % interval over {figures['held_out_texts']} held-out texts; – marks an excess that "
-        f"cannot be told from 0. {about(figures)}\n\n"
-        "A schedule is named where its interval lies below those of the other two."
+        "The three columns in the middle are coefficients of variation over the steps, 0 where all are equal. "
+        f"Brackets hold the 95 % interval over {figures['held_out_texts']} held-out texts. A – marks an excess whose "
+        f"interval contains 0. {about(figures)}\n\n"
+        "Below, a schedule is named where its interval lies below those of the other two."
     )
 
     def least(each, of):

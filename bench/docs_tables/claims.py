@@ -171,8 +171,8 @@ def verdicts() -> str:
     rules = "\n".join(f"- {rule}" for rule in result["rules"])
     words = (
         f"Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals, over "
-        f"{tables.seeds_of(result)} on the tokenised text; nats is the advantage on likelihood. In the "
-        "rules, an interval is that of the advantage in nats, the logarithm of the ratio:"
+        f"{tables.seeds_of(result)} on the tokenised text; nats is the advantage on likelihood. The "
+        "rules, whose intervals are those of the advantage in nats (the logarithm of the ratio):"
     )
     return table(*tables.claims_table(result)) + f"\n\n{words}\n\n{rules}"
 

@@ -23,7 +23,8 @@ def main(argv=None) -> int:
     rows = {"device": found["device"]} | {name: v or "not installed" for name, v in found["versions"].items()}
     rows |= {"step": graph, "cuda": kernels().cuda.library.describe()}
     for op, links in served.items():  # in the order in which they are asked
-        rows[op] = ", ".join(f"{backend} ({why})" if why else backend for backend, why in links)
+        only = " (no kernel is written for this device)" if links == [("reference", "")] else ""
+        rows[op] = ", ".join(f"{backend} ({why})" if why else backend for backend, why in links) + only
     for name, value in rows.items():
         print(f"{name:25}{value}")
     return 0

@@ -5,6 +5,7 @@ Nothing here needs torch.
 
 import argparse
 import errno
+import functools
 import io
 import os
 import shlex
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .config import ConfigError, describe
+from .config import ConfigError, NonFinite, describe
 
 
 def verb(main) -> int:
@@ -36,6 +37,29 @@ def verb(main) -> int:
         code = 1
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
     return code
+
+
+def exit_codes(kept: str = "", errors=ConfigError):
+    """Decorate a verb's main: an error ends it with one line on stderr and 2, NonFinite with 1, Ctrl-C with 130.
+
+    errors: those of what was asked for. kept: what Ctrl-C leaves, unless the interrupt brings its own words.
+    """
+
+    def decorate(main):
+        @functools.wraps(main)
+        def run(argv=None) -> int:
+            try:
+                return main(argv) or 0
+            except (errors, NonFinite) as e:
+                line, code = f"error: {e}", 1 if isinstance(e, NonFinite) else 2
+            except KeyboardInterrupt as e:
+                line, code = "; ".join(["interrupted", *filter(None, e.args or [kept])]), 130
+            print(line, file=sys.stderr)
+            return code
+
+        return run
+
+    return decorate
 
 
 def verb_parser(verb: str, about: str | None, keys: bool = False) -> argparse.ArgumentParser:

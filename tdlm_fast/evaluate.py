@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from . import config as settings
-from .cli import announce, at_least, verb, verb_parser
+from .cli import announce, at_least, exit_codes, verb, verb_parser
+from .config import ConfigError, NonFinite
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
@@ -47,7 +47,7 @@ def check(a) -> None:
     names, when = (OF_TASKS, "with --tasks") if a.tasks is None else (OF_SPLITS, "without --tasks")
     given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(a, name) is not None)
     if given:
-        raise settings.ConfigError(f"{given}: only {when}")
+        raise ConfigError(f"{given}: only {when}")
 
 
 def tasks(a) -> str:
@@ -82,23 +82,16 @@ def split(a) -> str:
     return json.dumps(keys | score.asdict())
 
 
-def main(argv=None) -> int:
+@exit_codes(kept="finished parts of tasks are kept, and the same command resumes")
+def main(argv=None) -> None:
     a = parser().parse_args(argv)
+    check(a)
+    announce(f"loading {a.run}")  # and torch
+    a.checkpoint = checkpoint_of(a.run, a.checkpoint)
     try:
-        check(a)
-        announce(f"loading {a.run}")  # and torch
-        a.checkpoint = checkpoint_of(a.run, a.checkpoint)
         print(split(a) if a.tasks is None else tasks(a))
-    except settings.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished parts of tasks are kept, and the same command resumes", file=sys.stderr)
-        return 130
-    except settings.NonFinite as e:
-        print(f"error: {a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}", file=sys.stderr)
-        return 1
-    return 0
+    except NonFinite as e:
+        raise NonFinite(f"{a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}") from None
 
 
 if __name__ == "__main__":

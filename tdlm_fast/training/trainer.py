@@ -132,7 +132,7 @@ class Trainer:
         self.saved_at = self.progress.step if self.resume else None
         self.window_began = time.monotonic()
         self.stop.patient = True
-        self.log.start()
+        self.log.started = self.window_began  # of the time that is left
 
     def due(self) -> tuple[bool, bool]:
         """Whether this step is followed by an evaluation, and whether by a checkpoint."""
@@ -218,7 +218,7 @@ class Trainer:
     def finish(self) -> dict:
         """Score validation and test with the best weights (the last ones of a stopped run); write summary.json."""
         config, progress, at = self.config, self.progress, self.progress.step
-        self.log.end_bar()
+        self.log.bar.close()  # later lines stand below it
         if at == self.steps and progress.evaluated != at:
             self.evaluate()
             self.save()  # the checkpoint knows the best from here on

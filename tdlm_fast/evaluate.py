@@ -64,8 +64,7 @@ def tasks(a) -> str:
 def split(a) -> str:
     """Score a split and return the text to print."""
     from .evaluation.likelihood import likelihood  # loads torch
-    from .evaluation.trained_text import trained_text
-    from .runs.load import load_run
+    from .runs.load import load_run, trained_text
 
     config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
     corpus, name, e = trained_text(a.run, config, state, a.layout), a.split or "test", config.eval

@@ -83,10 +83,11 @@ def batches(split: Split, batch_size: int, device):
 
 
 @torch.no_grad()
-def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: int, device) -> Tensor:
+def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: int, precision: str) -> Tensor:
     """Return the exact -log p of every token of the split, (R, T) fp32 nats, 0 at padding."""
-    rows = batches(split, batch_size, device)
-    return torch.cat([next_token_nll(model, x0, start_token_id=start_token_id, valid=v) for _, x0, v in rows])
+    with scoring(model, precision) as device:
+        rows = batches(split, batch_size, device)
+        return torch.cat([next_token_nll(model, x0, start_token_id=start_token_id, valid=v) for _, x0, v in rows])
 
 
 def strata(rows: int, *, seed: int, draw: int) -> Tensor:
@@ -177,16 +178,20 @@ def scoring(model, precision: str):
 def likelihood(
     model, split: Split, objective: str, *, start_token_id: int, seed: int = 0, target_stderr: float = 0.0,
     min_samples: int = MIN_DRAWS, max_samples: int = 64, batch_size: int = 64, precision: str = "fp32",
+    nll: Tensor | None = None,
 ) -> Likelihood:  # fmt: skip
     """Return the likelihood of a split under a model of that objective; dropout is off while it runs.
 
     Diffusion is drawn until half the 95 % interval is at most 1.96 target_stderr nats per token, which with many rows
-    is a standard error of target_stderr, or until max_samples draws are made. Raises NonFinite.
+    is a standard error of target_stderr, or until max_samples draws are made. nll is autoregressive_nll, where it is
+    known already. Raises NonFinite.
     """
+    if objective == "autoregressive":
+        if nll is None:
+            kw = dict(batch_size=batch_size, precision=precision)
+            nll = autoregressive_nll(model, split, start_token_id=start_token_id, **kw)
+        return report(nll.double().sum().item(), 0.0, split, 0, "exact")
     with scoring(model, precision) as device:
-        if objective == "autoregressive":
-            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
-            return report(nll.double().sum().item(), 0.0, split, 0, "exact")
         draws, order, most = [], [], max(max_samples, 2)
         while True:
             draw = len(draws)

@@ -21,17 +21,7 @@ from ..config import ConfigError
 from ..data.dataset import Split
 from ..kernels.philox import STREAM_TIME, random_words
 from ..statistics import t_975
-from .likelihood import (
-    Likelihood,
-    autoregressive_nll,
-    batches,
-    chosen,
-    likelihood,
-    masked_sums,
-    report,
-    row_lengths,
-    scoring,
-)
+from .likelihood import Likelihood, autoregressive_nll, batches, chosen, likelihood, masked_sums, row_lengths, scoring
 
 LARGEST_WEIGHT = 5.0
 
@@ -110,9 +100,11 @@ def published_metric(
     if int(lengths.max()) < 2:
         uniform_factor(split.lengths)  # raises, with the reason
     tops, bottoms, squares = [], [], []
+    if objective == "autoregressive" and nll is None:
+        nll = autoregressive_nll(
+            model, split, start_token_id=start_token_id, batch_size=batch_size, precision=precision
+        )
     with scoring(model, precision) as device:
-        if objective == "autoregressive" and nll is None:
-            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
         for draw in range(draws):
             counts, weights = draw_shares(lengths, seed=seed, draw=draw)
             if not counts.any():
@@ -146,12 +138,8 @@ def both(
 
     An autoregressive model runs once for both. until: target_stderr, min_samples and max_samples, as in `likelihood`.
     """
-    kw: dict[str, Any] = dict(start_token_id=start_token_id, seed=seed, batch_size=batch_size, precision=precision)
-    nll = None
-    if objective == "autoregressive":
-        with scoring(model, precision) as device:
-            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
-        score = report(nll.double().sum().item(), 0.0, split, 0, "exact")
-    else:
-        score = likelihood(model, split, objective, **until, **kw)
-    return score, published_metric(model, split, objective, draws=draws, nll=nll, **kw) if draws else None
+    kw: dict[str, Any] = dict(start_token_id=start_token_id, batch_size=batch_size, precision=precision)
+    nll = autoregressive_nll(model, split, **kw) if objective == "autoregressive" else None
+    kw |= dict(seed=seed, nll=nll)
+    score = likelihood(model, split, objective, **until, **kw)
+    return score, published_metric(model, split, objective, draws=draws, **kw) if draws else None

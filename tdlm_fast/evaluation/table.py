@@ -16,11 +16,10 @@ from torch import Tensor
 
 from ..data.dataset import Split
 from ..runs.files import figures, write_json
-from ..runs.load import load_run
+from ..runs.load import load_run, trained_text
 from ..statistics import t_975
 from . import exact_likelihood, likelihood, published_metric
 from .diagnostics import diagnose
-from .trained_text import trained_text
 from .unigram import unigram
 
 
@@ -34,17 +33,15 @@ def _row(name: str, kind: str, nats: float, low: float | None, high: float | Non
 
 def _nats_by_order(config, model, few: Split, start_token_id: int, draws: int) -> dict[str, Tensor]:
     """Return {name: nats (R,) of each row} of every likelihood that is computed on a subset of the sequences."""
-    size, precision = config.eval.batch_size, config.precision
-    with likelihood.scoring(model, precision) as device:
-        kw = dict(batch_size=size, device=device)
-        if config.objective == "autoregressive":
-            nll = likelihood.autoregressive_nll(model, few, start_token_id=start_token_id, **kw)
-            return {"next token": nll.double().sum(1).cpu()}
-        bounds = [likelihood.diffusion_draw(model, few, seed=config.seed, draw=i, **kw) for i in range(draws)]
-        exact = exact_likelihood.ORDERS.items()
-        return {"bound": sum(bounds[1:], bounds[0]) / draws} | {
-            name: order(model, few, batch_size=size, precision=precision) for name, order in exact
-        }
+    kw = dict(batch_size=config.eval.batch_size, precision=config.precision)
+    if config.objective == "autoregressive":
+        nll = likelihood.autoregressive_nll(model, few, start_token_id=start_token_id, **kw)
+        return {"next token": nll.double().sum(1).cpu()}
+    with likelihood.scoring(model, config.precision) as device:
+        draw = dict(seed=config.seed, batch_size=config.eval.batch_size, device=device)
+        bounds = [likelihood.diffusion_draw(model, few, draw=i, **draw) for i in range(draws)]
+    nats = {name: order(model, few, **kw) for name, order in exact_likelihood.ORDERS.items()}
+    return {"bound": sum(bounds[1:], bounds[0]) / draws} | nats
 
 
 def likelihoods(

@@ -1,6 +1,7 @@
 """Draw curves and heat maps of a comparison (compare.json) as SVG: a series for each arm, a band over its seeds."""
 
 import math
+import operator
 from dataclasses import replace
 
 from . import svg
@@ -57,6 +58,9 @@ def _since(s: Series, share: float) -> Series:
     return replace(s, **{k: getattr(s, k)[first:] for k in ("x", "y", "low", "high")})
 
 
+STEP = operator.itemgetter("step")
+
+
 def _valid(e):
     return e["valid"]["nats_per_token"]
 
@@ -65,19 +69,19 @@ def curve_charts(result: dict) -> dict[str, str]:
     arms = list(enumerate(result["arms"]))
     out = {}
     for name, title, x, label, log in (
-        ("by-step", "Validation, nats per token, by step", lambda e: e["step"], "optimizer step", True),
+        ("by-step", "Validation, nats per token, by step", STEP, "optimizer step", True),
         ("by-time", "Validation, nats per token, by time", lambda e: e["seconds"] / 60, "minutes of training", False),
         ("by-loss-token", "Validation, nats per token, by loss token", lambda e: e["loss_tokens"],
          "tokens that bore loss", False),
     ):  # fmt: skip
         shown = arms[:2] if name == "by-time" else arms
         out[name] = svg.lines(title, [band(a, i, x, _valid) for i, a in shown], label, xlog=log)
-    late = [_since(band(a, i, lambda e: e["step"], _valid), 0.2) for i, a in arms]
+    late = [_since(band(a, i, STEP, _valid), 0.2) for i, a in arms]
     out["by-step-late"] = svg.lines("The last four fifths of the steps", late, "optimizer step")
     curves = []
     for i, arm in arms[:2]:
-        curves.append(band(arm, i, lambda e: e["step"], lambda e: e["valid"]["ppl"]))
-        metric = band(arm, i, lambda e: e["step"], _published, dashed=True)
+        curves.append(band(arm, i, STEP, lambda e: e["valid"]["ppl"]))
+        metric = band(arm, i, STEP, lambda e: e.get("published", {}).get("published_metric"), dashed=True)
         metric.label = f"{arm['objective']}, published metric"
         curves.append(metric)
     out["perplexity"] = svg.lines("Perplexity progression", curves, "optimizer step", xlog=True, ylog=True)
@@ -108,10 +112,6 @@ def training_loss(arm: dict, colour: int, k: int, scale: float) -> Series:
     return Series(arm["label"], xs, [mean(y) for y in ys], *edges, colour, points=False)
 
 
-def _published(e):
-    return e["published"]["published_metric"] if "published" in e else None
-
-
 def diagnostic_charts(result: dict) -> dict[str, str]:
     out, profiles = {}, {"loss": [], "accuracy": [], "grad_norm": []}
     for i, arm in enumerate(result["arms"]):
@@ -132,17 +132,11 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
         out[name] = svg.lines(titles[key], series, "% of the tokens hidden", zero=key == "accuracy")
     for arm in first_arms(result).values():
         out |= heat_maps(arm)
-    effect = []
-    for i, arm in enumerate(result["arms"]):
-        if arm["objective"] == "diffusion":
-            effect.append(band(arm, i, lambda e: e["step"], _weight_difficulty))
+    effect = [band(arm, i, STEP, lambda e: e.get("diagnostics", {}).get("weight_difficulty"))
+              for i, arm in enumerate(result["arms"]) if arm["objective"] == "diffusion"]  # fmt: skip
     title = "Correlation of loss weight and difficulty"
     out["weight-difficulty"] = svg.lines(title, effect, "optimizer step", xlog=True)
     return out
-
-
-def _weight_difficulty(e):
-    return e.get("diagnostics", {}).get("weight_difficulty")
 
 
 def heat_maps(arm: dict) -> dict[str, str]:

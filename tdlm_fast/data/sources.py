@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ConfigError
-from ..config import Data as DataConfig
+from ..config import ConfigError, Data
 
 SPLITS = ("train", "valid", "test")
 HUB_NAMES = {f"wikitext-{n}": f"Salesforce/wikitext:wikitext-{n}-raw-v1" for n in (2, 103)}
@@ -188,7 +187,7 @@ def _hub(name: str) -> dict[str, str]:
     return _complete(splits, f"data.corpus={name}")
 
 
-def texts(config: DataConfig, used: str | None = None) -> tuple[str, str, dict[str, str]]:
+def texts(config: Data, used: str | None = None) -> tuple[str, str, dict[str, str]]:
     """Return (name of the corpus that was read, reason if it is another than asked for, {split: text}).
 
     used: the corpus that was read when a run began; the same one is read again, whether or not the Hub can be reached.

@@ -27,6 +27,7 @@ from ..model import autocast
 from ..objective import next_token_nll
 from ..statistics import NORMAL, t_975
 
+ROWS_OF_LOGITS = 512  # at most this many rows of logits are in memory at once
 MIN_DRAWS = 4  # fewer would miss the rare low counts, which weigh most
 
 
@@ -73,6 +74,17 @@ def report(nats: float, stderr: float, split: Split, samples: int, bound: str, f
         nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2),
         math.exp(min(nats / split.words, 700)) if split.words else None, n, samples, bound, freedom,
     )  # fmt: skip
+
+
+def most_probable(h: Tensor, head: Tensor) -> Tensor:
+    """Return the most probable token of each row of h (N, D), (N,) int64."""
+    with torch.no_grad():
+        return torch.cat([(part.float() @ head.float().T).argmax(-1) for part in h.split(ROWS_OF_LOGITS)])
+
+
+def exact(nll: Tensor, split: Split) -> Likelihood:
+    """Return the Likelihood of a split from the exact nats of its tokens or rows. Raises NonFinite."""
+    return report(nll.double().sum().item(), 0.0, split, 0, "exact")
 
 
 def batches(split: Split, batch_size: int, device):
@@ -124,6 +136,16 @@ def masked_sums(model, split: Split, counts: Tensor, *, seed: int, draw: int, ba
         nll = linear_cross_entropy(h, model.head, x0[masked], reduction="none")
         total.index_add_(0, row[:, None].expand_as(masked)[masked], nll.double())
     return total
+
+
+@torch.no_grad()
+def nll_sums(nll: Tensor, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int) -> Tensor:
+    """Return the sum of nll (R, T) over the subset that masked_sums masks in each row, (R,) fp64."""
+    counts, parts = counts.to(nll.device), []
+    for row, x0, valid in batches(split, batch_size, nll.device):
+        here = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
+        parts.append((nll[row].double() * here).sum(1))
+    return torch.cat(parts)
 
 
 def diffusion_draw(model, split: Split, *, seed: int, draw: int, batch_size: int, device) -> Tensor:
@@ -178,19 +200,15 @@ def scoring(model, precision: str):
 def likelihood(
     model, split: Split, objective: str, *, start_token_id: int, seed: int = 0, target_stderr: float = 0.0,
     min_samples: int = MIN_DRAWS, max_samples: int = 64, batch_size: int = 64, precision: str = "fp32",
-    nll: Tensor | None = None,
 ) -> Likelihood:  # fmt: skip
     """Return the likelihood of a split under a model of that objective; dropout is off while it runs.
 
     Diffusion is drawn until half the 95 % interval is at most 1.96 target_stderr nats per token, which with many rows
-    is a standard error of target_stderr, or until max_samples draws are made. nll is autoregressive_nll, where it is
-    known already. Raises NonFinite.
+    is a standard error of target_stderr, or until max_samples draws are made. Raises NonFinite.
     """
     if objective == "autoregressive":
-        if nll is None:
-            kw = dict(batch_size=batch_size, precision=precision)
-            nll = autoregressive_nll(model, split, start_token_id=start_token_id, **kw)
-        return report(nll.double().sum().item(), 0.0, split, 0, "exact")
+        kw = dict(batch_size=batch_size, precision=precision)
+        return exact(autoregressive_nll(model, split, start_token_id=start_token_id, **kw), split)
     with scoring(model, precision) as device:
         draws, order, most = [], [], max(max_samples, 2)
         while True:

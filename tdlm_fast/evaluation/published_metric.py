@@ -21,7 +21,7 @@ from ..config import ConfigError
 from ..data.dataset import Split
 from ..kernels.philox import STREAM_TIME, random_words
 from ..statistics import t_975
-from .likelihood import Likelihood, autoregressive_nll, batches, chosen, likelihood, masked_sums, row_lengths, scoring
+from .likelihood import Likelihood, autoregressive_nll, exact, likelihood, masked_sums, nll_sums, row_lengths, scoring
 
 LARGEST_WEIGHT = 5.0
 
@@ -77,16 +77,6 @@ def uniform_factor(lengths) -> float:
     return top / bottom
 
 
-@torch.no_grad()
-def _chosen_sums(nll: Tensor, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int) -> Tensor:
-    """Return the sum of nll (R, T) over the subset that masked_sums masks in each row, (R,) fp64."""
-    counts, parts = counts.to(nll.device), []
-    for row, x0, valid in batches(split, batch_size, nll.device):
-        here = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
-        parts.append((nll[row].double() * here).sum(1))
-    return torch.cat(parts)
-
-
 def published_metric(
     model, split: Split, objective: str, *, start_token_id: int, seed: int = 0, draws: int = 1, batch_size: int = 64,
     precision: str = "fp32", nll: Tensor | None = None,
@@ -111,7 +101,7 @@ def published_metric(
                 continue
             kw = dict(seed=seed, draw=draw, batch_size=batch_size)
             if nll is not None:
-                sums = _chosen_sums(nll, split, counts, **kw)
+                sums = nll_sums(nll, split, counts, **kw)
             else:
                 sums = masked_sums(model, split, counts, device=device, **kw)
             top = sums.cpu() * weights
@@ -139,7 +129,10 @@ def both(
     An autoregressive model runs once for both. until: target_stderr, min_samples and max_samples, as in `likelihood`.
     """
     kw: dict[str, Any] = dict(start_token_id=start_token_id, batch_size=batch_size, precision=precision)
-    nll = autoregressive_nll(model, split, **kw) if objective == "autoregressive" else None
-    kw |= dict(seed=seed, nll=nll)
-    score = likelihood(model, split, objective, **until, **kw)
-    return score, published_metric(model, split, objective, draws=draws, **kw) if draws else None
+    if objective == "autoregressive":
+        nll = autoregressive_nll(model, split, **kw)
+        score = exact(nll, split)
+    else:
+        nll, score = None, likelihood(model, split, objective, seed=seed, **until, **kw)
+    metric = published_metric(model, split, objective, draws=draws, seed=seed, nll=nll, **kw) if draws else None
+    return score, metric

@@ -1,4 +1,4 @@
-"""The parts every verb shares: how it starts and ends, limits of its options, and commands to paste.
+"""The parts every verb shares: how it starts and ends, and commands to paste.
 
 Nothing here needs torch.
 """
@@ -80,16 +80,6 @@ def command(verb: str, *words) -> str:
         python = str(Path(python).relative_to(Path.cwd()))
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
     return join([python, "-m", f"tdlm_fast.{verb}", *map(str, words)])
-
-
-def at_least(a, least: dict, hints: dict) -> None:
-    """Raise ConfigError where an option in `a` is given but not finite, or below its limit in `least`."""
-    for name, low in least.items():
-        value = getattr(a, name)
-        if value is not None and not low <= value < float("inf"):
-            finite = " and finite" if isinstance(value, float) else ""
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
 
 
 def announce(text: str) -> None:

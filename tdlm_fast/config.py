@@ -126,6 +126,16 @@ class Config:
     eval: Eval = Eval()
 
 
+def at_least(options, least: dict, hints: dict, prefix: str = "") -> None:
+    """Raise ConfigError where one of the options is given but not finite, or below its limit in `least`."""
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value < float("inf"):
+            finite = " and finite" if isinstance(value, float) else ""
+            option = f"{prefix}{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
+
+
 def early_steps(config: Config) -> set[int]:
     """Return the steps of eval.early."""
     return {int(part) for part in config.eval.early.split(",") if part.strip()}
@@ -214,9 +224,7 @@ def _flatten_mapping(mapping, known, prefix="") -> dict[str, object]:
             if not isinstance(value, dict):
                 raise ConfigError(f"{key} is a section; write its keys beneath it, as in {key}.KEY")
             out |= _flatten_mapping(value, known, key + ".")
-        elif key not in known:
-            raise ConfigError(f"unknown key {key}{_nearest(key, known)}")
-        else:
+        else:  # build() checks that the key is known
             out[key] = value
     return out
 

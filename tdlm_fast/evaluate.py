@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from .cli import announce, at_least, exit_codes, verb, verb_parser
-from .config import ConfigError, NonFinite
+from .cli import announce, exit_codes, verb, verb_parser
+from .config import ConfigError, NonFinite, at_least
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 def check(a) -> None:
     """Raise ConfigError where an option is out of range or would have no effect."""
-    at_least(a, LEAST, HINTS)
+    at_least(a, LEAST, HINTS, "--")
     names, when = (OF_TASKS, "with --tasks") if a.tasks is None else (OF_SPLITS, "without --tasks")
     given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(a, name) is not None)
     if given:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from .cli import announce, at_least, exit_codes, verb, verb_parser
-from .config import NonFinite
+from .cli import announce, exit_codes, verb, verb_parser
+from .config import NonFinite, at_least
 from .evaluation.table_lines import aligned, lines
 
 
@@ -17,7 +17,7 @@ def main(argv=None) -> None:
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
-    at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"})
+    at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"}, "--")
     announce(f"loading {a.run}")
     from .evaluation.table import likelihoods  # loads torch
 

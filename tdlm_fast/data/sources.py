@@ -76,10 +76,8 @@ def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) ->
     for i, piece in enumerate(pieces):
         parts[split.get(i % 20, "train")].append(piece)
     if not all(any(piece.strip() for piece in found) for found in parts.values()):
-        raise ConfigError(
-            f"{what} is too short to cut {' and '.join(missing)} from it: give 20 lines or documents, "
-            "or a folder with train, valid and test"
-        )
+        fix = "give 20 lines or documents, or a folder with train, valid and test"
+        raise ConfigError(f"{what} is too short to cut {' and '.join(missing)} from it: {fix}")
     return parts
 
 
@@ -204,8 +202,6 @@ def texts(config: Data, used: str | None = None) -> tuple[str, str, dict[str, st
         return config.corpus, "", _hub(config.corpus)
     except OSError as e:
         if config.if_unreachable == "error" or used:
-            raise ConfigError(
-                f"data.corpus={config.corpus} cannot be reached ({e}); "
-                + (f"and this run began on {used}" if used else "give data.path=FOLDER or data.if_unreachable=sotu")
-            ) from None
+            fix = f"and this run began on {used}" if used else "give data.path=FOLDER or data.if_unreachable=sotu"
+            raise ConfigError(f"data.corpus={config.corpus} cannot be reached ({e}); {fix}") from None
         return "sotu", f"{config.corpus} cannot be reached; {instead}", _sotu()

@@ -65,9 +65,8 @@ def attention_health(model, tokens: Tensor, *, causal: bool, valid: Tensor | Non
     Lists are layers x heads. The probabilities are softmax(q k / sqrt(K)) of the layer's own q and k; queries at
     padding do not count.
     """
-    held, hooks = [], []
-    for block in model.blocks:
-        hooks.append(block.qkv.register_forward_hook(lambda _m, _i, out: held.append(out.detach())))
+    held: list[Tensor] = []
+    hooks = [b.qkv.register_forward_hook(lambda _m, _i, out: held.append(out.detach())) for b in model.blocks]
     try:
         with torch.no_grad():
             model(tokens, causal=causal, valid=valid)

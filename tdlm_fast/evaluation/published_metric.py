@@ -70,10 +70,8 @@ def uniform_factor(lengths) -> float:
         top += rows * float((l * (antiderivative((l + 1) / n) - antiderivative(l / n))).sum())
         bottom += rows * float(l.sum() / n)
     if not bottom:
-        raise ConfigError(
-            "rows of one token are never masked by int(m n), so they have no published metric; leave it out with "
-            "eval.published=0, or take a model.seq_len of 2 or more"
-        )
+        fix = "leave it out with eval.published=0, or take a model.seq_len of 2 or more"
+        raise ConfigError(f"rows of one token are never masked by int(m n), so they have no published metric; {fix}")
     return top / bottom
 
 
@@ -109,10 +107,9 @@ def published_metric(
             bottoms.append(counts.sum().item())
             squares.append(((top - top.sum() / counts.sum() * counts) ** 2).sum().item())
     if not bottoms:
-        raise ConfigError(
-            f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}, so they have no "
-            "published metric; take more rows or draws, or leave it out with eval.published=0"
-        )
+        none = f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}"
+        fix = "take more rows or draws, or leave it out with eval.published=0"
+        raise ConfigError(f"{none}, so they have no published metric; {fix}")
     value, draws = sum(tops) / sum(bottoms), len(bottoms)
     each = [a / b for a, b in zip(tops, bottoms, strict=True)]
     # One draw shows its spread over the rows, whose noise levels are independent (a quotient's linearisation).

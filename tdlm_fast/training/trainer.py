@@ -81,10 +81,8 @@ class Trainer:
         self.progress = Progress.of(checkpoint.load(self.folder / LAST, self.model, self.optimizer))
         if self.progress.corpus_hash != self.corpus.hash:
             keys = changes(self.config, self.folder, lambda key: key in ("data.path", "data.corpus"))
-            raise settings.ConfigError(
-                f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'}); "
-                "restore it, or start another run with run.dir=OTHER"
-            )
+            text = f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'})"
+            raise settings.ConfigError(f"{text}; restore it, or start another run with run.dir=OTHER")
         if not best_is_whole:
             self.progress.best = self.progress.evaluated = None
         trim_samples(self.folder, self.progress.step)
@@ -230,10 +228,10 @@ class Trainer:
         else:
             at = checkpoint.load(self.folder / BEST, self.model)["step"]
         target: dict[str, Any] = dict(target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples)
-        results = {
-            name: likelihood(self.model, self.corpus.splits[name], config.objective, **target, **self.scoring).asdict()
-            for name in ("valid", "test")
-        }
+        results = {}
+        for name in ("valid", "test"):
+            split = self.corpus.splits[name]
+            results[name] = likelihood(self.model, split, config.objective, **target, **self.scoring).asdict()
         seconds, counts = max(progress.seconds, 1e-9), self.model.count_by_part()
         summary = {
             "objective": config.objective, "corpus": self.corpus.name, "note": self.corpus.note,

@@ -63,17 +63,13 @@ def tasks(a) -> str:
 
 def split(a) -> str:
     """Score a split and return the text to print."""
-    from .evaluation.likelihood import likelihood  # loads torch
+    from .evaluation.likelihood import final_scoring, likelihood  # loads torch
     from .runs.load import load_run, trained_text
 
     config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
-    corpus, name, e = trained_text(a.run, config, state, a.layout), a.split or "test", config.eval
-    score = likelihood(
-        model, corpus.splits[name], config.objective, start_token_id=tokenizer.start_token_id,
-        seed=config.seed if a.seed is None else a.seed, batch_size=e.batch_size, precision=config.precision,
-        target_stderr=e.target_stderr if a.target_stderr is None else a.target_stderr,
-        max_samples=e.max_samples if a.max_samples is None else a.max_samples,
-    )  # fmt: skip
+    corpus, name = trained_text(a.run, config, state, a.layout), a.split or "test"
+    given = {k: getattr(a, k) for k in ("seed", "target_stderr", "max_samples") if getattr(a, k) is not None}
+    score = likelihood(model, corpus.splits[name], config.objective, **final_scoring(config, tokenizer) | given)
     if not a.json:
         return f"{corpus.name} {name}, {config.objective}, step {state['step']}: {score}"
     keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": name}

@@ -49,10 +49,7 @@ def label(config: dict, base: dict) -> str:
 
 
 def arms_of(runs: list[dict]) -> list[dict]:
-    """Group runs that differ only in the seed: [{"label", "objective", "runs"}].
-
-    The first diffusion arm and the first autoregressive arm come first.
-    """
+    """Group runs by all but the seed: [{"label", "objective", "runs"}], the first arm of each objective first."""
     order = sorted(range(len(runs)), key=lambda i: OBJECTIVES.index(runs[i]["config"]["objective"]) * len(runs) + i)
     firsts = {}
     for i in order:

@@ -15,10 +15,7 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 
 
 def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
-    """Return the ranks of GPT-2's tokens: 256 bytes, printable ones first, then one token per merge.
-
-    Raises ValueError if the file is not GPT-2's.
-    """
+    """Return the ranks of GPT-2's tokens: bytes, printable first, then merges. Raises ValueError for other files."""
     digest = hashlib.sha256(vocab_bpe).hexdigest()
     if digest != VOCAB_BPE_SHA256:
         raise ValueError(f"vocab.bpe's sha256 is {digest}, not GPT-2's {VOCAB_BPE_SHA256}: reinstall it")

@@ -40,10 +40,7 @@ TIE = 1e-6  # relative: closer log-likelihoods are equal in fp32
 
 
 def credit(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Return (Q,) 1 where scores (Q, E) are largest at gold, 1/m where m endings share that score, else 0.
-
-    A score of -inf marks a missing ending.
-    """
+    """Return (Q,) 1 where scores (Q, E; -inf: no ending) are largest at gold, 1/m where m endings share it, else 0."""
     best = scores.max(1, keepdims=True)
     tied = scores >= best - TIE * np.abs(best)
     return tied[np.arange(len(gold)), gold] / tied.sum(1)
@@ -69,10 +66,7 @@ def _mean(name: str, values: np.ndarray) -> dict:
 
 
 def credits(questions: list[Question], scores: dict) -> dict[str, np.ndarray]:
-    """Return the credit of every question, (Q,) fp64 from 0 to 1, as acc, acc_norm and acc_token; of LAMBADA only acc.
-
-    scores as in summarise.
-    """
+    """Return acc, acc_norm and acc_token (LAMBADA: acc) of each question, (Q,) from 0 to 1; scores as in summarise."""
     if scores["greedy"]:
         return {"acc": np.array(scores["greedy"], dtype=float)}
     log_p, gold = _padded(scores["log_p"], -np.inf), np.array([q.gold for q in questions])
@@ -167,13 +161,6 @@ def score_part(
     return lists | counts | {"seconds": time.perf_counter() - began}
 
 
-def estimator_of(objective: str, samples: int) -> str:
-    """Describe how endings are scored."""
-    if objective == "autoregressive":
-        return "exact"
-    return f"bound: every subset of endings up to {(samples + 1).bit_length() - 1} tokens, else {samples} draws"
-
-
 def evaluate(
     folder: Path, names: list[str], *, checkpoint: str = "best", device: str = "auto", data: Path | None = None,
     limit: int = 0, samples: int = 16, seed: int | None = None, batch_size: int = 0,
@@ -189,6 +176,8 @@ def evaluate(
         raise ConfigError("--limit and --batch-size must be at least 0")
     sets = {name: tasks.load(name, data) for name in dict.fromkeys(names)}  # a missing set is named before any scoring
     config, tokenizer, model, state = load_run(folder, checkpoint, device)
+    enumerated = (samples + 1).bit_length() - 1  # tokens
+    bound = f"bound: every subset of endings up to {enumerated} tokens, else {samples} draws"
     draws = (0, 0) if config.objective == "autoregressive" else (samples, config.seed if seed is None else seed)
     kw = dict(samples=samples, seed=draws[1], tokens=(batch_size or config.eval.batch_size) * config.model.seq_len)
     weights = {"config": config_hash(config), "corpus": state["corpus_hash"]}
@@ -210,7 +199,7 @@ def evaluate(
                         scores[column] = scores.get(column, type(value)()) + value
                 bar.update(len(part))
         results[name] = summarise(questions, scores) | {
-            "objective": config.objective, "estimator": estimator_of(config.objective, samples), "samples": draws[0],
+            "objective": config.objective, "estimator": bound if draws[0] else "exact", "samples": draws[0],
             "limit": limit, "source": source, "seconds": round(scores["seconds"], 2),
             "cut_contexts": scores["cut_contexts"], "pieced_endings": scores["pieced_endings"],
             "key": weights | {"checkpoint": checkpoint, "limit": limit, "samples": draws[0], "seed": draws[1]},

@@ -13,12 +13,13 @@ close together by chance. All draws are functions of the seed and the row, not o
 import contextlib
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import NonFinite
+from ..config import Config, NonFinite
 from ..data.dataset import Split
 from ..kernels import linear_cross_entropy
 from ..kernels.ops.corrupt import random_subsets
@@ -195,6 +196,12 @@ def scoring(model, precision: str):
             yield device
     finally:
         model.train(was_training)
+
+
+def final_scoring(config: Config, tokenizer) -> dict[str, Any]:
+    """Return the keywords of `likelihood` for the evaluation that ends a run."""
+    options = {k: getattr(config.eval, k) for k in ("batch_size", "target_stderr", "max_samples")}
+    return options | dict(start_token_id=tokenizer.start_token_id, seed=config.seed, precision=config.precision)
 
 
 def likelihood(

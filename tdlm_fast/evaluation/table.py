@@ -10,7 +10,6 @@ autoregressive likelihood of the same sequences; its interval is over sequences.
 
 import math
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -58,16 +57,12 @@ def likelihoods(
     file = folder / "likelihoods.json"
     if (stored := figures(file)).get("key") == key:
         return stored
-    splits, e, start = trained_text(folder, config, state).splits, config.eval, tokenizer.start_token_id
+    splits, scoring = trained_text(folder, config, state).splits, likelihood.final_scoring(config, tokenizer)
     whole, few = splits[split], exact_likelihood.subset(splits[split], sequences, tokenizer, seed=config.seed)
-    kw: dict[str, Any] = dict(start_token_id=start, precision=config.precision)
-    score, metric = published_metric.both(
-        model, whole, config.objective, draws=draws, seed=config.seed, batch_size=e.batch_size,
-        target_stderr=e.target_stderr, max_samples=e.max_samples, **kw,
-    )  # fmt: skip
+    score, metric = published_metric.both(model, whole, config.objective, draws=draws, **scoring)
     name = "next token" if config.objective == "autoregressive" else "bound"
     rows = [_row(name, score.bound, score.nats_per_token, *score.interval, whole, "estimate" if score.samples else "")]
-    each = _nats_by_order(config, model, few, start, draws)
+    each = _nats_by_order(config, model, few, tokenizer.start_token_id, draws)
     for order, nats in each.items():
         mean, stderr = exact_likelihood.mean_and_stderr(nats, likelihood.row_lengths(few))
         half = stderr * t_975(len(few) - 1) if len(few) > 1 else None  # one sequence shows no spread
@@ -77,6 +72,7 @@ def likelihoods(
     base = unigram(splits["train"], whole, tokenizer.vocab).nats_per_token
     rows.append(_row("unigram baseline", "exact", base, base, base, whole, ""))
     factor = published_metric.uniform_factor(whole.lengths)
+    kw = {k: scoring[k] for k in ("start_token_id", "precision")}
     table = {
         "key": key, "objective": config.objective, "rows": rows, "published": metric and metric.asdict(),
         "uniform_factor": factor, "unigram_train_tokens": splits["train"].scored,

@@ -83,11 +83,6 @@ class Meter(TorchDispatchMode):
         return out
 
 
-def as_on_gpu():
-    """Let fake tensors pass for those of the GPU that the step is traced for, so that the ops choose as on it."""
-    return hardware.pretend(CAPABILITY, PROCESSORS)
-
-
 def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, meter: Meter | None = None) -> Meter:
     """Run `steps` captured steps of a config on fake tensors over a split of `tokens` tokens; returns the Meter.
 
@@ -97,7 +92,8 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
     vocabulary, rows = TOKENIZERS[config.data.tokenizer], max(size, tokens // T)  # the class knows its sizes
     lengths, flat = np.full(rows, T, dtype=np.int64), np.zeros(rows * T, token_dtype(vocabulary))
     split = dataset.Split(flat, lengths, T, config.data.layout == "paragraphs", np.arange(rows) * T, 1, None)
-    with FakeTensorMode(), as_on_gpu(), meter or Meter() as meter:
+    # Fake tensors pass for those of the GPU, so that the ops choose as on it.
+    with FakeTensorMode(), hardware.pretend(CAPABILITY, PROCESSORS), meter or Meter() as meter:
         model = build_model(config, vocabulary).train()
         for p in model.parameters():
             meter.add(p)

@@ -5,7 +5,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from .. import config as settings
 from ..data import dataset
 from ..data.batches import batch, steps_per_epoch
 from ..evaluation.diagnostics import diagnose
-from ..evaluation.likelihood import likelihood
+from ..evaluation.likelihood import final_scoring, likelihood
 from ..evaluation.published_metric import both
 from ..model import build_model
 from ..runs import checkpoint
@@ -65,10 +64,7 @@ class Trainer:
         self.progress = Progress(self.corpus.name, self.corpus.hash)
         if resume:
             self.load()
-        self.scoring: dict[str, Any] = dict(
-            start_token_id=self.corpus.tokenizer.start_token_id, seed=config.seed, precision=config.precision,
-            batch_size=config.eval.batch_size,
-        )  # fmt: skip
+        self.scoring = final_scoring(config, self.corpus.tokenizer)
 
     def load(self) -> None:
         """Take up the last checkpoint. Raises ConfigError where the text is not the one it was trained on."""
@@ -176,10 +172,8 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the validation split, record it, keep the best weights, and write samples of text."""
         config, progress, valid = self.config, self.progress, self.corpus.splits["valid"]
-        found, metric = both(
-            self.model, valid, config.objective, draws=config.eval.published, max_samples=config.eval.samples,
-            min_samples=config.eval.samples, **self.scoring,
-        )  # fmt: skip
+        fixed = dict(target_stderr=0.0, min_samples=config.eval.samples, max_samples=config.eval.samples)
+        found, metric = both(self.model, valid, config.objective, draws=config.eval.published, **self.scoring | fixed)
         entry = {key: getattr(progress, key) for key in ("step", "seconds", "tokens", "loss_tokens")}
         entry["valid"] = found.asdict()
         if metric:
@@ -227,11 +221,8 @@ class Trainer:
             raise KeyboardInterrupt
         else:
             at = checkpoint.load(self.folder / BEST, self.model)["step"]
-        target: dict[str, Any] = dict(target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples)
-        results = {}
-        for name in ("valid", "test"):
-            split = self.corpus.splits[name]
-            results[name] = likelihood(self.model, split, config.objective, **target, **self.scoring).asdict()
+        splits = {name: self.corpus.splits[name] for name in ("valid", "test")}
+        results = {k: likelihood(self.model, s, config.objective, **self.scoring).asdict() for k, s in splits.items()}
         seconds, counts = max(progress.seconds, 1e-9), self.model.count_by_part()
         summary = {
             "objective": config.objective, "corpus": self.corpus.name, "note": self.corpus.note,

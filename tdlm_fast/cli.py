@@ -1,7 +1,4 @@
-"""The parts every verb shares: how it starts and ends, and commands to paste.
-
-Nothing here needs torch.
-"""
+"""The parts every verb shares, without torch: how it starts and ends, and commands to paste."""
 
 import argparse
 import errno

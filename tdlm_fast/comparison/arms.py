@@ -7,6 +7,7 @@ from .. import config as settings
 
 OBJECTIVES = ("diffusion", "autoregressive")
 SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide which tokens are scored
+IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
 
 
 def check_alike(runs: list[dict], folders: list[Path]) -> None:
@@ -26,9 +27,6 @@ def check_alike(runs: list[dict], folders: list[Path]) -> None:
         if same in seen:
             raise settings.ConfigError(f"{seen[same]} and {folder} are the same run: same settings, same seed")
         seen[same] = folder
-
-
-IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
 
 
 def identity(config: dict) -> str:

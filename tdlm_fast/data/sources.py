@@ -18,6 +18,7 @@ from ..config import ConfigError, Data
 
 SPLITS = ("train", "valid", "test")
 HUB_NAMES = {f"wikitext-{n}": f"Salesforce/wikitext:wikitext-{n}-raw-v1" for n in (2, 103)}
+NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
 def _sotu() -> dict[str, str]:
@@ -77,9 +78,6 @@ def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) ->
         fix = "give 20 lines or documents, or a folder with train, valid and test"
         raise ConfigError(f"{what} is too short to cut {' and '.join(missing)} from it: {fix}")
     return parts
-
-
-NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
 def _split_of(file: Path) -> str | None:

@@ -27,6 +27,8 @@ from pathlib import Path
 from ..config import ConfigError
 from ..data import sources
 
+DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # raised by reading wrong rows
+
 
 @dataclass(frozen=True)
 class Question:
@@ -160,9 +162,6 @@ def _hub_rows(task: Task) -> Iterator[dict]:
         configs = sorted(datasets.get_dataset_config_names(path))
     for name in configs:
         yield from sources.from_hub(path, name or None, split=split)
-
-
-DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # raised by reading wrong rows
 
 
 def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:

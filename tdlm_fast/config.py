@@ -244,8 +244,7 @@ def build(values: dict[str, object]) -> Config:
 
 
 def _check(c: Config) -> None:
-    def value(key: str) -> typing.Any:
-        return operator.attrgetter(key)(c)
+    values: dict[str, typing.Any] = flatten(c)
 
     def need(ok: bool, message: str):
         if not ok:
@@ -255,19 +254,19 @@ def _check(c: Config) -> None:
         "model.layers", "model.width", "model.heads", "model.seq_len", "train.batch_size", "train.accumulation",
         "train.log_every", "eval.batch_size", "train.epochs",
     ):  # fmt: skip
-        need(value(key) > 0, f"{key} is {value(key)}; it must be greater than 0")
+        need(values[key] > 0, f"{key} is {values[key]}; it must be greater than 0")
     for key in (
         "seed", "model.inner", "train.max_steps", "train.save_every", "optim.lr", "optim.min_lr",
         "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr", "eval.published",
         "eval.probe",
     ):  # fmt: skip
-        need(value(key) >= 0, f"{key} is {value(key)}; it must not be negative")
+        need(values[key] >= 0, f"{key} is {values[key]}; it must not be negative")
     for key in ("eval.samples", "eval.max_samples"):
-        need(value(key) >= 2, f"{key} is {value(key)}; it must be at least 2, as one draw shows no error")
+        need(values[key] >= 2, f"{key} is {values[key]}; it must be at least 2, as one draw shows no error")
     for key, most in (("train.epochs", 10**6), ("train.max_steps", 2**31), ("train.batch_size", 2**24)):
-        need(value(key) <= most, f"{key} is {value(key)}; it must be at most {most:,}")
+        need(values[key] <= most, f"{key} is {values[key]}; it must be at most {most:,}")
     for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2", "noise.input_masking"):
-        need(0 <= value(key) < 1, f"{key} is {value(key)}; it must lie in 0 <= {key} < 1")
+        need(0 <= values[key] < 1, f"{key} is {values[key]}; it must lie in 0 <= {key} < 1")
     need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")
     m, t = c.model, c.train
     need(m.width % m.heads == 0, f"model.width {m.width} is not divisible by model.heads {m.heads}")

@@ -109,11 +109,9 @@ def _round(values) -> list[float]:
 
 def trained_weight(m: Tensor, loss_weight: str) -> Tensor:
     """Return the training weight of a masked token at mask probability m (objective.py), for a schedule linear in m."""
-    return {
-        "elbo": lambda: 1 / m,
-        "uniform": lambda: torch.ones_like(m),
-        "published": lambda: ((1 - m) / m).clamp(max=LARGEST_WEIGHT),
-    }[loss_weight]()
+    if loss_weight == "published":
+        return ((1 - m) / m).clamp(max=LARGEST_WEIGHT)
+    return 1 / m if loss_weight == "elbo" else torch.ones_like(m)
 
 
 def diagnose(

@@ -198,7 +198,7 @@ class Trainer:
             checkpoint.save(self.folder / BEST, self.model, None, asdict(progress))
         for i in range(config.eval.text):
             tokens = min(64, config.model.seq_len)
-            text = generate(self.model, self.corpus.tokenizer, config, "", tokens=tokens, seed=i)
+            text = generate(self.model, self.corpus.tokenizer, config, tokens=tokens, seed=i)
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as f:
                 f.write(f"--- step {progress.step}\n{text}\n")
 

@@ -36,7 +36,7 @@ def verb(main) -> int:
     return code
 
 
-def exit_codes(kept: str = "", errors=ConfigError):
+def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError):
     """Decorate a verb's main: an error ends it with one line on stderr and 2, NonFinite with 1, Ctrl-C with 130.
 
     errors: those of what was asked for. kept: what Ctrl-C leaves, unless the interrupt brings its own words.

@@ -214,8 +214,8 @@ def likelihood(
     is a standard error of target_stderr, or until max_samples draws are made. Raises NonFinite.
     """
     if objective == "autoregressive":
-        kw = dict(batch_size=batch_size, precision=precision)
-        return exact(autoregressive_nll(model, split, start_token_id=start_token_id, **kw), split)
+        kw: dict[str, Any] = dict(start_token_id=start_token_id, batch_size=batch_size, precision=precision)
+        return exact(autoregressive_nll(model, split, **kw), split)
     with scoring(model, precision) as device:
         draws, order, most = [], [], max(max_samples, 2)
         while True:

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -172,8 +173,9 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the validation split, record it, keep the best weights, and write samples of text."""
         config, progress, valid = self.config, self.progress, self.corpus.splits["valid"]
-        fixed = dict(target_stderr=0.0, min_samples=config.eval.samples, max_samples=config.eval.samples)
-        found, metric = both(self.model, valid, config.objective, draws=config.eval.published, **self.scoring | fixed)
+        n = config.eval.samples
+        scoring: dict[str, Any] = self.scoring | dict(target_stderr=0.0, min_samples=n, max_samples=n)
+        found, metric = both(self.model, valid, config.objective, draws=config.eval.published, **scoring)
         entry = {key: getattr(progress, key) for key in ("step", "seconds", "tokens", "loss_tokens")}
         entry["valid"] = found.asdict()
         if metric:

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from . import config as settings
-from .cli import announce, verb, verb_parser
+from .cli import announce, exit_codes, verb, verb_parser
+from .config import ConfigError, NonFinite
 
 
+@exit_codes()
 def main(argv=None) -> int:
     p = verb_parser("check", __doc__)
     p.add_argument("run", type=Path, help="run folder")
@@ -14,22 +15,18 @@ def main(argv=None) -> int:
     p.add_argument("--steps", type=int, default=200, help="training steps whose masks are drawn again, at most")
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
+    if a.sequences < 2 or a.steps < 1:
+        raise ConfigError("--sequences must be at least 2 and --steps at least 1")
+    announce(f"loading {a.run}")
+    from .evaluation.self_check import checks  # loads torch
+
     failed = 0
     try:
-        if a.sequences < 2 or a.steps < 1:
-            raise settings.ConfigError("--sequences must be at least 2 and --steps at least 1")
-        announce(f"loading {a.run}")
-        from .evaluation.self_check import checks  # loads torch
-
         for result in checks(a.run, rows=a.sequences, steps=a.steps, device=a.device):
             print(result, flush=True)
             failed += not result.passed
-    except settings.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except settings.NonFinite as e:
-        print(f"error: {a.run}: {e}", file=sys.stderr)
-        return 1
+    except NonFinite as e:
+        raise NonFinite(f"{a.run}: {e}") from None
     print(f"{failed} of the checks failed" if failed else "all checks passed")
     return 1 if failed else 0
 

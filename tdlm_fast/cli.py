@@ -1,10 +1,8 @@
-"""The parts every verb shares: how it starts and ends, limits of its options, and commands to paste.
-
-Nothing here needs torch.
-"""
+"""The parts every verb shares, without torch: how it starts and ends, and commands to paste."""
 
 import argparse
 import errno
+import functools
 import io
 import os
 import shlex
@@ -13,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .config import ConfigError, describe
+from .config import ConfigError, NonFinite, describe
 
 
 def verb(main) -> int:
@@ -38,6 +36,29 @@ def verb(main) -> int:
     return code
 
 
+def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError):
+    """Decorate a verb's main: an error ends it with one line on stderr and 2, NonFinite with 1, Ctrl-C with 130.
+
+    errors: those of what was asked for. kept: what Ctrl-C leaves, unless the interrupt brings its own words.
+    """
+
+    def decorate(main):
+        @functools.wraps(main)
+        def run(argv=None) -> int:
+            try:
+                return main(argv) or 0
+            except (errors, NonFinite) as e:
+                line, code = f"error: {e}", 1 if isinstance(e, NonFinite) else 2
+            except KeyboardInterrupt as e:
+                line, code = "; ".join(["interrupted", *filter(None, e.args or [kept])]), 130
+            print(line, file=sys.stderr)
+            return code
+
+        return run
+
+    return decorate
+
+
 def verb_parser(verb: str, about: str | None, keys: bool = False) -> argparse.ArgumentParser:
     """Return the parser of a verb; about is its docstring, whose first line --help prints; keys adds the config's."""
     about = (about or "").partition("\n")[0].partition(": `python")[0]
@@ -56,16 +77,6 @@ def command(verb: str, *words) -> str:
         python = str(Path(python).relative_to(Path.cwd()))
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
     return join([python, "-m", f"tdlm_fast.{verb}", *map(str, words)])
-
-
-def at_least(a, least: dict, hints: dict) -> None:
-    """Raise ConfigError where an option in `a` is given but not finite, or below its limit in `least`."""
-    for name, low in least.items():
-        value = getattr(a, name)
-        if value is not None and not low <= value < float("inf"):
-            finite = " and finite" if isinstance(value, float) else ""
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
 
 
 def announce(text: str) -> None:

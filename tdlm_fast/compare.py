@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import verb, verb_parser
+from .cli import exit_codes, verb, verb_parser
 from .comparison.runner import compare_runs, train_arms
 
 
@@ -47,26 +47,16 @@ def check(a) -> None:
         raise settings.ConfigError("compare sets objective, seed and run.dir; use --seeds and --out")
 
 
-def main(argv=None) -> int:
+@exit_codes(kept="finished runs and tables are kept, and the same command resumes")
+def main(argv=None) -> None:
     a = parser().parse_intermixed_args(argv)
-    try:
-        check(a)
-        out = a.out or Path("runs") / f"compare-{(a.runs[0] if a.runs else a.config).stem}"
-        runs = a.runs or train_arms(a.config, a.overrides, a.arms, a.seeds, out)
-        result = compare_runs(runs, out, sequences=a.sequences, draws=a.draws)
-    except settings.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except settings.NonFinite as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished runs and tables are kept, and the same command resumes", file=sys.stderr)
-        return 130
+    check(a)
+    out = a.out or Path("runs") / f"compare-{(a.runs[0] if a.runs else a.config).stem}"
+    runs = a.runs or train_arms(a.config, a.overrides, a.arms, a.seeds, out)
+    result = compare_runs(runs, out, sequences=a.sequences, draws=a.draws)
     for claim in result["claims"]:
         print(f"{claim['verdict']:26} {claim['claim']} ({claim['reason']})")
     print(f"report {out / 'report.html'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import operator
 import re
 import typing
 from dataclasses import dataclass, field
@@ -30,6 +31,12 @@ def about(default, meaning: str, choices: tuple = ()):
 
 CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
+# names of the same keys in other trainers
+OTHER_NAMES = {
+    "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
+    "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
+    "dataset": "data.corpus", "batch": "train.batch_size", "steps": "train.max_steps",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +121,7 @@ class Config:
     device: str = about("auto", "auto, cpu, cuda, cuda:N")
     precision: str = about("bf16", "bf16: products in bf16, weights and sums in fp32", ("bf16", "fp32"))
     loss_weight: str = about(
-        "elbo",
-        "weight of the training loss; reports use the bound",
-        ("elbo", "uniform", "published"),
+        "elbo", "weight of the training loss; reports use the bound", ("elbo", "uniform", "published")
     )
     run: Run = Run()
     data: Data = Data()
@@ -125,6 +130,16 @@ class Config:
     optim: Optim = Optim()
     noise: Noise = Noise()
     eval: Eval = Eval()
+
+
+def at_least(options, least: dict, hints: dict, prefix: str = "") -> None:
+    """Raise ConfigError where one of the options is given but not finite, or below its limit in `least`."""
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value < float("inf"):
+            finite = " and finite" if isinstance(value, float) else ""
+            option = f"{prefix}{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
 
 
 def early_steps(config: Config) -> set[int]:
@@ -145,18 +160,7 @@ def fields(cls: typing.Any = Config, prefix: str = "") -> dict[str, dataclasses.
 
 def flatten(config: Config) -> dict[str, object]:
     """Return {dotted key: value}."""
-    return {key: _get(config, key) for key in fields()}
-
-
-def _get(config, key: str) -> typing.Any:
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
-
-
-def nested(config: Config) -> dict:
-    """Return the mapping that a YAML file of this config holds."""
-    return dataclasses.asdict(config)
+    return {key: operator.attrgetter(key)(config) for key in fields()}
 
 
 def config_hash(config: Config) -> str:
@@ -169,21 +173,12 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# names of the same keys in other trainers
-OTHER_NAMES = {
-    "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
-    "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
-    "dataset": "data.corpus", "batch": "train.batch_size", "steps": "train.max_steps",
-}  # fmt: skip
-
-
 def _nearest(key: str, known) -> str:
-    if other := OTHER_NAMES.get(key.rsplit(".", 1)[-1]):
-        return f"; did you mean {other}?"
-    tails = {k.rsplit(".", 1)[-1]: k for k in known}
-    match = difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(
-        key.rsplit(".", 1)[-1], tails, 1, 0.5
-    )
+    tail = key.rpartition(".")[2]
+    if tail in OTHER_NAMES:
+        return f"; did you mean {OTHER_NAMES[tail]}?"
+    tails = {k.rpartition(".")[2]: k for k in known}
+    match = difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(tail, tails, 1, 0.5)
     return f"; did you mean {tails.get(match[0], match[0])}?" if match else "; --help lists the keys"
 
 
@@ -227,9 +222,7 @@ def _flatten_mapping(mapping, known, prefix="") -> dict[str, object]:
             if not isinstance(value, dict):
                 raise ConfigError(f"{key} is a section; write its keys beneath it, as in {key}.KEY")
             out |= _flatten_mapping(value, known, key + ".")
-        elif key not in known:
-            raise ConfigError(f"unknown key {key}{_nearest(key, known)}")
-        else:
+        else:  # build() checks that the key is known
             out[key] = value
     return out
 
@@ -251,6 +244,8 @@ def build(values: dict[str, object]) -> Config:
 
 
 def _check(c: Config) -> None:
+    values: dict[str, typing.Any] = flatten(c)
+
     def need(ok: bool, message: str):
         if not ok:
             raise ConfigError(message)
@@ -259,47 +254,39 @@ def _check(c: Config) -> None:
         "model.layers", "model.width", "model.heads", "model.seq_len", "train.batch_size", "train.accumulation",
         "train.log_every", "eval.batch_size", "train.epochs",
     ):  # fmt: skip
-        need(_get(c, key) > 0, f"{key} is {_get(c, key)}; it must be greater than 0")
+        need(values[key] > 0, f"{key} is {values[key]}; it must be greater than 0")
     for key in (
         "seed", "model.inner", "train.max_steps", "train.save_every", "optim.lr", "optim.min_lr",
         "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr", "eval.published",
         "eval.probe",
     ):  # fmt: skip
-        need(_get(c, key) >= 0, f"{key} is {_get(c, key)}; it must not be negative")
+        need(values[key] >= 0, f"{key} is {values[key]}; it must not be negative")
     for key in ("eval.samples", "eval.max_samples"):
-        need(_get(c, key) >= 2, f"{key} is {_get(c, key)}; it must be at least 2, as one draw shows no error")
+        need(values[key] >= 2, f"{key} is {values[key]}; it must be at least 2, as one draw shows no error")
     for key, most in (("train.epochs", 10**6), ("train.max_steps", 2**31), ("train.batch_size", 2**24)):
-        need(_get(c, key) <= most, f"{key} is {_get(c, key)}; it must be at most {most:,}")
+        need(values[key] <= most, f"{key} is {values[key]}; it must be at most {most:,}")
     for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2", "noise.input_masking"):
-        need(0 <= _get(c, key) < 1, f"{key} is {_get(c, key)}; it must lie in 0 <= {key} < 1")
+        need(0 <= values[key] < 1, f"{key} is {values[key]}; it must lie in 0 <= {key} < 1")
     need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")
     m, t = c.model, c.train
     need(m.width % m.heads == 0, f"model.width {m.width} is not divisible by model.heads {m.heads}")
-    rope = m.positions == "rope"
-    head = m.width // m.heads
-    need(not rope or head % 2 == 0, f"model.width / model.heads is {head}; model.positions=rope needs it even")
+    head, odd = m.width // m.heads, m.positions == "rope" and m.width // m.heads % 2
+    need(not odd, f"model.width / model.heads is {head}; model.positions=rope needs it even")
     need(m.seq_len <= 65536, f"model.seq_len is {m.seq_len}; it must be at most 65536")
-    need(
-        t.batch_size % t.accumulation == 0,
-        f"train.accumulation {t.accumulation} does not divide train.batch_size {t.batch_size}",
-    )
+    parts = f"train.accumulation {t.accumulation} does not divide train.batch_size {t.batch_size}"
+    need(t.batch_size % t.accumulation == 0, parts)
     need(c.optim.min_lr <= c.optim.lr, f"optim.min_lr {c.optim.min_lr} is greater than optim.lr {c.optim.lr}")
-    need(
-        c.objective != "diffusion" or c.noise.sampling != "antithetic" or (t.batch_size // t.accumulation) % 2 == 0,
-        "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even",
-    )
-    need(
-        not c.noise.input_masking or c.objective == "autoregressive",
-        "noise.input_masking is for objective=autoregressive; diffusion masks by noise.schedule",
-    )
-    need(
-        c.loss_weight == "elbo" or c.objective == "diffusion",
-        f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive training weights every token alike",
-    )
-    need(
-        bool(c.data.path) or c.data.corpus in CORPORA or "/" in c.data.corpus.strip("/"),
-        f"data.corpus is {c.data.corpus!r}; it must be {', '.join(CORPORA)}, or a dataset of the Hub as owner/name",
-    )
+    if c.objective == "diffusion":
+        pairs = "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even"
+        need(c.noise.sampling != "antithetic" or t.batch_size // t.accumulation % 2 == 0, pairs)
+        other = "noise.input_masking is for objective=autoregressive; diffusion masks by noise.schedule"
+        need(not c.noise.input_masking, other)
+    else:
+        other = f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive training weights every token"
+        need(c.loss_weight == "elbo", f"{other} alike")
+    text = c.data.corpus
+    known = f"{', '.join(CORPORA)}, or a dataset of the Hub as owner/name"
+    need(bool(c.data.path) or text in CORPORA or "/" in text.strip("/"), f"data.corpus is {text!r}; it must be {known}")
     early = [part.strip() for part in c.eval.early.split(",") if c.eval.early]
     whole = all(re.fullmatch("[0-9]+", part) for part in early)
     need(whole, f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")
@@ -340,7 +327,7 @@ def save(config: Config, path: Path) -> None:
     """Write the resolved config as YAML."""
     import yaml
 
-    path.write_text(yaml.safe_dump(nested(config), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
 
 
 def describe() -> str:

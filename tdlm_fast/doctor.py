@@ -2,23 +2,19 @@
 
 import sys
 
-from .cli import announce, verb, verb_parser
-from .config import ConfigError
+from .cli import announce, exit_codes, verb, verb_parser
 
 
-def main(argv=None) -> int:
+@exit_codes()
+def main(argv=None) -> None:
     p = verb_parser("doctor", __doc__)
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
     announce("loading PyTorch")
     from .runs.device import chains, kernels, pick_device, versions
 
-    try:
-        device = pick_device(a.device)
-        found, served = versions(device), chains(device)
-    except ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    device = pick_device(a.device)
+    found, served = versions(device), chains(device)
     graph = "one CUDA graph" if device.type == "cuda" else "eager: CUDA graphs need a GPU"
     rows = {"device": found["device"]} | {name: v or "not installed" for name, v in found["versions"].items()}
     rows |= {"step": graph, "cuda": kernels().cuda.library.describe()}
@@ -29,7 +25,6 @@ def main(argv=None) -> int:
         rows[op] = alone if chain == "reference" else chain
     for name, value in rows.items():
         print(f"{name:25}{value}")
-    return 0
 
 
 if __name__ == "__main__":

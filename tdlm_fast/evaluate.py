@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from . import config as settings
-from .cli import announce, at_least, verb, verb_parser
+from .cli import announce, exit_codes, verb, verb_parser
+from .config import ConfigError, NonFinite, at_least
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
@@ -43,11 +43,11 @@ def parser() -> argparse.ArgumentParser:
 
 def check(a) -> None:
     """Raise ConfigError where an option is out of range or would have no effect."""
-    at_least(a, LEAST, HINTS)
+    at_least(a, LEAST, HINTS, "--")
     names, when = (OF_TASKS, "with --tasks") if a.tasks is None else (OF_SPLITS, "without --tasks")
     given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(a, name) is not None)
     if given:
-        raise settings.ConfigError(f"{given}: only {when}")
+        raise ConfigError(f"{given}: only {when}")
 
 
 def tasks(a) -> str:
@@ -63,18 +63,13 @@ def tasks(a) -> str:
 
 def split(a) -> str:
     """Score a split and return the text to print."""
-    from .evaluation.likelihood import likelihood  # loads torch
-    from .evaluation.trained_text import trained_text
-    from .runs.load import load_run
+    from .evaluation.likelihood import final_scoring, likelihood  # loads torch
+    from .runs.load import load_run, trained_text
 
     config, tokenizer, model, state = load_run(a.run, a.checkpoint, a.device)
-    corpus, name, e = trained_text(a.run, config, state, a.layout), a.split or "test", config.eval
-    score = likelihood(
-        model, corpus.splits[name], config.objective, start_token_id=tokenizer.start_token_id,
-        seed=config.seed if a.seed is None else a.seed, batch_size=e.batch_size, precision=config.precision,
-        target_stderr=e.target_stderr if a.target_stderr is None else a.target_stderr,
-        max_samples=e.max_samples if a.max_samples is None else a.max_samples,
-    )  # fmt: skip
+    corpus, name = trained_text(a.run, config, state, a.layout), a.split or "test"
+    given = {k: getattr(a, k) for k in ("seed", "target_stderr", "max_samples") if getattr(a, k) is not None}
+    score = likelihood(model, corpus.splits[name], config.objective, **final_scoring(config, tokenizer) | given)
     if not a.json:
         return f"{corpus.name} {name}, {config.objective}, step {state['step']}: {score}"
     keys = {"run": a.run.name, "objective": config.objective, "corpus": corpus.name, "split": name}
@@ -82,23 +77,16 @@ def split(a) -> str:
     return json.dumps(keys | score.asdict())
 
 
-def main(argv=None) -> int:
+@exit_codes(kept="finished parts of tasks are kept, and the same command resumes")
+def main(argv=None) -> None:
     a = parser().parse_args(argv)
+    check(a)
+    announce(f"loading {a.run}")  # and torch
+    a.checkpoint = checkpoint_of(a.run, a.checkpoint)
     try:
-        check(a)
-        announce(f"loading {a.run}")  # and torch
-        a.checkpoint = checkpoint_of(a.run, a.checkpoint)
         print(split(a) if a.tasks is None else tasks(a))
-    except settings.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished parts of tasks are kept, and the same command resumes", file=sys.stderr)
-        return 130
-    except settings.NonFinite as e:
-        print(f"error: {a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}", file=sys.stderr)
-        return 1
-    return 0
+    except NonFinite as e:
+        raise NonFinite(f"{a.run / 'checkpoints' / a.checkpoint}.safetensors: {e}") from None
 
 
 if __name__ == "__main__":

@@ -3,25 +3,21 @@
 import sys
 
 from . import config as settings
-from .cli import announce, verb, verb_parser
+from .cli import announce, exit_codes, verb, verb_parser
 
 
-def main(argv=None) -> int:
+@exit_codes()
+def main(argv=None) -> None:
     p = verb_parser("memory", __doc__)
     p.add_argument("config", help="YAML file, as configs/base.yaml")
     p.add_argument("overrides", nargs="*", help="key=value")
     p.add_argument("--tokens", type=int, default=2_500_000, help="tokens of the training split")
     a = p.parse_args(argv)
-    try:
-        config = settings.load(a.config, a.overrides)
-    except settings.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    config = settings.load(a.config, a.overrides)
     announce(f"tracing a step of {a.config}")
     from .training.memory_estimate import estimate
 
     print(f"{a.config}, {config.objective}: about {estimate(config, tokens=a.tokens):,.0f} MB at the peak of a step")
-    return 0
 
 
 if __name__ == "__main__":

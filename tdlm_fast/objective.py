@@ -103,11 +103,9 @@ def autoregressive_loss(
     return linear_cross_entropy(h, model.head, targets, weights, n_rows=live), n
 
 
-def next_token_nll(
-    model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None, hidden: Tensor | None = None
-) -> Tensor:
-    """Return -log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding; hidden (B, T): inputs read as [MASK]."""
-    h, targets, n, order = _next_token_rows(model, x0, start_token_id, valid, hidden)
+def next_token_nll(model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None) -> Tensor:
+    """Return -log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding."""
+    h, targets, n, order = _next_token_rows(model, x0, start_token_id, valid, None)
     nll = linear_cross_entropy(h, model.head, targets, n_rows=n, reduction="none")
     return (nll if order is None else torch.zeros_like(nll).scatter(0, order, nll)).view_as(x0)
 
@@ -115,7 +113,7 @@ def next_token_nll(
 def _next_token_rows(model, x0: Tensor, start_token_id: int, valid: Tensor | None, hidden: Tensor | None) -> tuple:
     """Return (h (B T, D), targets (B T,), number of rows that are not padding, their places).
 
-    The last two are None where no row is padding: all rows then count, in order.
+    hidden (B, T): inputs read as [MASK]. The last two are None where no row is padding: all rows count, in order.
     """
     read = x0 if hidden is None else torch.where(hidden, model.mask_token_id, x0)
     if valid is None:

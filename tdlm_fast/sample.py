@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from .cli import announce, verb, verb_parser
+from .cli import announce, exit_codes, verb, verb_parser
 from .sampling.live_view import Screen
 from .sampling.options import METHODS, UNMASKING, SamplerOptions
 
@@ -66,49 +66,42 @@ def given(a) -> dict:
     return {name: getattr(a, name) for name in names if getattr(a, name) is not None}
 
 
-def main(argv=None) -> int:
+@exit_codes(errors=ValueError)
+def main(argv=None) -> None:
     a = parser().parse_args(argv)
-    try:
-        options = options_of(a)
-        announce(f"loading {a.run}")
-        from .runs.load import load_run  # loads torch
-        from .sampling.generate import generate_batch
+    options = options_of(a)
+    announce(f"loading {a.run}")
+    from .runs.load import load_run  # loads torch
+    from .sampling.generate import generate_batch
 
-        config, tokenizer, model, _ = load_run(a.run, a.checkpoint, a.device)
-        useless = ", ".join(f"--{name}" for name in ("suffix", *DIFFUSION_ONLY) if getattr(a, name) is not None)
-        if config.objective == "autoregressive" and useless:
-            raise ValueError(f"{useless}: for diffusion; {a.run} is autoregressive and only continues the prompt")
-        prompt, suffix, start = a.prompt or "", a.suffix or "", tokenizer.start_token_id
-        stream = sys.stderr if a.json else sys.stdout
-        screen = Screen(tokenizer, model.mask_token_id, stream, a.frame) if a.watch else None
-        started = time.perf_counter()
-        try:
-            written = generate_batch(
-                model, config.objective, tokenizer.encode(prompt), tokenizer.encode(suffix), options,
-                seq_len=config.model.seq_len, start_token_id=start, forbidden=start, on_step=screen,
-            )  # fmt: skip
-        finally:
-            if screen:
-                screen.close()
-        ids = written.ids.tolist()
-        seconds = max(time.perf_counter() - started - (screen.spent if screen else 0.0), 1e-9)
-    except ValueError as e:  # ConfigError is one
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    config, tokenizer, model, _ = load_run(a.run, a.checkpoint, a.device)
+    useless = ", ".join(f"--{name}" for name in ("suffix", *DIFFUSION_ONLY) if getattr(a, name) is not None)
+    if config.objective == "autoregressive" and useless:
+        raise ValueError(f"{useless}: for diffusion; {a.run} is autoregressive and only continues the prompt")
+    prompt, suffix, start = a.prompt or "", a.suffix or "", tokenizer.start_token_id
+    stream = sys.stderr if a.json else sys.stdout
+    screen = Screen(tokenizer, model.mask_token_id, stream, a.frame) if a.watch else None
+    started = time.perf_counter()
+    try:
+        written = generate_batch(
+            model, config.objective, tokenizer.encode(prompt), tokenizer.encode(suffix), options,
+            seq_len=config.model.seq_len, start_token_id=start, forbidden=start, on_step=screen,
+        )  # fmt: skip
+    finally:
+        if screen:
+            screen.close()
+    ids = written.ids.tolist()
+    seconds = max(time.perf_counter() - started - (screen.spent if screen else 0.0), 1e-9)
     texts = [prompt + tokenizer.decode(new) + suffix for new in ids]
     calls, per_text, speed = written.evaluations, written.rows / a.number, a.number * a.tokens / seconds
     if a.json:
         about = {"run": a.run.name, "objective": config.objective, "prompt": prompt, "suffix": suffix} | given(a)
         cost = {"network_evaluations": calls, "network_evaluations_a_text": per_text}
         print(json.dumps(about | cost | {"seconds": seconds, "tokens_per_s": speed, "texts": texts}))
-        return 0
-    print(*texts, sep="\n")
-    cost = f"{calls:,} network evaluations ({per_text:,.1f} a text)"
-    print(f"{a.number * a.tokens:,} tokens, {cost}, {speed:,.0f} tokens/s", file=sys.stderr)
-    return 0
+    else:
+        print(*texts, sep="\n")
+        cost = f"{calls:,} network evaluations ({per_text:,.1f} a text)"
+        print(f"{a.number * a.tokens:,} tokens, {cost}, {speed:,.0f} tokens/s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
-from . import config as settings
-from .cli import announce, at_least, verb, verb_parser
-from .evaluation.table_lines import lines
+from .cli import announce, exit_codes, verb, verb_parser
+from .config import NonFinite, at_least
+from .evaluation.table_lines import aligned, lines
 
 
-def main(argv=None) -> int:
+@exit_codes()
+def main(argv=None) -> None:
     p = verb_parser("table", __doc__)
     p.add_argument("run", type=Path, help="run folder")
     p.add_argument("--sequences", type=int, default=64, help="sequences of the exact likelihoods, a pass a token each")
@@ -16,24 +17,16 @@ def main(argv=None) -> int:
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
-    try:
-        at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"})
-        announce(f"loading {a.run}")
-        from .evaluation.table import likelihoods  # loads torch
+    at_least(a, {"sequences": 2, "draws": 1}, {"sequences": ", as one shows no interval"}, "--")
+    announce(f"loading {a.run}")
+    from .evaluation.table import likelihoods  # loads torch
 
+    try:
         table = likelihoods(a.run, sequences=a.sequences, draws=a.draws, device=a.device, split=a.split)
-    except settings.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except settings.NonFinite as e:
-        print(f"error: {a.run}: {e}", file=sys.stderr)
-        return 1
-    text = lines(table)
-    widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
-    for line in text:
-        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    except NonFinite as e:
+        raise NonFinite(f"{a.run}: {e}") from None
+    print(*aligned(lines(table)), sep="\n")
     print("95 % intervals: of the estimate where all sequences are scored, over sequences where some are")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safeten
 import sys
 
 from . import config as settings
-from .cli import command, verb, verb_parser
+from .cli import command, exit_codes, verb, verb_parser
 from .runs.files import LAST
 from .runs.folder import folder_of
 from .training.session import train
 
 
+@exit_codes()
 def main(argv=None) -> int:
     p = verb_parser("train", __doc__, keys=True)
     p.add_argument("config", help="YAML file, as configs/tiny.yaml")
@@ -30,18 +31,12 @@ def main(argv=None) -> int:
         folder = folder_of(config, args.config)
         print(f"{args.config}: {config.objective}, into {folder}", flush=True)  # PyTorch takes seconds to load
         summary = train(config, folder, args.resume)
-    except settings.ConfigError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     except OSError as e:
-        print(f"error: {e.filename or folder}: {e.strerror or e}; {kept()}", file=sys.stderr)
-        return 2
+        raise settings.ConfigError(f"{e.filename or folder}: {e.strerror or e}; {kept()}") from None
     except KeyboardInterrupt:
-        print(f"interrupted; {kept()}", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(kept()) from None
     except settings.NonFinite as e:
-        print(f"error: {e}; {kept()}", file=sys.stderr)
-        return 1
+        raise settings.NonFinite(f"{e}; {kept()}") from None
     memory = f", peak memory {summary['peak_memory_mb']:,.0f} MB" if summary["peak_memory_mb"] else ""
     for name in ("valid", "test"):
         found, error = summary[name], f" ± {summary[name]['stderr']:.4f}" if summary[name]["samples"] else ""

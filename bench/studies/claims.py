@@ -17,7 +17,7 @@ from tdlm_fast import config as settings
 from tdlm_fast.data import dataset, token_cache
 from tdlm_fast.data.tokenizer import GPT2
 from tdlm_fast.evaluation.exact_likelihood import subset
-from tdlm_fast.evaluation.likelihood import autoregressive_nll, likelihood, scoring
+from tdlm_fast.evaluation.likelihood import autoregressive_nll, likelihood
 from tdlm_fast.evaluation.published_metric import published_metric, uniform_factor
 from tdlm_fast.evaluation.unigram import Unigram, scored_tokens, unigram
 from tdlm_fast.model import build_model
@@ -33,8 +33,7 @@ def untrained(test: dataset.Split, tokenizer, rows: int) -> dict:
     config = settings.load("configs/tiny.yaml")
     model, few = build_model(config, tokenizer), subset(test, rows, tokenizer)
     kw = dict(start_token_id=tokenizer.start_token_id)
-    with torch.no_grad(), scoring(model, "fp32") as device:
-        nll = autoregressive_nll(model, few, batch_size=64, device=device, **kw)
+    nll = autoregressive_nll(model, few, batch_size=64, precision="fp32", **kw)
     figures = {o: likelihood(model, few, o, max_samples=4, **kw).asdict() for o in ("diffusion", "autoregressive")}
     metric = published_metric(model, few, "diffusion", draws=48, **kw)
     same = published_metric(model, few, "autoregressive", draws=48, nll=nll, **kw)

@@ -7,6 +7,7 @@ from .. import config as settings
 
 OBJECTIVES = ("diffusion", "autoregressive")
 SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide which tokens are scored
+IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
 
 
 def check_alike(runs: list[dict], folders: list[Path]) -> None:
@@ -28,9 +29,6 @@ def check_alike(runs: list[dict], folders: list[Path]) -> None:
         seen[same] = folder
 
 
-IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
-
-
 def identity(config: dict) -> str:
     """Return the keys that decide numbers, with the seed, as text: two runs that share it are one run."""
     return json.dumps({k: v for k, v in config.items() if k not in IGNORED}, sort_keys=True)
@@ -49,10 +47,7 @@ def label(config: dict, base: dict) -> str:
 
 
 def arms_of(runs: list[dict]) -> list[dict]:
-    """Group runs that differ only in the seed: [{"label", "objective", "runs"}].
-
-    The first diffusion arm and the first autoregressive arm come first.
-    """
+    """Group runs by all but the seed: [{"label", "objective", "runs"}], the first arm of each objective first."""
     order = sorted(range(len(runs)), key=lambda i: OBJECTIVES.index(runs[i]["config"]["objective"]) * len(runs) + i)
     firsts = {}
     for i in order:
@@ -89,9 +84,8 @@ def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
     for d, a in pairs:
         seed, other = d["config"]["seed"], [k for k in differences(d["config"], a["config"]) if k != "objective"]
         hashes = [r["evaluations"][0].get("initial_weights") for r in (d, a)]
-        weights = (
-            "not recorded" if None in hashes else f"equal ({hashes[0]})" if hashes[0] == hashes[1] else "DIFFERENT"
-        )
+        weights = f"equal ({hashes[0]})" if hashes[0] == hashes[1] else "DIFFERENT"
+        weights = "not recorded" if None in hashes else weights
         shared = {e["step"]: e["batch"] for e in d["evaluations"] if "batch" in e}
         seen = [(shared[e["step"]], e["batch"]) for e in a["evaluations"] if e["step"] in shared and "batch" in e]
         read = f"batches before {len(seen)} evaluations" if seen else "batches"
@@ -101,8 +95,7 @@ def alike(pairs: list[tuple[dict, dict]]) -> list[str]:
             read = f"tokens of the batches at {len(seen)} logged steps"
         batches = "not recorded" if not seen else "equal" if all(x == y for x, y in seen) else "DIFFERENT"
         text = "equal" if d["summary"]["corpus_hash"] == a["summary"]["corpus_hash"] else "DIFFERENT"
-        words.append(
-            f"seed {seed}: settings apart from the objective {'DIFFERENT: ' + ', '.join(other) if other else 'equal'}; "
-            f"text {text}; weights before the first step {weights}; {read} {batches}"
-        )
+        settings_of_both = f"DIFFERENT: {', '.join(other)}" if other else "equal"
+        words.append(f"seed {seed}: settings apart from the objective {settings_of_both}; text {text}; "
+                     f"weights before the first step {weights}; {read} {batches}")  # fmt: skip
     return words

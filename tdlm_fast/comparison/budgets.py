@@ -5,6 +5,13 @@ import math
 from ..statistics import over_seeds
 from .arms import OBJECTIVES
 
+LEDGERS = {
+    "optimizer steps": lambda run, e: e["step"],
+    "training FLOPs": lambda run, e: flops(run, e["step"], e["loss_tokens"]),
+    "loss-bearing tokens": lambda run, e: e["loss_tokens"],
+    "seconds of training": lambda run, e: e["seconds"],
+}
+
 
 def flops(run: dict, step: int, loss_tokens: int | None) -> float | None:
     """Count the floating-point operations of training up to a step: three times those of the forward pass.
@@ -29,14 +36,6 @@ def _at(run: dict, value, budget: float) -> tuple[float, float] | None:
             y0, y1 = e0["nats_per_token"], e1["nats_per_token"]
             return y0 + (y1 - y0) * (budget - x0) / (x1 - x0), max(e0["stderr"], e1["stderr"])
     return None
-
-
-LEDGERS = {
-    "optimizer steps": lambda run, e: e["step"],
-    "training FLOPs": lambda run, e: flops(run, e["step"], e["loss_tokens"]),
-    "loss-bearing tokens": lambda run, e: e["loss_tokens"],
-    "seconds of training": lambda run, e: e["seconds"],
-}
 
 
 def ledgers(pairs: list[tuple[dict, dict]]) -> list[dict]:

@@ -1,6 +1,7 @@
 """Draw curves and heat maps of a comparison (compare.json) as SVG: a series for each arm, a band over its seeds."""
 
 import math
+import operator
 from dataclasses import replace
 
 from . import svg
@@ -36,25 +37,26 @@ def levels(run: dict) -> dict | None:
     return run["table"]["levels"] if run["table"] else run["evaluations"][-1].get("diagnostics")
 
 
+def over_runs(arm: dict, colour: int, xs: list[float], values: list, **kw) -> Series:
+    """Return a series through the mean of each of the values, a list over runs, with the lowest and highest as band."""
+    means, low, high = ([f(v) for v in values] for f in (mean, min, max))
+    return Series(arm["label"], xs, means, low, high, colour % svg.COLOURS, **kw)
+
+
 def band(arm: dict, colour: int, x, y, **kw) -> Series:
     """Return a series over evaluations with the lowest and highest seed as its band."""
-    points = by_step(arm)
-    xs, ys, low, high = [], [], [], []
-    for step in sorted(points):
-        across, up = [x(e) for e in points[step]], [y(e) for e in points[step]]
-        if None in up or None in across:
-            continue
-        xs.append(mean(across))
-        ys.append(mean(up))
-        low.append(min(up))
-        high.append(max(up))
-    return Series(arm["label"], xs, ys, low, high, colour % svg.COLOURS, **kw)
+    points = [([x(e) for e in seen], [y(e) for e in seen]) for _, seen in sorted(by_step(arm).items())]
+    points = [(across, up) for across, up in points if None not in across + up]
+    return over_runs(arm, colour, [mean(across) for across, _ in points], [up for _, up in points], **kw)
 
 
 def _since(s: Series, share: float) -> Series:
     """Cut a series off before that share of its last x."""
     first = sum(x < share * max(s.x, default=0) for x in s.x)
     return replace(s, **{k: getattr(s, k)[first:] for k in ("x", "y", "low", "high")})
+
+
+STEP = operator.itemgetter("step")
 
 
 def _valid(e):
@@ -65,19 +67,19 @@ def curve_charts(result: dict) -> dict[str, str]:
     arms = list(enumerate(result["arms"]))
     out = {}
     for name, title, x, label, log in (
-        ("by-step", "Validation, nats per token, by step", lambda e: e["step"], "optimizer step", True),
+        ("by-step", "Validation, nats per token, by step", STEP, "optimizer step", True),
         ("by-time", "Validation, nats per token, by time", lambda e: e["seconds"] / 60, "minutes of training", False),
         ("by-loss-token", "Validation, nats per token, by loss token", lambda e: e["loss_tokens"],
          "tokens that bore loss", False),
     ):  # fmt: skip
         shown = arms[:2] if name == "by-time" else arms
         out[name] = svg.lines(title, [band(a, i, x, _valid) for i, a in shown], label, xlog=log)
-    late = [_since(band(a, i, lambda e: e["step"], _valid), 0.2) for i, a in arms]
+    late = [_since(band(a, i, STEP, _valid), 0.2) for i, a in arms]
     out["by-step-late"] = svg.lines("The last four fifths of the steps", late, "optimizer step")
     curves = []
     for i, arm in arms[:2]:
-        curves.append(band(arm, i, lambda e: e["step"], lambda e: e["valid"]["ppl"]))
-        metric = band(arm, i, lambda e: e["step"], _published, dashed=True)
+        curves.append(band(arm, i, STEP, lambda e: e["valid"]["ppl"]))
+        metric = band(arm, i, STEP, lambda e: e.get("published", {}).get("published_metric"), dashed=True)
         metric.label = f"{arm['objective']}, published metric"
         curves.append(metric)
     out["perplexity"] = svg.lines("Perplexity progression", curves, "optimizer step", xlog=True, ylog=True)
@@ -103,13 +105,7 @@ def training_loss(arm: dict, colour: int, k: int, scale: float) -> Series:
         parts.append([(g[-1][k] / scale, mean(p[1] for p in g)) for g in groups])
     points = list(zip(*parts, strict=False))
     ys = [[y for _, y in seen] for seen in points]
-    xs = [mean(x for x, _ in seen) for seen in points]
-    edges, colour = ([*map(min, ys)], [*map(max, ys)]), colour % svg.COLOURS
-    return Series(arm["label"], xs, [mean(y) for y in ys], *edges, colour, points=False)
-
-
-def _published(e):
-    return e["published"]["published_metric"] if "published" in e else None
+    return over_runs(arm, colour, [mean(x for x, _ in seen) for seen in points], ys, points=False)
 
 
 def diagnostic_charts(result: dict) -> dict[str, str]:
@@ -121,10 +117,7 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
                 n = len(probes[0][key])
                 some = [k for k in range(n) if all(f[key][k] is not None for f in probes)]
                 values = [[f[key][k] for f in probes] for k in some]
-                xs = [100 * (k + 0.5) / n for k in some]
-                ys = [mean(v) for v in values]
-                low, high = [min(v) for v in values], [max(v) for v in values]
-                series.append(Series(arm["label"], xs, ys, low, high, i % svg.COLOURS))
+                series.append(over_runs(arm, i, [100 * (k + 0.5) / n for k in some], values))
     titles = {"loss": "Loss by noise level, nats", "accuracy": "Prediction accuracy by noise level",
               "grad_norm": "Gradient norm by noise level"}  # fmt: skip
     for key, series in profiles.items():
@@ -132,17 +125,11 @@ def diagnostic_charts(result: dict) -> dict[str, str]:
         out[name] = svg.lines(titles[key], series, "% of the tokens hidden", zero=key == "accuracy")
     for arm in first_arms(result).values():
         out |= heat_maps(arm)
-    effect = []
-    for i, arm in enumerate(result["arms"]):
-        if arm["objective"] == "diffusion":
-            effect.append(band(arm, i, lambda e: e["step"], _weight_difficulty))
+    effect = [band(arm, i, STEP, lambda e: e.get("diagnostics", {}).get("weight_difficulty"))
+              for i, arm in enumerate(result["arms"]) if arm["objective"] == "diffusion"]  # fmt: skip
     title = "Correlation of loss weight and difficulty"
     out["weight-difficulty"] = svg.lines(title, effect, "optimizer step", xlog=True)
     return out
-
-
-def _weight_difficulty(e):
-    return e.get("diagnostics", {}).get("weight_difficulty")
 
 
 def heat_maps(arm: dict) -> dict[str, str]:

@@ -49,15 +49,15 @@ def _setting(result: dict, paired: dict[str, list[dict]]) -> list[str]:
 
 def _test(claim: dict, paired: dict[str, list[dict]]) -> list[str]:
     """Return sentences on the test split: the bound, the best exact likelihood, and the unigram baseline."""
-    test, exact, values = claim["right"], claim.get("exact"), []
+    test, exact, values = claim["right"], claim.get("exact"), {}
     for o in NAMES:
         tests = [r["table"]["rows"][0] if r["table"] else r["summary"]["test"] for r in paired[o]]
-        values.append(mean(t["nats_per_token"] for t in tests))
+        values[o] = mean(t["nats_per_token"] for t in tests)
+    d, a = values.values()
     side = "diffusion is ahead" if test["low"] > 0 else "diffusion's bound is behind" if test["high"] < 0 else None
     text = [
-        f"On the test split diffusion's upper bound is {values[0]:.3f} nats per token (perplexity at most "
-        f"{math.exp(values[0]):,.1f}), and the autoregressive model's exact value is {values[1]:.3f} "
-        f"({math.exp(values[1]):,.1f}): "
+        f"On the test split diffusion's upper bound is {d:.3f} nats per token (perplexity at most "
+        f"{math.exp(d):,.1f}), and the autoregressive model's exact value is {a:.3f} ({math.exp(a):,.1f}): "
         + (f"{side} by {abs(test['mean']):.3f} nats." if side else "the interval of the difference contains 0.")
     ]
     if exact:
@@ -67,14 +67,9 @@ def _test(claim: dict, paired: dict[str, list[dict]]) -> list[str]:
             f"The best exact likelihood of the diffusion model is {apart} the autoregressive one on the same test "
             f"sequences [{exact['low']:+.3f}, {exact['high']:+.3f}]."
         )
-    run = paired["diffusion"][0]
-    for base in [
-        r["nats_per_token"] for r in (run["table"] or {"rows": []})["rows"] if r["name"] == "unigram baseline"
-    ]:
-        sides = (
-            f"{NAMES[o].lower()} is {abs(base - v):.3f} {'below' if v < base else 'above'} it"
-            for o, v in zip(NAMES, values, strict=True)
-        )
+    table = paired["diffusion"][0]["table"]
+    for base in [r["nats_per_token"] for r in table["rows"] if r["name"] == "unigram baseline"] if table else []:
+        sides = (f"{o} is {abs(base - v):.3f} {'below' if v < base else 'above'} it" for o, v in values.items())
         text.append(f"A unigram model scores {base:.3f}; {' and '.join(sides)}.")
     return text
 

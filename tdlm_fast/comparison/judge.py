@@ -246,10 +246,8 @@ def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
     words, meet, too_few = [], True, ""
     for i, objective in enumerate(("diffusion", "autoregressive")):
         share = sum(both[i]["acc"] for _, both in scores) / len(scores)
-        theirs, ours = (
-            wilson(c[objective], c["questions"]),
-            wilson(share, scores[0][1][i]["n"]),
-        )  # seeds share questions
+        theirs = wilson(c[objective], c["questions"])
+        ours = wilson(share, scores[0][1][i]["n"])  # seeds share questions
         meet &= theirs[0] <= ours[1] and ours[0] <= theirs[1]
         if theirs[1] - theirs[0] > WIDEST:
             too_few = f"{c['questions']} published questions decide nothing: "

@@ -10,6 +10,12 @@ from ..cli import command
 from ..runs import metrics
 from ..runs.files import figures
 
+PARTS = ("folder", "config", "summary", "evaluations", "table", "losses", "tasks")  # of a run in compare.json
+SHOWN = {  # figures of an evaluation that are judged or drawn
+    "valid": ("nats_per_token", "stderr", "ppl"),
+    "published": ("reweighted_loss", "stderr", "published_metric", "each"),
+}
+
 
 def read(folder: Path) -> dict:
     """Return a finished run: config, summary, evaluations, training losses, and table and tasks if it has them."""
@@ -43,9 +49,6 @@ def read(folder: Path) -> dict:
     return sound(run, folder)
 
 
-PARTS = ("folder", "config", "summary", "evaluations", "table", "losses", "tasks")  # of a run in compare.json
-
-
 def recorded(file: Path) -> list[dict]:
     """Return the runs of a compare.json, as read() does. Raises ConfigError where the file is another one."""
     try:
@@ -55,12 +58,6 @@ def recorded(file: Path) -> list[dict]:
     except (KeyError, TypeError, AttributeError):
         raise settings.ConfigError(f"{file} is not a compare.json of finished runs; give one or a run") from None
     return [sound(run, file / run["folder"]) for run in runs]
-
-
-SHOWN = {  # figures of an evaluation that are judged or drawn
-    "valid": ("nats_per_token", "stderr", "ppl"),
-    "published": ("reweighted_loss", "stderr", "published_metric", "each"),
-}
 
 
 def thinned(run: dict) -> dict:

@@ -186,7 +186,7 @@ def html(result: dict, title: str) -> str:
     )
 
 
-def markdown(result: dict, title: str, figures: str = "figures") -> str:
+def markdown(result: dict, title: str) -> str:
     parts = [f"# {title}"]
     for kind, *content in blocks(result):
         if kind == "h":
@@ -204,7 +204,7 @@ def markdown(result: dict, title: str, figures: str = "figures") -> str:
         else:
             charts = [(name, chart) for name, chart in content[0].items() if chart]
             names = [(name, re.findall(r"<title>(.*?)</title>", chart)[0]) for name, chart in charts]
-            parts.append("\n".join(f"![{t}]({figures}/{name}.svg)" for name, t in names))
+            parts.append("\n".join(f"![{t}](figures/{name}.svg)" for name, t in names))
     return "\n\n".join(parts) + "\n"
 
 

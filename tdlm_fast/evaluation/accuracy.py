@@ -15,6 +15,7 @@ that decides its numbers. So a command that was interrupted resumes, and one wit
 parts that it cuts elsewhere. RUN/tasks.json holds the results.
 """
 
+import itertools
 import json
 import math
 import time
@@ -31,6 +32,7 @@ from ..runs.load import load_run
 from ..statistics import t_975, wilson
 from . import endings, tasks
 from .likelihood import scoring
+from .table_lines import aligned
 from .tasks import Question
 
 PART = 500  # questions
@@ -38,10 +40,7 @@ TIE = 1e-6  # relative: closer log-likelihoods are equal in fp32
 
 
 def credit(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Return (Q,) 1 where scores (Q, E) are largest at gold, 1/m where m endings share that score, else 0.
-
-    A score of -inf marks a missing ending.
-    """
+    """Return (Q,) 1 where scores (Q, E; -inf: no ending) are largest at gold, 1/m where m endings share it, else 0."""
     best = scores.max(1, keepdims=True)
     tied = scores >= best - TIE * np.abs(best)
     return tied[np.arange(len(gold)), gold] / tied.sum(1)
@@ -67,10 +66,7 @@ def _mean(name: str, values: np.ndarray) -> dict:
 
 
 def credits(questions: list[Question], scores: dict) -> dict[str, np.ndarray]:
-    """Return the credit of every question, (Q,) fp64 from 0 to 1, as acc, acc_norm and acc_token; of LAMBADA only acc.
-
-    scores as in summarise.
-    """
+    """Return acc, acc_norm and acc_token (LAMBADA: acc) of each question, (Q,) from 0 to 1; scores as in summarise."""
     if scores["greedy"]:
         return {"acc": np.array(scores["greedy"], dtype=float)}
     log_p, gold = _padded(scores["log_p"], -np.inf), np.array([q.gold for q in questions])
@@ -139,13 +135,9 @@ class Parts:
 
 def _cut_into_parts(questions: list[Question]):
     """Yield (group, place of the first question in its group, at most PART questions of the group)."""
-    i = 0
-    while i < len(questions):
-        group, start = questions[i].group, i
-        while i < len(questions) and questions[i].group == group:
-            i += 1
-        for j in range(start, i, PART):
-            yield group, j - start, questions[j : min(j + PART, i)]
+    for group, members in itertools.groupby(questions, lambda q: q.group):  # they stand group by group
+        whole = list(members)
+        yield from ((group, i, whole[i : i + PART]) for i in range(0, len(whole), PART))
 
 
 def score_part(
@@ -169,13 +161,6 @@ def score_part(
     return lists | counts | {"seconds": time.perf_counter() - began}
 
 
-def estimator_of(objective: str, samples: int) -> str:
-    """Describe how endings are scored."""
-    if objective == "autoregressive":
-        return "exact"
-    return f"bound: every subset of endings up to {(samples + 1).bit_length() - 1} tokens, else {samples} draws"
-
-
 def evaluate(
     folder: Path, names: list[str], *, checkpoint: str = "best", device: str = "auto", data: Path | None = None,
     limit: int = 0, samples: int = 16, seed: int | None = None, batch_size: int = 0,
@@ -191,6 +176,8 @@ def evaluate(
         raise ConfigError("--limit and --batch-size must be at least 0")
     sets = {name: tasks.load(name, data) for name in dict.fromkeys(names)}  # a missing set is named before any scoring
     config, tokenizer, model, state = load_run(folder, checkpoint, device)
+    enumerated = (samples + 1).bit_length() - 1  # tokens
+    bound = f"bound: every subset of endings up to {enumerated} tokens, else {samples} draws"
     draws = (0, 0) if config.objective == "autoregressive" else (samples, config.seed if seed is None else seed)
     kw = dict(samples=samples, seed=draws[1], tokens=(batch_size or config.eval.batch_size) * config.model.seq_len)
     weights = {"config": config_hash(config), "corpus": state["corpus_hash"]}
@@ -212,7 +199,7 @@ def evaluate(
                         scores[column] = scores.get(column, type(value)()) + value
                 bar.update(len(part))
         results[name] = summarise(questions, scores) | {
-            "objective": config.objective, "estimator": estimator_of(config.objective, samples), "samples": draws[0],
+            "objective": config.objective, "estimator": bound if draws[0] else "exact", "samples": draws[0],
             "limit": limit, "source": source, "seconds": round(scores["seconds"], 2),
             "cut_contexts": scores["cut_contexts"], "pieced_endings": scores["pieced_endings"],
             "key": weights | {"checkpoint": checkpoint, "limit": limit, "samples": draws[0], "seed": draws[1]},
@@ -221,17 +208,11 @@ def evaluate(
     return {name: results[name] for name in sets}
 
 
-def _percent(entry: dict, name: str) -> str:
-    if entry.get(name) is None:
-        return ""
-    low, high = entry[f"{name}_interval"]
-    return f"{100 * entry[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _gap(entry: dict) -> str:
-    interval = entry.get("gap_interval")
-    around = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-    return "" if entry["gap"] is None else f"{entry['gap']:.3f}{around}"
+def _figure(entry: dict, name: str, scale: int, digits: int) -> str:
+    """Return scale times a figure with its interval, "" where it is missing."""
+    value, interval = entry.get(name), entry.get(f"{name}_interval")
+    around = f" [{', '.join(f'{scale * end:.{digits}f}' for end in interval)}]" if interval else ""
+    return "" if value is None else f"{scale * value:.{digits}f}{around}"
 
 
 def table(results: dict[str, dict]) -> str:
@@ -239,15 +220,13 @@ def table(results: dict[str, dict]) -> str:
     lines = [["task", "questions", "acc %", "acc_norm %", "chance %", "shortest %", "gap, nats", "seconds"]]
     for name, e in results.items():
         levels = [f"{100 * e[level]:.1f}" if e.get(level) else "" for level in ("chance", "shortest")]
-        figures = [_percent(e, "acc"), _percent(e, "acc_norm"), *levels, _gap(e), f"{e['seconds']:.1f}"]
-        lines.append([name, f"{e['n']:,}", *figures])
+        shares = [_figure(e, share, 100, 1) for share in ("acc", "acc_norm")]
+        lines.append([name, f"{e['n']:,}", *shares, *levels, _figure(e, "gap", 1, 3), f"{e['seconds']:.1f}"])
     if "blimp" in results:
         lines += [[], ["BLiMP paradigm", "pairs", "acc %"]]
-        groups = results["blimp"]["groups"]
-        lines += [[g, f"{e['n']:,}", _percent(e, "acc")] for g, e in groups.items()]
-    widths = [max((len(line[i]) for line in lines if len(line) > i), default=0) for i in range(8)]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=False)).rstrip() for line in lines]
-    text += ["", "Intervals are 95 %: Wilson's for accuracies, Student's t over the questions for the gap."]
+        lines += [[g, f"{e['n']:,}", _figure(e, "acc", 100, 1)] for g, e in results["blimp"]["groups"].items()]
+    text = [*aligned(lines), ""]
+    text += ["Intervals are 95 %: Wilson's for accuracies, Student's t over the questions for the gap."]
     text += ["shortest: the acc of a uniform predictor, which prefers the ending of the fewest tokens."]
     for name, e in results.items():
         notes = [f"{e['objective']}, {e['estimator']}"]

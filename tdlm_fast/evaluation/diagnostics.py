@@ -20,11 +20,10 @@ from ..kernels.ops.corrupt import random_subsets
 from ..kernels.ops.rotary import rotate
 from ..kernels.philox import STREAM_SAMPLE, random_words
 from ..objective import next_token_inputs
-from .likelihood import scoring
+from .likelihood import most_probable, scoring
 from .published_metric import LARGEST_WEIGHT
 
 LEVELS = 10
-ROWS_OF_LOGITS = 512
 
 
 def _probe(split: Split, rows: int, device):
@@ -42,13 +41,6 @@ def _masks(real: Tensor, level: int) -> Tensor:
     return random_subsets(counts, real, index, seed=0, step=level)
 
 
-def _hits(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Return whether the most probable token is the target, (N,) bool."""
-    with torch.no_grad():
-        best = [(part.float() @ head.float().T).argmax(-1) for part in h.split(ROWS_OF_LOGITS)]
-    return torch.cat(best) == targets
-
-
 def _levels(model, objective: str, x0: Tensor, real: Tensor, valid: Tensor | None, start_token_id: int):
     """Yield for each level: (chosen (B, T) bool, nll (N,) of the chosen tokens with its graph, hits (N,))."""
     if objective == "autoregressive":
@@ -64,7 +56,7 @@ def _levels(model, objective: str, x0: Tensor, real: Tensor, valid: Tensor | Non
             h = model(torch.where(here, model.mask_token_id, x0), causal=False, valid=valid)
         rows, targets = h[here], x0[here]
         nll = linear_cross_entropy(rows, model.head, targets, reduction="none")
-        yield here, nll, _hits(rows, model.head, targets)
+        yield here, nll, most_probable(rows, model.head) == targets
 
 
 def attention_health(model, tokens: Tensor, *, causal: bool, valid: Tensor | None) -> dict[str, Any]:
@@ -73,9 +65,8 @@ def attention_health(model, tokens: Tensor, *, causal: bool, valid: Tensor | Non
     Lists are layers x heads. The probabilities are softmax(q k / sqrt(K)) of the layer's own q and k; queries at
     padding do not count.
     """
-    held, hooks = [], []
-    for block in model.blocks:
-        hooks.append(block.qkv.register_forward_hook(lambda _m, _i, out: held.append(out.detach())))
+    held: list[Tensor] = []
+    hooks = [b.qkv.register_forward_hook(lambda _m, _i, out: held.append(out.detach())) for b in model.blocks]
     try:
         with torch.no_grad():
             model(tokens, causal=causal, valid=valid)
@@ -118,11 +109,9 @@ def _round(values) -> list[float]:
 
 def trained_weight(m: Tensor, loss_weight: str) -> Tensor:
     """Return the training weight of a masked token at mask probability m (objective.py), for a schedule linear in m."""
-    return {
-        "elbo": lambda: 1 / m,
-        "uniform": lambda: torch.ones_like(m),
-        "published": lambda: ((1 - m) / m).clamp(max=LARGEST_WEIGHT),
-    }[loss_weight]()
+    if loss_weight == "published":
+        return ((1 - m) / m).clamp(max=LARGEST_WEIGHT)
+    return 1 / m if loss_weight == "elbo" else torch.ones_like(m)
 
 
 def diagnose(

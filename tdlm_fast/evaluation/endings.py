@@ -24,10 +24,10 @@ from ..kernels import linear_cross_entropy
 from ..kernels.ops.corrupt import random_subsets
 from ..kernels.philox import STREAM_TIME, random_words
 from ..objective import next_token_inputs
+from .likelihood import most_probable
 from .tasks import Question
 
 MAX_SAMPLES, MAX_TOKENS = 1 << 10, 1 << 12  # the counter of the random words has no room for more
-ROWS_OF_LOGITS = 512
 
 
 @dataclass
@@ -179,8 +179,7 @@ def greedy(model, objective: str, rows: Rows, *, start_token_id: int, tokens: in
             bears = place >= 0
             h = model(next_token_inputs(x0, start_token_id, None)[0], causal=True)
         with torch.autocast(h.device.type, enabled=False):
-            parts = h[bears].float().split(ROWS_OF_LOGITS)
-            best = torch.cat([(part @ model.head.float().T).argmax(1) for part in parts])
+            best = most_probable(h[bears], model.head)
         wrong = slot[:, None].expand_as(bears)[bears][best != x0[bears]]
         right[wrong] = False
     return right.tolist()

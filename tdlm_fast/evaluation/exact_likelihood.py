@@ -18,9 +18,8 @@ from torch import Tensor
 from ..data.dataset import Split
 from ..kernels import linear_cross_entropy
 from ..kernels.philox import STREAM_SAMPLE, random_words
-from .likelihood import batches, row_lengths, scoring
+from .likelihood import ROWS_OF_LOGITS, batches, row_lengths, scoring
 
-ROWS_OF_LOGITS = 512
 # Log-probabilities this close count as equal. Where everything is masked, a model with rotary positions predicts the
 # same at every place, so rounding would choose the first token to reveal.
 TIE = 1e-4

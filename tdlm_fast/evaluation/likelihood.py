@@ -13,12 +13,13 @@ close together by chance. All draws are functions of the seed and the row, not o
 import contextlib
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import NonFinite
+from ..config import Config, NonFinite
 from ..data.dataset import Split
 from ..kernels import linear_cross_entropy
 from ..kernels.ops.corrupt import random_subsets
@@ -27,6 +28,7 @@ from ..model import autocast
 from ..objective import next_token_nll
 from ..statistics import NORMAL, t_975
 
+ROWS_OF_LOGITS = 512  # at most this many rows of logits are in memory at once
 MIN_DRAWS = 4  # fewer would miss the rare low counts, which weigh most
 
 
@@ -75,6 +77,17 @@ def report(nats: float, stderr: float, split: Split, samples: int, bound: str, f
     )  # fmt: skip
 
 
+def most_probable(h: Tensor, head: Tensor) -> Tensor:
+    """Return the most probable token of each row of h (N, D), (N,) int64."""
+    with torch.no_grad():
+        return torch.cat([(part.float() @ head.float().T).argmax(-1) for part in h.split(ROWS_OF_LOGITS)])
+
+
+def exact(nll: Tensor, split: Split) -> Likelihood:
+    """Return the Likelihood of a split from the exact nats of its tokens or rows. Raises NonFinite."""
+    return report(nll.double().sum().item(), 0.0, split, 0, "exact")
+
+
 def batches(split: Split, batch_size: int, device):
     """Yield (row (B,), x0 (B, T), valid or None) over the rows of a split, in order."""
     for i in range(0, len(split), batch_size):
@@ -83,10 +96,11 @@ def batches(split: Split, batch_size: int, device):
 
 
 @torch.no_grad()
-def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: int, device) -> Tensor:
+def autoregressive_nll(model, split: Split, *, start_token_id: int, batch_size: int, precision: str) -> Tensor:
     """Return the exact -log p of every token of the split, (R, T) fp32 nats, 0 at padding."""
-    rows = batches(split, batch_size, device)
-    return torch.cat([next_token_nll(model, x0, start_token_id=start_token_id, valid=v) for _, x0, v in rows])
+    with scoring(model, precision) as device:
+        rows = batches(split, batch_size, device)
+        return torch.cat([next_token_nll(model, x0, start_token_id=start_token_id, valid=v) for _, x0, v in rows])
 
 
 def strata(rows: int, *, seed: int, draw: int) -> Tensor:
@@ -123,6 +137,16 @@ def masked_sums(model, split: Split, counts: Tensor, *, seed: int, draw: int, ba
         nll = linear_cross_entropy(h, model.head, x0[masked], reduction="none")
         total.index_add_(0, row[:, None].expand_as(masked)[masked], nll.double())
     return total
+
+
+@torch.no_grad()
+def nll_sums(nll: Tensor, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int) -> Tensor:
+    """Return the sum of nll (R, T) over the subset that masked_sums masks in each row, (R,) fp64."""
+    counts, parts = counts.to(nll.device), []
+    for row, x0, valid in batches(split, batch_size, nll.device):
+        here = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
+        parts.append((nll[row].double() * here).sum(1))
+    return torch.cat(parts)
 
 
 def diffusion_draw(model, split: Split, *, seed: int, draw: int, batch_size: int, device) -> Tensor:
@@ -174,6 +198,12 @@ def scoring(model, precision: str):
         model.train(was_training)
 
 
+def final_scoring(config: Config, tokenizer) -> dict[str, Any]:
+    """Return the keywords of `likelihood` for the evaluation that ends a run."""
+    options = {k: getattr(config.eval, k) for k in ("batch_size", "target_stderr", "max_samples")}
+    return options | dict(start_token_id=tokenizer.start_token_id, seed=config.seed, precision=config.precision)
+
+
 def likelihood(
     model, split: Split, objective: str, *, start_token_id: int, seed: int = 0, target_stderr: float = 0.0,
     min_samples: int = MIN_DRAWS, max_samples: int = 64, batch_size: int = 64, precision: str = "fp32",
@@ -183,10 +213,10 @@ def likelihood(
     Diffusion is drawn until half the 95 % interval is at most 1.96 target_stderr nats per token, which with many rows
     is a standard error of target_stderr, or until max_samples draws are made. Raises NonFinite.
     """
+    if objective == "autoregressive":
+        kw: dict[str, Any] = dict(start_token_id=start_token_id, batch_size=batch_size, precision=precision)
+        return exact(autoregressive_nll(model, split, **kw), split)
     with scoring(model, precision) as device:
-        if objective == "autoregressive":
-            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
-            return report(nll.double().sum().item(), 0.0, split, 0, "exact")
         draws, order, most = [], [], max(max_samples, 2)
         while True:
             draw = len(draws)

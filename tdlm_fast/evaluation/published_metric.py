@@ -21,17 +21,7 @@ from ..config import ConfigError
 from ..data.dataset import Split
 from ..kernels.philox import STREAM_TIME, random_words
 from ..statistics import t_975
-from .likelihood import (
-    Likelihood,
-    autoregressive_nll,
-    batches,
-    chosen,
-    likelihood,
-    masked_sums,
-    report,
-    row_lengths,
-    scoring,
-)
+from .likelihood import Likelihood, autoregressive_nll, exact, likelihood, masked_sums, nll_sums, row_lengths, scoring
 
 LARGEST_WEIGHT = 5.0
 
@@ -80,21 +70,9 @@ def uniform_factor(lengths) -> float:
         top += rows * float((l * (antiderivative((l + 1) / n) - antiderivative(l / n))).sum())
         bottom += rows * float(l.sum() / n)
     if not bottom:
-        raise ConfigError(
-            "rows of one token are never masked by int(m n), so they have no published metric; leave it out with "
-            "eval.published=0, or take a model.seq_len of 2 or more"
-        )
+        fix = "leave it out with eval.published=0, or take a model.seq_len of 2 or more"
+        raise ConfigError(f"rows of one token are never masked by int(m n), so they have no published metric; {fix}")
     return top / bottom
-
-
-@torch.no_grad()
-def _chosen_sums(nll: Tensor, split: Split, counts: Tensor, *, seed: int, draw: int, batch_size: int) -> Tensor:
-    """Return the sum of nll (R, T) over the subset that masked_sums masks in each row, (R,) fp64."""
-    counts, parts = counts.to(nll.device), []
-    for row, x0, valid in batches(split, batch_size, nll.device):
-        here = chosen(split, row, x0, valid, counts, seed=seed, draw=draw)
-        parts.append((nll[row].double() * here).sum(1))
-    return torch.cat(parts)
 
 
 def published_metric(
@@ -110,16 +88,18 @@ def published_metric(
     if int(lengths.max()) < 2:
         uniform_factor(split.lengths)  # raises, with the reason
     tops, bottoms, squares = [], [], []
+    if objective == "autoregressive" and nll is None:
+        nll = autoregressive_nll(
+            model, split, start_token_id=start_token_id, batch_size=batch_size, precision=precision
+        )
     with scoring(model, precision) as device:
-        if objective == "autoregressive" and nll is None:
-            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
         for draw in range(draws):
             counts, weights = draw_shares(lengths, seed=seed, draw=draw)
             if not counts.any():
                 continue
             kw = dict(seed=seed, draw=draw, batch_size=batch_size)
             if nll is not None:
-                sums = _chosen_sums(nll, split, counts, **kw)
+                sums = nll_sums(nll, split, counts, **kw)
             else:
                 sums = masked_sums(model, split, counts, device=device, **kw)
             top = sums.cpu() * weights
@@ -127,10 +107,9 @@ def published_metric(
             bottoms.append(counts.sum().item())
             squares.append(((top - top.sum() / counts.sum() * counts) ** 2).sum().item())
     if not bottoms:
-        raise ConfigError(
-            f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}, so they have no "
-            "published metric; take more rows or draws, or leave it out with eval.published=0"
-        )
+        none = f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}"
+        fix = "take more rows or draws, or leave it out with eval.published=0"
+        raise ConfigError(f"{none}, so they have no published metric; {fix}")
     value, draws = sum(tops) / sum(bottoms), len(bottoms)
     each = [a / b for a, b in zip(tops, bottoms, strict=True)]
     # One draw shows its spread over the rows, whose noise levels are independent (a quotient's linearisation).
@@ -146,12 +125,11 @@ def both(
 
     An autoregressive model runs once for both. until: target_stderr, min_samples and max_samples, as in `likelihood`.
     """
-    kw: dict[str, Any] = dict(start_token_id=start_token_id, seed=seed, batch_size=batch_size, precision=precision)
-    nll = None
+    kw: dict[str, Any] = dict(start_token_id=start_token_id, batch_size=batch_size, precision=precision)
     if objective == "autoregressive":
-        with scoring(model, precision) as device:
-            nll = autoregressive_nll(model, split, start_token_id=start_token_id, batch_size=batch_size, device=device)
-        score = report(nll.double().sum().item(), 0.0, split, 0, "exact")
+        nll = autoregressive_nll(model, split, **kw)
+        score = exact(nll, split)
     else:
-        score = likelihood(model, split, objective, **until, **kw)
-    return score, published_metric(model, split, objective, draws=draws, nll=nll, **kw) if draws else None
+        nll, score = None, likelihood(model, split, objective, seed=seed, **until, **kw)
+    metric = published_metric(model, split, objective, draws=draws, seed=seed, nll=nll, **kw) if draws else None
+    return score, metric

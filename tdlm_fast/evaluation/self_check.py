@@ -22,7 +22,7 @@ from ..runs.load import load_run
 from ..runs.metrics import entries, finished
 from . import published_metric, unigram
 from .exact_likelihood import subset
-from .likelihood import likelihood, scoring
+from .likelihood import final_scoring, likelihood, scoring
 
 # By how many nats per token our figures in a precision may differ from those of plain fp32
 ROUNDING = {"fp32": 1e-4, "bf16": 0.03}
@@ -59,11 +59,7 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
         yield from _plain_pytorch(model, few, config, start)
     summary = finished(folder)
     if summary is not None:
-        recomputed = likelihood(
-            model, corpus.splits["test"], config.objective, seed=config.seed, batch_size=config.eval.batch_size,
-            target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples, precision=config.precision,
-            **start,
-        )  # fmt: skip
+        recomputed = likelihood(model, corpus.splits["test"], config.objective, **final_scoring(config, tokenizer))
         stored = summary["test"]["nats_per_token"]
         yield Result("the stored test figure, computed again", recomputed.nats_per_token, stored, 1e-4)
     yield from _replay(folder, config, corpus, steps)

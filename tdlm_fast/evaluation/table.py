@@ -10,17 +10,15 @@ autoregressive likelihood of the same sequences; its interval is over sequences.
 
 import math
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..data.dataset import Split
 from ..runs.files import figures, write_json
-from ..runs.load import load_run
+from ..runs.load import load_run, trained_text
 from ..statistics import t_975
 from . import exact_likelihood, likelihood, published_metric
 from .diagnostics import diagnose
-from .trained_text import trained_text
 from .unigram import unigram
 
 
@@ -34,17 +32,15 @@ def _row(name: str, kind: str, nats: float, low: float | None, high: float | Non
 
 def _nats_by_order(config, model, few: Split, start_token_id: int, draws: int) -> dict[str, Tensor]:
     """Return {name: nats (R,) of each row} of every likelihood that is computed on a subset of the sequences."""
-    size, precision = config.eval.batch_size, config.precision
-    with likelihood.scoring(model, precision) as device:
-        kw = dict(batch_size=size, device=device)
-        if config.objective == "autoregressive":
-            nll = likelihood.autoregressive_nll(model, few, start_token_id=start_token_id, **kw)
-            return {"next token": nll.double().sum(1).cpu()}
-        bounds = [likelihood.diffusion_draw(model, few, seed=config.seed, draw=i, **kw) for i in range(draws)]
-        exact = exact_likelihood.ORDERS.items()
-        return {"bound": sum(bounds[1:], bounds[0]) / draws} | {
-            name: order(model, few, batch_size=size, precision=precision) for name, order in exact
-        }
+    kw = dict(batch_size=config.eval.batch_size, precision=config.precision)
+    if config.objective == "autoregressive":
+        nll = likelihood.autoregressive_nll(model, few, start_token_id=start_token_id, **kw)
+        return {"next token": nll.double().sum(1).cpu()}
+    with likelihood.scoring(model, config.precision) as device:
+        draw = dict(seed=config.seed, batch_size=config.eval.batch_size, device=device)
+        bounds = [likelihood.diffusion_draw(model, few, draw=i, **draw) for i in range(draws)]
+    nats = {name: order(model, few, **kw) for name, order in exact_likelihood.ORDERS.items()}
+    return {"bound": sum(bounds[1:], bounds[0]) / draws} | nats
 
 
 def likelihoods(
@@ -61,16 +57,12 @@ def likelihoods(
     file = folder / "likelihoods.json"
     if (stored := figures(file)).get("key") == key:
         return stored
-    splits, e, start = trained_text(folder, config, state).splits, config.eval, tokenizer.start_token_id
+    splits, scoring = trained_text(folder, config, state).splits, likelihood.final_scoring(config, tokenizer)
     whole, few = splits[split], exact_likelihood.subset(splits[split], sequences, tokenizer, seed=config.seed)
-    kw: dict[str, Any] = dict(start_token_id=start, precision=config.precision)
-    score, metric = published_metric.both(
-        model, whole, config.objective, draws=draws, seed=config.seed, batch_size=e.batch_size,
-        target_stderr=e.target_stderr, max_samples=e.max_samples, **kw,
-    )  # fmt: skip
+    score, metric = published_metric.both(model, whole, config.objective, draws=draws, **scoring)
     name = "next token" if config.objective == "autoregressive" else "bound"
     rows = [_row(name, score.bound, score.nats_per_token, *score.interval, whole, "estimate" if score.samples else "")]
-    each = _nats_by_order(config, model, few, start, draws)
+    each = _nats_by_order(config, model, few, tokenizer.start_token_id, draws)
     for order, nats in each.items():
         mean, stderr = exact_likelihood.mean_and_stderr(nats, likelihood.row_lengths(few))
         half = stderr * t_975(len(few) - 1) if len(few) > 1 else None  # one sequence shows no spread
@@ -80,6 +72,7 @@ def likelihoods(
     base = unigram(splits["train"], whole, tokenizer.vocab).nats_per_token
     rows.append(_row("unigram baseline", "exact", base, base, base, whole, ""))
     factor = published_metric.uniform_factor(whole.lengths)
+    kw = {k: scoring[k] for k in ("start_token_id", "precision")}
     table = {
         "key": key, "objective": config.objective, "rows": rows, "published": metric and metric.asdict(),
         "uniform_factor": factor, "unigram_train_tokens": splits["train"].scored,

@@ -1,4 +1,12 @@
-"""Write the table of likelihoods (evaluation/table.py) as text. Nothing here needs torch."""
+"""Write tables as text, the table of likelihoods (evaluation/table.py) first. Nothing here needs torch."""
+
+import itertools
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Return the rows as lines of text, their columns two spaces apart."""
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=False)).rstrip() for row in rows]
 
 
 def cell(row: dict) -> str:

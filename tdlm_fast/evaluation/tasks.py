@@ -27,6 +27,8 @@ from pathlib import Path
 from ..config import ConfigError
 from ..data import sources
 
+DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # raised by reading wrong rows
+
 
 @dataclass(frozen=True)
 class Question:
@@ -95,6 +97,10 @@ def _lines(file: Path) -> Iterator[dict]:
         yield from (json.loads(line) for line in f if line.strip())
 
 
+def _hellaswag_rows(folder: Path) -> Iterator[dict]:
+    return _lines(folder / "hellaswag_val.jsonl")
+
+
 def _mmlu_rows(folder: Path) -> Iterator[dict]:
     files = sorted((folder / "mmlu" / "test").glob("*_test.csv"))
     if not files:
@@ -133,10 +139,7 @@ def _blimp_rows(folder: Path) -> Iterator[dict]:
 
 _MMLU = ("mmlu/test/SUBJECT_test.csv", _mmlu_rows, ("cais/mmlu", "all", "test"))
 TASKS = {
-    "hellaswag": Task(
-        hellaswag, "hellaswag_val.jsonl", lambda folder: _lines(folder / "hellaswag_val.jsonl"),
-        ("Rowan/hellaswag", "", "validation"),
-    ),
+    "hellaswag": Task(hellaswag, "hellaswag_val.jsonl", _hellaswag_rows, ("Rowan/hellaswag", "", "validation")),
     "mmlu": Task(mmlu, *_MMLU),
     "mmlu_text": Task(mmlu_text, *_MMLU),
     "arc_easy": Task(arc_easy, "eval_extra/arc_easy.jsonl", _arc_rows, ("allenai/ai2_arc", "ARC-Easy", "test")),
@@ -145,7 +148,7 @@ TASKS = {
         lambada, "eval_extra/lambada_openai.jsonl", _lambada_rows, ("EleutherAI/lambada_openai", "default", "test")
     ),
     "blimp": Task(blimp, "blimp/pairs.tsv", _blimp_rows, ("nyu-mll/blimp", None, "train")),
-}  # fmt: skip
+}
 
 
 def _hub_rows(task: Task) -> Iterator[dict]:
@@ -161,9 +164,6 @@ def _hub_rows(task: Task) -> Iterator[dict]:
         yield from sources.from_hub(path, name or None, split=split)
 
 
-DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # raised by reading wrong rows
-
-
 def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
     """Return (source, questions) of a task, with groups in the order of their names.
 
@@ -172,11 +172,10 @@ def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
     """
     if name not in TASKS:
         raise ConfigError(f"--tasks: there is no task {name!r}; the tasks are {', '.join(TASKS)}")
-    task = TASKS[name]
-    missing = ""
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--data {folder} is a file; give the folder that holds {task.files}")
+    task, missing = TASKS[name], ""
     if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--data {folder} is a file; give the folder that holds {task.files}")
         try:
             return str(folder), _questions(task, task.local(folder))
         except FileNotFoundError as e:
@@ -186,16 +185,14 @@ def load(name: str, folder: Path | None = None) -> tuple[str, list[Question]]:
     try:
         return task.hub[0], _questions(task, _hub_rows(task))
     except (*DAMAGED, RuntimeError) as e:  # RuntimeError: the dataset is a script
-        reason = (str(e) or repr(e)).splitlines()[0]
-        raise ConfigError(
-            f"task {name}: {missing}{task.hub[0]} cannot be read from the Hub ({reason}); "
-            f"give --data FOLDER with FOLDER/{task.files} in it, or connect once so that `datasets` caches it"
-        ) from None
+        why = (str(e) or repr(e)).splitlines()[0]
+        fix = f"give --data FOLDER with FOLDER/{task.files} in it, or connect once so that `datasets` caches it"
+        raise ConfigError(f"task {name}: {missing}{task.hub[0]} cannot be read from the Hub ({why}); {fix}") from None
 
 
 def _questions(task: Task, rows: Iterator[dict]) -> list[Question]:
     """Return the questions of rows, by group. Raises one of DAMAGED where there are none, or one cannot be asked."""
-    questions, least = [task.question(row) for row in rows], 1 if task.question is lambada else 2
+    questions, least = [*map(task.question, rows)], 1 if task.question is lambada else 2
     if not questions:
         raise ValueError("no questions")
     for i, q in enumerate(questions, 1):

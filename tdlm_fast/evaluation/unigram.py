@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.dataset import Split
-from .likelihood import Likelihood, report
+from .likelihood import Likelihood, exact
 
 
 def scored_tokens(split: Split) -> np.ndarray:
@@ -27,8 +27,7 @@ def log_probabilities(train: Split, vocab: int) -> Tensor:
 
 def unigram(train: Split, split: Split, vocab: int) -> Likelihood:
     """Return the exact likelihood of a split under the baseline."""
-    nats = -log_probabilities(train, vocab)[torch.from_numpy(scored_tokens(split))].sum().item()
-    return report(nats, 0.0, split, 0, "exact")
+    return exact(-log_probabilities(train, vocab)[torch.from_numpy(scored_tokens(split))], split)
 
 
 class Unigram(nn.Module):

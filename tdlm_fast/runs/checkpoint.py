@@ -30,6 +30,11 @@ def digest(tensors: dict, text: str = "") -> str:
     return found.hexdigest()
 
 
+def weights_hash(model) -> str:
+    """Return a hash of all weights, by which two models are known to be the same."""
+    return digest(model.state_dict())[:16]
+
+
 def save(path: Path, model, optimizer, state: dict) -> None:
     """Write weights, optimizer (None: only weights) and state to path. Raises ConfigError where that fails."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -84,9 +89,6 @@ def load(path: Path, model, optimizer=None) -> dict:
             if len(moments) < len(MOMENTS) or any(m.shape != p.shape for m in moments.values()):
                 raise ConfigError(f"{path} holds no moments of AdamW for {name}, so training cannot resume from it")
             moments = {m: v.to(p.device) for m, v in moments.items()}
-            optimizer.state[p] = {"step": torch.tensor(float(state["step"]), device=_step_device(p)), **moments}
+            step = torch.tensor(float(state["step"]), device=p.device if p.is_cuda else "cpu")
+            optimizer.state[p] = {"step": step, **moments}
     return state
-
-
-def _step_device(p):
-    return p.device if p.is_cuda else "cpu"

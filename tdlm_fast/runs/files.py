@@ -1,7 +1,4 @@
-"""Write files of a run so that each is whole or absent, and read its JSON files.
-
-A file is written under another name, flushed to the disk, then renamed.
-"""
+"""Write files of a run so that each is whole or absent, and read its JSON files."""
 
 import json
 import math

@@ -105,15 +105,12 @@ def resumes(config, folder: Path, resume: bool) -> bool:
         if resume:
             print(f"nothing to resume in {folder}: starting from the beginning{moved}", file=sys.stderr)
         return False
+    other = "or start another run with run.dir=OTHER"
     if not has_config:
-        raise settings.ConfigError(
-            f"{folder} holds checkpoints but no config.yaml; restore that file, or start another run with run.dir=OTHER"
-        )
+        raise settings.ConfigError(f"{folder} holds checkpoints but no config.yaml; restore that file, {other}")
     if changed := changes(config, folder, lambda key: not key.startswith(FREE)):
-        raise settings.ConfigError(
-            f"--resume with other settings than {folder / 'config.yaml'} holds: {changed}; "
-            "resume with those, or start another run with run.dir=OTHER"
-        )
+        held = f"--resume with other settings than {folder / 'config.yaml'} holds: {changed}"
+        raise settings.ConfigError(f"{held}; resume with those, {other}")
     return True
 
 

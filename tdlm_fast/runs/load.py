@@ -1,8 +1,10 @@
-"""Load a trained run from its folder."""
+"""Load a trained run from its folder, and the text that it was trained on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from .. import config as settings
+from ..data import dataset
 from ..data.tokenizer import TOKENIZERS
 from ..model import build_model
 from . import checkpoint
@@ -23,7 +25,20 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     tokenizer = TOKENIZERS[config.data.tokenizer]()
     model = build_model(config, tokenizer)
     state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
-    state["weights"] = checkpoint.digest(model.state_dict())[:16]  # figures computed with other weights do not count
+    state["weights"] = checkpoint.weights_hash(model)  # figures computed with other weights do not count
     where = pick_device(device)
     tell_missing(where)
     return config, tokenizer, model.to(where).eval(), state
+
+
+def trained_text(folder: Path, config, state: dict, layout: str | None = None) -> dataset.Corpus:
+    """Return the corpus of a run, in the config's layout or another one.
+
+    state is the checkpoint's. Raises ConfigError where the text has changed: a sequence that is held out of another
+    text may have been trained on.
+    """
+    data = replace(config.data, layout=layout or config.data.layout)
+    corpus = dataset.load(data, config.model.seq_len, state.get("corpus"))
+    if corpus.hash != state["corpus_hash"]:
+        raise settings.ConfigError(f"the text is not what {folder} was trained on; restore it")
+    return corpus

@@ -69,9 +69,8 @@ def fill(model, x: Tensor, draws: Draws, first: int, tokens: int, options: Sampl
                 k = int(masked[0].sum()) - counts[s - 1]
                 value = torch.full(x.shape, -torch.inf, dtype=torch.float64, device=x.device)
                 if method == "confidence":
-                    drawn, value[masked] = draws.tokens(
-                        h[masked], model.head, texts, masked.sum(1).tolist(), method
-                    )  # fmt: skip
+                    places = masked.sum(1).tolist()
+                    drawn, value[masked] = draws.tokens(h[masked], model.head, texts, places, method)
                     chosen = best_places(value, k)
                     x[chosen] = drawn[chosen[masked]]
                 else:

@@ -75,10 +75,8 @@ class Draws:
             logits = self.logits(h[first : first + N], head)
             z = filtered(logits, *self.filters)
             if self.temperature:
-                noise = [
-                    torch.rand(k, V, dtype=torch.float64, generator=self.generators[i])
-                    for i, k in zip(texts[:n], counts[:n], strict=True)
-                ]
+                each = zip(texts[:n], counts[:n], strict=True)
+                noise = [torch.rand(k, V, dtype=torch.float64, generator=self.generators[i]) for i, k in each]
                 token.append(draw(z, torch.cat(noise).to(self.device)))
             else:
                 token.append(z.argmax(-1))

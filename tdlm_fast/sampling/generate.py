@@ -78,10 +78,10 @@ def generate_batch(
     return Generated(x[:, len(prefix) : len(prefix) + tokens], *cost)
 
 
-def generate(model, tokenizer, config, prompt: str, suffix: str = "", **options) -> str:
-    """Return prompt + new text + suffix; options are those of SamplerOptions. The start token is never written."""
+def generate(model, tokenizer, config, **options) -> str:
+    """Return a text written after no prompt; options are those of SamplerOptions. The start token is never written."""
     written = generate_batch(
-        model, config.objective, tokenizer.encode(prompt), tokenizer.encode(suffix), SamplerOptions(**options),
-        seq_len=config.model.seq_len, start_token_id=tokenizer.start_token_id, forbidden=tokenizer.start_token_id,
+        model, config.objective, [], [], SamplerOptions(**options), seq_len=config.model.seq_len,
+        start_token_id=tokenizer.start_token_id, forbidden=tokenizer.start_token_id,
     )  # fmt: skip
-    return prompt + tokenizer.decode(written.ids[0].tolist()) + suffix
+    return tokenizer.decode(written.ids[0].tolist())

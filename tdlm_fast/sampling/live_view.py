@@ -4,6 +4,7 @@ A mask is shown as a block, and the tokens that the step has just written are gr
 terminal are shown.
 """
 
+import itertools
 import os
 import shutil
 import time
@@ -19,20 +20,17 @@ def width(c: str) -> int:
 
 def runs(tokenizer, ids: list[int], before: list[int] | None, mask_token_id: int) -> list[tuple[str, str]]:
     """Cut ids into (style, text) of equal style; control characters, which could move the cursor, become dots."""
-    out, i = [], 0
+    out = []
 
     def style(j):
         if ids[j] == mask_token_id:
             return DIM
         return NEW if before is not None and (j >= len(before) or before[j] != ids[j]) else ""
 
-    while i < len(ids):
-        j, kind = i, style(i)
-        while j < len(ids) and style(j) == kind:
-            j += 1
-        text = BLOCK * (j - i) if kind == DIM else tokenizer.decode(ids[i:j])
+    for kind, places in itertools.groupby(range(len(ids)), style):
+        same = [ids[i] for i in places]
+        text = BLOCK * len(same) if kind == DIM else tokenizer.decode(same)
         out.append((kind, "".join(c if c == "\n" or c.isprintable() else "·" for c in text)))
-        i = j
     return out
 
 

@@ -1,13 +1,13 @@
 """Options of a sampler, and the names of its methods and unmasking schedules. Nothing here needs torch."""
 
-import math
 from dataclasses import dataclass
+
+from ..config import at_least
 
 COUNTED = ("random", "confidence", "top", "margin", "entropy")  # methods that write the scheduled number of tokens
 METHODS = ("ancestral", *COUNTED)
 UNMASKING = ("linear", "cosine", "cosine-maskgit")
 LEAST = {"tokens": 1, "number": 1, "steps": 1, "block": 1, "temperature": 0, "top_k": 0, "seed": 0}
-HINTS = {"steps": "; leave it out for one step a token"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,7 @@ class SamplerOptions:
     remask: float | None = None  # eta of ReMDM-cap, by which written tokens are masked again; None: never
 
     def __post_init__(self):
-        for name, low in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value < math.inf:
-                finite = " and finite" if isinstance(value, float) else ""
-                hint = HINTS.get(name, "")
-                raise ValueError(f"{name.replace('_', '-')} is {value}; it must be at least {low}{finite}{hint}")
+        at_least(self, LEAST, {"steps": "; leave it out for one step a token"})
         if self.seed + self.number > 2**63:
             n = self.number
             raise ValueError(f"seed is {self.seed}; with number {n} it must be at most 2^63 - {n}")

@@ -1,5 +1,7 @@
 """Log a run: a progress bar or plain lines, metrics.jsonl, and Weights & Biases if it is switched on."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -10,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..config import Config, nested
+from ..config import Config
 from ..runs.files import plain, write_beside
 from ..runs.metrics import entries
 
@@ -43,7 +45,7 @@ def _shows_a_bar(stream) -> bool:
         return False
 
 
-class Log:
+class Log(contextlib.AbstractContextManager):
     """Write metrics.jsonl, show progress on the terminal, and report to Weights & Biases.
 
     A run resumed at `step`, whose checkpoint was last evaluated at step `evaluated`, writes later lines again: they are
@@ -64,12 +66,6 @@ class Log:
             self.say(f"{self.file}: {damaged} damaged line{'s' * (damaged > 1)} dropped")
         self.wandb = self._wandb(folder, config)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
     def _wandb(self, folder: Path, config: Config):
         mode: Any = config.run.wandb
         if mode == "off":
@@ -81,17 +77,14 @@ class Log:
                 raise RuntimeError("no account here; `wandb login`, WANDB_API_KEY or run.wandb=offline")
             times: dict[str, Any] = {"init_timeout": WANDB_S, "finish_timeout": WANDB_S}
             known = wandb.Settings(**{k: v for k, v in times.items() if k in wandb.Settings.model_fields})
-            return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=nested(config), settings=known)
+            keys = dataclasses.asdict(config)
+            return wandb.init(project="tdlm_fast", dir=str(folder), mode=mode, config=keys, settings=known)
         except Exception as e:  # whatever fails there, training goes on
             return self._off(e)
 
     def _off(self, e: Exception) -> None:
         self.say(f"Weights & Biases is off: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
         self.wandb = None
-
-    def start(self) -> None:
-        """Begin to reckon the time that is left."""
-        self.started = time.monotonic()
 
     def say(self, line: str) -> None:
         """Print a line that the progress bar does not overwrite."""
@@ -101,17 +94,17 @@ class Log:
         """Append a line to metrics.jsonl; non-finite numbers are written as null."""
         with open(self.file, "a", encoding="utf-8") as f:
             f.write(json.dumps(plain(entry), allow_nan=False) + "\n")
-        if self.wandb is not None:
-            try:
-                self.wandb.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
-            except Exception as e:
-                self._off(e)
+        values = {k: v for k, v in entry.items() if k != "step"}
+        self._report(lambda wandb: wandb.log(values, step=entry["step"]))
 
     def result(self, summary: dict) -> None:
         """Report the final results to Weights & Biases."""
+        self._report(lambda wandb: wandb.summary.update(summary))
+
+    def _report(self, send) -> None:
         if self.wandb is not None:
             try:
-                self.wandb.summary.update(summary)
+                send(self.wandb)
             except Exception as e:
                 self._off(e)
 
@@ -128,11 +121,7 @@ class Log:
             left = (self.steps - step) * (self.last - self.started) / max(1, step - self.first)
             print(f"step {step}/{self.steps}  {text}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
-    def end_bar(self) -> None:
-        """Close the bar: later lines stand below it."""
-        self.bar.close()
-
-    def close(self) -> None:
+    def __exit__(self, *error) -> None:
         self.bar.close()
         if self.wandb is not None:  # in a thread, because an upload may wait for the network for ever
             upload, self.wandb = threading.Thread(target=self._finish, args=(self.wandb,), daemon=True), None

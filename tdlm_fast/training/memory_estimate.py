@@ -17,6 +17,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import config as settings
 from ..data import dataset
+from ..data.token_cache import token_dtype
+from ..data.tokenizer import TOKENIZERS
 from ..kernels import hardware
 from ..kernels.triton import tiles as lce_plan
 from ..model import build_model
@@ -81,31 +83,17 @@ class Meter(TorchDispatchMode):
         return out
 
 
-def as_on_gpu():
-    """Let fake tensors pass for those of the GPU that the step is traced for, so that the ops choose as on it."""
-    return hardware.pretend(CAPABILITY, PROCESSORS)
-
-
-class Vocabulary:
-    """The part of a tokenizer that building a model reads."""
-
-    def __init__(self, tokenizer: str):
-        self.vocab = {"gpt2": 50257, "bytes": 257}[tokenizer]
-        self.start_token_id = self.vocab - 1
-
-
 def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, meter: Meter | None = None) -> Meter:
     """Run `steps` captured steps of a config on fake tensors over a split of `tokens` tokens; returns the Meter.
 
     Raises HostTransfer, or the error of an op without a fake form, where a step could not be captured.
     """
     T, size = config.model.seq_len, config.train.batch_size
-    vocabulary, rows = Vocabulary(config.data.tokenizer), max(size, tokens // T)
-    lengths = np.full(rows, T, dtype=np.int64)
-    dtype = np.uint16 if vocabulary.vocab <= 1 << 16 else np.uint32
-    padded = config.data.layout == "paragraphs"
-    split = dataset.Split(np.zeros(rows * T, dtype), lengths, T, padded, np.arange(rows) * T, 1, None)
-    with FakeTensorMode(), as_on_gpu(), meter or Meter() as meter:
+    vocabulary, rows = TOKENIZERS[config.data.tokenizer], max(size, tokens // T)  # the class knows its sizes
+    lengths, flat = np.full(rows, T, dtype=np.int64), np.zeros(rows * T, token_dtype(vocabulary))
+    split = dataset.Split(flat, lengths, T, config.data.layout == "paragraphs", np.arange(rows) * T, 1, None)
+    # Fake tensors pass for those of the GPU, so that the ops choose as on it.
+    with FakeTensorMode(), hardware.pretend(CAPABILITY, PROCESSORS), meter or Meter() as meter:
         model = build_model(config, vocabulary).train()
         for p in model.parameters():
             meter.add(p)

@@ -1,4 +1,4 @@
-"""One optimizer step, a function of (weights, moments, seed, step).
+"""One optimizer step, a function of (weights, moments, seed, step). Scalars stay on the device.
 
 x0 = batch(seed, step);  loss = objective(x0);  backward;  clip;  AdamW
 """
@@ -26,10 +26,7 @@ def objective(config: Config, tokenizer):
 
 
 def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
-    """Add up the gradients of a batch over its micro-batches.
-
-    Returns (loss, number of loss-bearing tokens, number of valid tokens), scalars on the device.
-    """
+    """Add up a batch's gradients over its micro-batches; return (loss, loss-bearing tokens, valid tokens), scalars."""
     device, size, parts = x0.device, config.train.batch_size, config.train.accumulation
     loss = loss_tokens = None
     n = divisor = x0.new_full((), x0.numel()) if valid is None else valid.sum()
@@ -50,10 +47,7 @@ def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
 
 
 def update(model, optimizer, loss, config: Config):
-    """Clip the gradients, update the weights and clear the gradients.
-
-    Returns the norm of the gradients before clipping, a scalar on the device.
-    """
+    """Clip the gradients, update the weights, clear the gradients; return their norm before clipping, a scalar."""
     clip = config.optim.clip or float("inf")
     # Fused AdamW skips the step where found_inf is 1: no bad gradient reaches the weights, and the host does not wait.
     if loss.is_cuda:  # it also divides by grad_scale there, so clipping needs no pass over the gradients
@@ -68,10 +62,7 @@ def update(model, optimizer, loss, config: Config):
 
 
 def train_step(model, optimizer, loss_of, split: dataset.Split, config: Config, *, step: int, steps: int) -> dict:
-    """Train on batch `step` (from 0) of `steps`.
-
-    Returns {"loss", "grad_norm", "loss_tokens", "tokens"} as scalars on the device.
-    """
+    """Train on batch `step` (from 0) of `steps`; return {"loss", "grad_norm", "loss_tokens", "tokens"}, scalars."""
     device = next(model.parameters()).device
     torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
     x0, valid = batches.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)

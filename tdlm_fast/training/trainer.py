@@ -13,7 +13,7 @@ from .. import config as settings
 from ..data import dataset
 from ..data.batches import batch, steps_per_epoch
 from ..evaluation.diagnostics import diagnose
-from ..evaluation.likelihood import likelihood
+from ..evaluation.likelihood import final_scoring, likelihood
 from ..evaluation.published_metric import both
 from ..model import build_model
 from ..runs import checkpoint
@@ -65,10 +65,7 @@ class Trainer:
         self.progress = Progress(self.corpus.name, self.corpus.hash)
         if resume:
             self.load()
-        self.scoring: dict[str, Any] = dict(
-            start_token_id=self.corpus.tokenizer.start_token_id, seed=config.seed, precision=config.precision,
-            batch_size=config.eval.batch_size,
-        )  # fmt: skip
+        self.scoring = final_scoring(config, self.corpus.tokenizer)
 
     def load(self) -> None:
         """Take up the last checkpoint. Raises ConfigError where the text is not the one it was trained on."""
@@ -81,10 +78,8 @@ class Trainer:
         self.progress = Progress.of(checkpoint.load(self.folder / LAST, self.model, self.optimizer))
         if self.progress.corpus_hash != self.corpus.hash:
             keys = changes(self.config, self.folder, lambda key: key in ("data.path", "data.corpus"))
-            raise settings.ConfigError(
-                f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'}); "
-                "restore it, or start another run with run.dir=OTHER"
-            )
+            text = f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'})"
+            raise settings.ConfigError(f"{text}; restore it, or start another run with run.dir=OTHER")
         if not best_is_whole:
             self.progress.best = self.progress.evaluated = None
         trim_samples(self.folder, self.progress.step)
@@ -132,7 +127,7 @@ class Trainer:
         self.saved_at = self.progress.step if self.resume else None
         self.window_began = time.monotonic()
         self.stop.patient = True
-        self.log.start()
+        self.log.started = self.window_began  # of the time that is left
 
     def due(self) -> tuple[bool, bool]:
         """Whether this step is followed by an evaluation, and whether by a checkpoint."""
@@ -178,10 +173,9 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the validation split, record it, keep the best weights, and write samples of text."""
         config, progress, valid = self.config, self.progress, self.corpus.splits["valid"]
-        found, metric = both(
-            self.model, valid, config.objective, draws=config.eval.published, max_samples=config.eval.samples,
-            min_samples=config.eval.samples, **self.scoring,
-        )  # fmt: skip
+        n = config.eval.samples
+        scoring: dict[str, Any] = self.scoring | dict(target_stderr=0.0, min_samples=n, max_samples=n)
+        found, metric = both(self.model, valid, config.objective, draws=config.eval.published, **scoring)
         entry = {key: getattr(progress, key) for key in ("step", "seconds", "tokens", "loss_tokens")}
         entry["valid"] = found.asdict()
         if metric:
@@ -192,7 +186,7 @@ class Trainer:
                 precision=config.precision, start_token_id=self.scoring["start_token_id"],
             )  # fmt: skip
         if not progress.step:
-            entry["initial_weights"] = weights_hash(self.model)
+            entry["initial_weights"] = checkpoint.weights_hash(self.model)
         else:  # a digest of the last batch, by which two runs show that they read the same ones
             size = config.train.batch_size
             x0, _ = batch(self.split, seed=config.seed, step=progress.step - 1, batch_size=size)
@@ -206,7 +200,7 @@ class Trainer:
             checkpoint.save(self.folder / BEST, self.model, None, asdict(progress))
         for i in range(config.eval.text):
             tokens = min(64, config.model.seq_len)
-            text = generate(self.model, self.corpus.tokenizer, config, "", tokens=tokens, seed=i)
+            text = generate(self.model, self.corpus.tokenizer, config, tokens=tokens, seed=i)
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as f:
                 f.write(f"--- step {progress.step}\n{text}\n")
 
@@ -218,7 +212,7 @@ class Trainer:
     def finish(self) -> dict:
         """Score validation and test with the best weights (the last ones of a stopped run); write summary.json."""
         config, progress, at = self.config, self.progress, self.progress.step
-        self.log.end_bar()
+        self.log.bar.close()  # later lines stand below it
         if at == self.steps and progress.evaluated != at:
             self.evaluate()
             self.save()  # the checkpoint knows the best from here on
@@ -229,11 +223,8 @@ class Trainer:
             raise KeyboardInterrupt
         else:
             at = checkpoint.load(self.folder / BEST, self.model)["step"]
-        target: dict[str, Any] = dict(target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples)
-        results = {
-            name: likelihood(self.model, self.corpus.splits[name], config.objective, **target, **self.scoring).asdict()
-            for name in ("valid", "test")
-        }
+        splits = {name: self.corpus.splits[name] for name in ("valid", "test")}
+        results = {k: likelihood(self.model, s, config.objective, **self.scoring).asdict() for k, s in splits.items()}
         seconds, counts = max(progress.seconds, 1e-9), self.model.count_by_part()
         summary = {
             "objective": config.objective, "corpus": self.corpus.name, "note": self.corpus.note,
@@ -243,13 +234,8 @@ class Trainer:
             "peak_memory_mb": peak_memory_mb(self.device), "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
             "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash,
-            "weights": weights_hash(self.model),
+            "weights": checkpoint.weights_hash(self.model),
         }  # fmt: skip
         write_json(self.folder / "summary.json", summary)
         self.log.result(summary)
         return summary
-
-
-def weights_hash(model) -> str:
-    """Return a hash of all weights, by which two runs show that they began alike."""
-    return checkpoint.digest(model.state_dict())[:16]

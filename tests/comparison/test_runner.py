@@ -10,7 +10,8 @@ import torch
 from tdlm_fast import compare
 from tdlm_fast import config as settings
 from tdlm_fast.comparison import arms
-from tdlm_fast.training import session, step, trainer
+from tdlm_fast.runs import checkpoint
+from tdlm_fast.training import session, step
 
 from .conftest import SMALL, without_folder
 
@@ -54,7 +55,7 @@ def test_only_the_objective_differs(tiny, tmp_path, monkeypatch):
 
         def spy(model, optimizer, loss_of, split, config, log=log, **kw):
             if not log:
-                log.append(trainer.weights_hash(model))
+                log.append(checkpoint.weights_hash(model))
                 log.append([(g["lr"], g["betas"], g["weight_decay"]) for g in optimizer.param_groups])
 
             def loss(model, x0, **rest):

@@ -112,7 +112,7 @@ def test_the_start_token_is_never_written(runs, objective, tmp_path, capsys, mon
     seen = []
     monkeypatch.setattr(Bytes, "decode", lambda self, ids: seen.extend(ids) or "")
     assert call(capsys, tmp_path, "--tokens", "24", "--temperature", "0.1")[0] == 0
-    generate.generate(model, Bytes(), config, "", tokens=24)
+    generate.generate(model, Bytes(), config, tokens=24)
     assert len(seen) == 48 and max(seen) < 256
 
 

@@ -57,7 +57,7 @@ def test_the_device_draws_the_same_batches(padded, vocab):
 
 def runs(cls, c, first=0, end=7, model=None, device="cpu", **kw):
     """((model, optimizer), outcomes, runner) of steps first .. end of 9."""
-    vocabulary = memory_estimate.Vocabulary(c.data.tokenizer)
+    vocabulary = memory_estimate.TOKENIZERS[c.data.tokenizer]
     if model is None:
         model = build_model(c, vocabulary).to(device).train()
         model = model, adamw(model, c.optim)
@@ -98,7 +98,7 @@ def test_a_later_start_goes_on_with_the_same_bits():
     c = config()
     _, whole, _ = runs(EagerSteps, c)
     model, before, _ = runs(EagerSteps, c, end=4)
-    vocabulary = memory_estimate.Vocabulary("bytes")
+    vocabulary = memory_estimate.TOKENIZERS["bytes"]
     runner = DeviceSteps(*model, step.objective(c, vocabulary), split(True), c, steps=9, first=4)
     assert before + outcomes(runner, 4, 7) == whole
 
@@ -106,7 +106,7 @@ def test_a_later_start_goes_on_with_the_same_bits():
 def test_a_capture_that_fails_says_why_and_the_steps_go_on():
     c = config()
     _, eager, _ = runs(EagerSteps, c)
-    vocabulary = memory_estimate.Vocabulary("bytes")
+    vocabulary = memory_estimate.TOKENIZERS["bytes"]
     model = build_model(c, vocabulary).train()
     runner = DeviceSteps(model, adamw(model, c.optim), step.objective(c, vocabulary), split(True), c, steps=9)
     assert runner.why == "CUDA graphs need a GPU"
@@ -147,7 +147,8 @@ class Ops(TorchDispatchMode):
 def test_a_gpu_makes_both_gradients_of_a_wide_head_at_once(D, reduction, backend, sums):
     """Where the weights are known in the forward pass; the backward pass then scales in place."""
     choice = use_backend(None if backend == "triton" else backend)
-    with choice, FakeTensorMode(), memory_estimate.as_on_gpu(), Ops() as ops:
+    gpu = memory_estimate.hardware.pretend(memory_estimate.CAPABILITY, memory_estimate.PROCESSORS)
+    with choice, FakeTensorMode(), gpu, Ops() as ops:
         h, w = torch.empty(40, D, requires_grad=True), torch.empty(300, D, requires_grad=True)
         y, weights = torch.empty(40, dtype=torch.int64), torch.empty(40)
         linear_cross_entropy(h, w, y, weights, reduction=reduction).sum().backward()

@@ -29,11 +29,15 @@ _missing: dict[str, Callable[[], str]] = {"reference": lambda: ""}
 _chosen: dict[str, str | None] = dict.fromkeys(DEVICES)  # device -> what use_backend puts first there
 
 
-def op(name: str, mutates_args=()):
-    """Define torch.library.custom_op(name, mutates_args), whose body is the reference."""
+def op(name: str, fake: Callable, mutates_args=()):
+    """Define torch.library.custom_op(name, mutates_args), whose body is the reference.
+
+    fake returns empty outputs of the same arguments, by which PyTorch traces the op without running it.
+    """
 
     def define(body: Callable):
         defined = torch.library.custom_op(name, body, mutates_args=mutates_args)
+        defined.register_fake(fake)
         _ops[defined] = name.removeprefix("tdlm::"), body
         return defined
 

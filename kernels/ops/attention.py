@@ -103,7 +103,7 @@ def empty_rows_first(q: Tensor) -> Tensor:
     return q.new_empty(B, T, H, K).transpose(1, 2)
 
 
-@op("tdlm::tile_attention")
+@op("tdlm::tile_attention", fake=lambda q, *_: empty_rows_first(q))
 def tile_attention(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None, key: Tensor | None,
     causal: bool, dropout_p: float, rope: bool = False,
@@ -115,7 +115,7 @@ def tile_attention(
     return empty_rows_first(q).copy_(attention_ref(q, k, v, valid, segments, key, causal, dropout_p, rope))
 
 
-@op("tdlm::tile_attention_backward")
+@op("tdlm::tile_attention_backward", fake=lambda dout, q, *_: tuple(empty_rows_first(q) for _ in range(3)))
 def tile_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None,
     key: Tensor | None, causal: bool, dropout_p: float, rope: bool = False,
@@ -124,16 +124,6 @@ def tile_attention_backward(
     grads = attention_backward_ref(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
     dq, dk, dv = (empty_rows_first(q).copy_(g) for g in grads)
     return dq, dk, dv
-
-
-@tile_attention.register_fake
-def _(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    return empty_rows_first(q)
-
-
-@tile_attention_backward.register_fake
-def _(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    return empty_rows_first(q), empty_rows_first(q), empty_rows_first(q)
 
 
 def _setup(ctx, inputs, output):

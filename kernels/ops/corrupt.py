@@ -89,18 +89,7 @@ def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, s
     return (rank < counts) & valid
 
 
-@op("tdlm::corrupt")
-def corrupt_op(
-    x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
-    mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
-) -> list[Tensor]:  # fmt: skip
-    """seed_at and step_at, () int64 on x0's device, replace seed and step: a captured graph reads them there."""
-    seeds = seed if seed_at is None else seed_at, step if step_at is None else step_at
-    return corrupt_ref(x0, valid, *seeds, mask_token_id, schedule, sampling, row_offset, batch_rows)
-
-
-@corrupt_op.register_fake
-def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
+def _fake(x0, *_):
     B, T = x0.shape
     row = x0.new_empty(B * T)
     return [
@@ -108,6 +97,16 @@ def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling
         x0.new_empty(B, dtype=torch.float32), row, torch.empty_like(row),
         row.new_empty(B * T, dtype=torch.float32), x0.new_empty(()),
     ]  # fmt: skip
+
+
+@op("tdlm::corrupt", fake=_fake)
+def corrupt_op(
+    x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
+    mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
+) -> list[Tensor]:  # fmt: skip
+    """seed_at and step_at, () int64 on x0's device, replace seed and step: a captured graph reads them there."""
+    seeds = seed if seed_at is None else seed_at, step if step_at is None else step_at
+    return corrupt_ref(x0, valid, *seeds, mask_token_id, schedule, sampling, row_offset, batch_rows)
 
 
 def check_inputs(x0: Tensor, valid: Tensor | None) -> None:

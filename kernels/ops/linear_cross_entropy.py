@@ -31,6 +31,11 @@ def _logits(h: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
+def _wide(h: Tensor) -> torch.dtype:
+    """Return the dtype of losses and sums."""
+    return torch.float64 if h.dtype == torch.float64 else torch.float32
+
+
 def count(n_rows: Tensor | None, N: int) -> int:
     """Return how many of N rows count, read from the device."""
     return N if n_rows is None else min(int(n_rows), N)
@@ -48,14 +53,18 @@ def check_shapes(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
         raise ValueError(f"shapes {shapes} with a vocabulary of {V} do not fit together")
 
 
-@op("tdlm::lce_forward")
+def _fake_forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
+    nll = h.new_empty(h.shape[0], dtype=_wide(h))
+    return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
+
+
+@op("tdlm::lce_forward", fake=_fake_forward)
 def lce_forward(
     h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype, need_dh: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """nll (N,), lse (N,) and dh for unit upstream gradients (N, D), or (0, D) when it is not needed."""
-    N, D = h.shape
-    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
+    (N, D), acc = h.shape, _wide(h)
     nll, lse = h.new_zeros(N, dtype=acc), h.new_zeros(N, dtype=acc)
     dh = h.new_zeros(N if need_dh else 0, D)
     w = weight[:valid_vocab].to(dtype)
@@ -70,14 +79,7 @@ def lce_forward(
     return nll, lse, dh
 
 
-@lce_forward.register_fake
-def _(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
-    nll = h.new_empty(h.shape[0], dtype=acc)
-    return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
-
-
-@op("tdlm::lce_backward_weight")
+@op("tdlm::lce_backward_weight", fake=lambda h, weight, *_: torch.empty_like(weight))
 def lce_backward_weight(
     h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -93,22 +95,12 @@ def lce_backward_weight(
     return dw.to(weight.dtype)
 
 
-@lce_backward_weight.register_fake
-def _(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
-    return torch.empty_like(weight)
-
-
-@op("tdlm::lce_backward_rows")
+@op("tdlm::lce_backward_rows", fake=lambda dh, grad, n_rows: dh.new_empty(dh.shape))
 def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
     """dh (N, D) for the upstream gradients grad (N,) of nll; 0 past the count, whatever grad is there."""
     if n_rows is not None:
         grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
     return (dh * grad[:, None]).to(dh.dtype)
-
-
-@lce_backward_rows.register_fake
-def _(dh, grad, n_rows):
-    return torch.empty_like(dh, memory_format=torch.contiguous_format)
 
 
 def _setup(ctx, inputs, output):
@@ -143,7 +135,10 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
 lce_forward.register_autograd(_backward, setup_context=_setup)
 
 
-@op("tdlm::lce_sum")
+@op(
+    "tdlm::lce_sum",
+    fake=lambda h, weight, *_: (h.new_empty((), dtype=_wide(h)), torch.empty_like(h), torch.empty_like(weight)),
+)
 def lce_sum(
     h: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -158,12 +153,6 @@ def lce_sum(
         grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
     dw = lce_backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
     return nll.dot(grad), (dh * grad[:, None]).to(h.dtype), dw
-
-
-@lce_sum.register_fake
-def _(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
-    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
-    return h.new_empty((), dtype=acc), torch.empty_like(h), torch.empty_like(weight)
 
 
 def _setup_sum(ctx, inputs, output):
@@ -261,10 +250,8 @@ def linear_cross_entropy(
         token_weights = None if token_weights is None else token_weights.reshape(-1)
     total = None
     if ignore_index is not None or reduction == "mean":
-        wide = torch.float64 if h.dtype == torch.float64 else torch.float32
-        targets, token_weights, total = _factors(
-            targets, token_weights, n_rows, ignore_index, reduction == "mean", wide
-        )
+        is_mean = reduction == "mean"
+        targets, token_weights, total = _factors(targets, token_weights, n_rows, ignore_index, is_mean, _wide(h))
     if targets.is_cpu and not torch.compiler.is_compiling():  # a compiled caller does not branch on data
         live = targets if n_rows is None else targets[: count(n_rows, len(targets))]
         if len(live) and not 0 <= live.min() <= live.max() < V:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..dispatch import op
 
-MAX_T = 1 << 12  # a program of the kernel holds its row
-
 
 def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return what is read to predict x0 (B, T): (inputs (B, T), which of them are real tokens, None for all)."""
@@ -26,7 +24,12 @@ def seen_inputs(valid: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
 
 
-@op("tdlm::next_token")
+def _fake(read, x0, valid, start_token_id):
+    row = x0.new_empty(x0.numel())
+    return torch.empty_like(x0), torch.empty_like(valid), row, torch.empty_like(row), x0.new_empty(())
+
+
+@op("tdlm::next_token", fake=_fake)
 def next_token(
     read: Tensor, x0: Tensor, valid: Tensor, start_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -38,9 +41,3 @@ def next_token(
     seen = seen_inputs(valid)
     order = torch.argsort(~valid.flatten(), stable=True)
     return shifted, seen, order, x0.flatten()[order], valid.sum()
-
-
-@next_token.register_fake
-def _(read, x0, valid, start_token_id):
-    row = x0.new_empty(x0.numel())
-    return torch.empty_like(x0), torch.empty_like(valid), row, torch.empty_like(row), x0.new_empty(())

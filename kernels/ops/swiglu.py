@@ -14,30 +14,20 @@ from .. import hardware
 from ..dispatch import op, server
 
 
-@op("tdlm::swiglu")
+@op("tdlm::swiglu", fake=lambda x: x.new_empty(*x.shape[:-1], x.shape[-1] // 2))
 def swiglu_forward(x: Tensor) -> Tensor:
     """y (..., n) of x (..., 2 n)."""
     g, u = (x if x.dtype == torch.float64 else x.float()).chunk(2, -1)
     return (F.silu(g) * u).to(x.dtype)
 
 
-@op("tdlm::swiglu_backward")
+@op("tdlm::swiglu_backward", fake=lambda dy, x: x.new_empty(x.shape))
 def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
     """dx (..., 2 n) of dy (..., n) and x (..., 2 n)."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     (g, u), dy = x.to(wide).chunk(2, -1), dy.to(wide)
     s = torch.sigmoid(g)
     return torch.cat([dy * u * s * (1 + g * (1 - s)), dy * g * s], -1).to(x.dtype)
-
-
-@swiglu_forward.register_fake
-def _(x):
-    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-
-
-@swiglu_backward.register_fake
-def _(dy, x):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _setup(ctx, inputs, output):

@@ -44,6 +44,23 @@ def op(name: str, fake: Callable, mutates_args=()):
     return define
 
 
+def differentiate(op, backward: Callable) -> None:
+    """Take backward(dy, *inputs) for the gradients of the op's first inputs. Among the inputs tensors come first."""
+
+    def save(ctx, inputs, output):
+        tensors = [a for a in inputs if a is None or isinstance(a, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.rest = inputs[len(tensors) :]
+
+    def run(ctx, dy):
+        inputs = (*ctx.saved_tensors, *ctx.rest)
+        grads = backward(dy, *inputs)
+        grads = [grads] if isinstance(grads, Tensor) else grads
+        return *grads, *[None] * (len(inputs) - len(grads))
+
+    op.register_autograd(run, setup_context=save)
+
+
 def reference(op) -> Callable:
     """Return the op's own body."""
     return _ops[op][1]

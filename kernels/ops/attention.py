@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import chosen, op, server
+from ..dispatch import chosen, differentiate, op, server
 from ..philox import UINT32_MASK, philox4x32
 from .rotary import rotate, rotate_back
 
@@ -126,17 +126,7 @@ def tile_attention_backward(
     return dq, dk, dv
 
 
-def _setup(ctx, inputs, output):
-    *tensors, ctx.causal, ctx.dropout_p, ctx.rope = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dout):
-    grads = tile_attention_backward(dout, *ctx.saved_tensors, ctx.causal, ctx.dropout_p, ctx.rope)
-    return *grads, None, None, None, None, None, None
-
-
-tile_attention.register_autograd(_backward, setup_context=_setup)
+differentiate(tile_attention, tile_attention_backward)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import op, server
+from ..dispatch import differentiate, op, server
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
@@ -46,16 +46,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tupl
     return dx.to(x.dtype), dw.to(weight.dtype)
 
 
-def _setup(ctx, inputs, output):
-    x, weight, ctx.eps = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx, dy):
-    return *rms_norm_backward(dy, *ctx.saved_tensors, ctx.eps), None
-
-
-rms_norm_forward.register_autograd(_backward, setup_context=_setup)
+differentiate(rms_norm_forward, rms_norm_backward)
 
 
 @op(

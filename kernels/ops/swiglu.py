@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import op, server
+from ..dispatch import differentiate, op, server
 
 
 @op("tdlm::swiglu", fake=lambda x: x.new_empty(*x.shape[:-1], x.shape[-1] // 2))
@@ -30,15 +30,7 @@ def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
     return torch.cat([dy * u * s * (1 + g * (1 - s)), dy * g * s], -1).to(x.dtype)
 
 
-def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, dy):
-    return swiglu_backward(dy, *ctx.saved_tensors)
-
-
-swiglu_forward.register_autograd(_backward, setup_context=_setup)
+differentiate(swiglu_forward, swiglu_backward)
 
 
 def check_gradient(dy: Tensor, x: Tensor) -> None:

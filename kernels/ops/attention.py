@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import hardware
 from ..dispatch import chosen, differentiate, op, server
 from ..philox import UINT32_MASK, philox4x32
-from .rotary import rotate, rotate_back
+from .rotary import rotate
 
 TILE_T, TILE_K = 128, 64
 TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers on sm_86
@@ -89,7 +89,9 @@ def attention_backward_ref(dout, q, k, v, valid, segments, key, causal: bool, dr
     ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
     dv = (p if drop is None else p * drop).mT @ do
     dq, dk = ds @ keys, ds.mT @ queries
-    return tuple(g.to(q.dtype) for g in ((rotate_back(dq), rotate_back(dk), dv) if rope else (dq, dk, dv)))
+    if rope:
+        dq, dk = rotate(dq, back=True), rotate(dk, back=True)
+    return tuple(g.to(q.dtype) for g in (dq, dk, dv))
 
 
 def dropout_threshold(p: float) -> int:

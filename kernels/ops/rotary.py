@@ -12,15 +12,9 @@ def rotation(T: int, K: int, device, first: int = 0) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 
-def rotate(x: Tensor, first: int = 0) -> Tensor:
-    """Return x (B, H, T, K) turned by its positions, which start at `first`."""
+def rotate(x: Tensor, first: int = 0, back: bool = False) -> Tensor:
+    """Return x (B, H, T, K) turned by its positions, which start at `first`; turned back, the inverse, with back."""
     cos, sin = rotation(x.shape[-2], x.shape[-1], x.device, first).to(x.dtype).chunk(2, -1)
+    sin = -sin if back else sin
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def rotate_back(x: Tensor) -> Tensor:
-    """Return the transpose of rotate, which is its inverse."""
-    cos, sin = rotation(x.shape[-2], x.shape[-1], x.device).to(x.dtype).chunk(2, -1)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)

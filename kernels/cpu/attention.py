@@ -49,14 +49,12 @@ def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropo
 
 
 def forward(q, *rest):
-    """tdlm::tile_attention."""
     out = empty_rows_first(q)
     _run(out, (), q, *rest)
     return out
 
 
 def backward(dout, q, *rest):
-    """tdlm::tile_attention_backward."""
     grads = tuple(empty_rows_first(q) for _ in range(3))
     _run(dout.to(q.dtype), grads, q, *rest)
     return grads

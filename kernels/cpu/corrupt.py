@@ -16,7 +16,6 @@ def _serves(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sa
 
 
 def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
-    """tdlm::corrupt."""
     seed, step = seed if seed_at is None else int(seed_at), step if step_at is None else int(step_at)
     check_inputs(x0, valid)
     (B, T), x0 = x0.shape, x0.contiguous()

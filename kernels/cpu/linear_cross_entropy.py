@@ -32,7 +32,6 @@ def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n: int, V: int,
 
 
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    """lce_forward."""
     check_shapes(h, weight, valid_vocab, targets)
     h, weight, targets = h.contiguous(), weight.contiguous(), targets.long().contiguous()
     N, n = h.shape[0], max(0, count(n_rows, h.shape[0]))
@@ -44,7 +43,6 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
 
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
-    """lce_backward_weight."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     h, weight, targets, lse, grad = (a.contiguous() for a in (h, weight, targets.long(), lse.float(), grad.float()))
     n, dw = max(0, count(n_rows, h.shape[0])), torch.empty_like(weight)
@@ -54,7 +52,6 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
 
 
 def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
-    """lce_sum."""
     check_shapes(h, weight, valid_vocab, targets, token_weights)
     h, weight, targets, g = (a.contiguous() for a in (h, weight, targets.long(), token_weights.float()))
     n = max(0, count(n_rows, h.shape[0]))

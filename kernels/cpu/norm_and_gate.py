@@ -37,7 +37,6 @@ def _run(x: Tensor, dy: Tensor | None, y: Tensor, n: int, weight=None, dw=None, 
 
 
 def swiglu(x):
-    """tdlm::swiglu."""
     x, n = x.contiguous(), x.shape[-1] // 2
     y = x.new_empty(*x.shape[:-1], n)
     _run(x, None, y, n)
@@ -45,7 +44,6 @@ def swiglu(x):
 
 
 def swiglu_gradient(dy, x):
-    """tdlm::swiglu_backward."""
     n = x.shape[-1] // 2
     check_gradient(dy, x)
     x, dx = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -54,7 +52,6 @@ def swiglu_gradient(dy, x):
 
 
 def rms_norm(x, weight, eps):
-    """tdlm::rms_norm."""
     x, weight = x.contiguous(), weight.contiguous()
     y = torch.empty_like(x)
     _run(x, None, y, len(weight), weight, None, eps)
@@ -62,7 +59,6 @@ def rms_norm(x, weight, eps):
 
 
 def rms_norm_gradients(dy, x, weight, eps):
-    """tdlm::rms_norm_backward."""
     check_shapes(x, weight, dy)
     x, weight, n = x.contiguous(), weight.contiguous(), len(weight)
     dx, dw = torch.empty_like(x), x.new_empty(-(-x.numel() // (n * ROWS_OF_TASK)), n)

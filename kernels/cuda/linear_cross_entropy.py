@@ -37,7 +37,7 @@ def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor 
 
 
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    """lce_forward. A target outside the vocabulary gives NaN: to look for one would wait for the device."""
+    """A target outside the vocabulary gives NaN: to look for one would wait for the device."""
     check_shapes(h, weight, valid_vocab, targets)
     N, D = h.shape
     x, w = h.to(dtype).contiguous(), weight[:valid_vocab].to(dtype).contiguous()
@@ -53,7 +53,6 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
 
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
-    """lce_backward_weight."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     N, D = h.shape
     x, w = h.to(dtype).contiguous(), weight[:valid_vocab].to(dtype).contiguous()

@@ -116,10 +116,7 @@ def _tables(schedule: str, counts: bool, T: int, padding: bool, device: torch.de
     return threshold.to(device), weight.to(device).contiguous()
 
 
-def corrupt(
-    x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows
-) -> list[Tensor]:
-    """The fields of a Corruption. seed_at and step_at, () int64 on the device, take the place of the ints."""
+def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
     check_inputs(x0, valid)
     seed, step = seed & UINT32_MASK, step & UINT32_MASK
     (B, T), device, counts = x0.shape, x0.device, sampling == "counts"

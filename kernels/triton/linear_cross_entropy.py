@@ -228,11 +228,8 @@ def _plan(h: Tensor, weight: Tensor, dtype: torch.dtype, need_dh: bool = True) -
     return plan
 
 
-def forward(
-    h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None, valid_vocab: int, dtype: torch.dtype,
-    need_dh: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """lce_forward in two launches; the scratch is plan.forward_scratch bytes."""
+def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Tensor, Tensor, Tensor]:
+    """Run two launches; the scratch is plan.forward_scratch bytes."""
     check_shapes(h, weight, valid_vocab, targets)
     (N, D), plan = h.shape, _plan(h, weight, dtype, need_dh)
     x, w = h.to(plan.dtype).contiguous(), weight[:valid_vocab].to(plan.dtype).contiguous()
@@ -254,11 +251,8 @@ def forward(
     return nll, lse, dh
 
 
-def backward_weight(
-    h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None, valid_vocab: int,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """lce_backward_weight in two launches, and a sum over the parts of the tokens where V has few tiles."""
+def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> Tensor:
+    """Run two launches, and a sum over the parts of the tokens where V has few tiles."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     (N, D), plan = h.shape, _plan(h, weight, dtype)
     x, w = h.to(plan.dtype).contiguous(), weight[:valid_vocab].to(plan.dtype).contiguous()
@@ -291,7 +285,6 @@ def rows_launch(D: int) -> dict:
 
 
 def backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
-    """lce_backward_rows in one launch."""
     if grad.shape != dh.shape[:1]:
         raise ValueError(f"grad has shape {tuple(grad.shape)}; it must be {tuple(dh.shape[:1])}")
     (N, D), dh, block = dh.shape, dh.contiguous(), rows_launch(dh.shape[1])

@@ -116,7 +116,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Tensor, Tensor, Tensor]:
-    """lce_forward. h (N, D), weight (V, D), targets (N,)."""
     check_shapes(h, weight, valid_vocab, targets)
     (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
     x, w, y = _even(h, dtype), _even(weight[:V], dtype), targets.contiguous()
@@ -134,7 +133,6 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Te
 
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> Tensor:
-    """lce_backward_weight: dw (V, D), summed over the chunks in fp32."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
     w, y, lse = _even(weight[:V], dtype), targets.contiguous(), lse.contiguous()
@@ -149,7 +147,6 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -
 
 
 def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """lce_sum: the weighted loss and both its gradients, of one softmax."""
     check_shapes(h, weight, valid_vocab, targets, token_weights)
     (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
     w, y = _even(weight[:V], dtype), targets.contiguous()

@@ -40,8 +40,7 @@ def launch(T: int) -> dict:
                 enable_fp_fusion=True)  # fmt: skip
 
 
-def next_token(read: Tensor, x0: Tensor, valid: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """tdlm::next_token."""
+def next_token(read, x0, valid, start) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not read.shape == x0.shape == valid.shape or x0.dtype != torch.int64 or valid.dtype != torch.bool:
         raise ValueError("read and x0 must be (B, T) int64, and valid must be (B, T) bool")
     read, x0, valid = read.contiguous(), x0.contiguous(), valid.contiguous()

@@ -46,7 +46,6 @@ def _grid(M: int, D: int, options: dict) -> tuple[int, int]:
 
 
 def forward(x: Tensor) -> Tensor:
-    """y (..., n) of x (..., 2 n)."""
     x, D = x.contiguous(), x.shape[-1] // 2
     y, M, options = x.new_empty(*x.shape[:-1], D), x.numel() // (2 * D), launch(D)
     forward_kernel[_grid(M, D, options)](x, y, M, D, **options)
@@ -54,7 +53,6 @@ def forward(x: Tensor) -> Tensor:
 
 
 def backward(dy: Tensor, x: Tensor) -> Tensor:
-    """dx (..., 2 n) of dy (..., n) and x (..., 2 n)."""
     check_gradient(dy, x)
     x, dy, D = x.contiguous(), dy.contiguous(), x.shape[-1] // 2
     dx, M, options = x.new_empty(x.shape), x.numel() // (2 * D), launch(D)

@@ -16,12 +16,7 @@ def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> 
     """Return what is read to predict x0 (B, T): (inputs (B, T), which of them are real tokens, None for all)."""
     shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
     # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
-    return shifted, None if valid is None else seen_inputs(valid)
-
-
-def seen_inputs(valid: Tensor) -> Tensor:
-    """Return which inputs (B, T) are real tokens: the start, then those of valid (B, T) without its last column."""
-    return torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
+    return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
 
 
 def _fake(read, x0, valid, start_token_id):
@@ -37,7 +32,6 @@ def next_token(
 
     read and x0 (B, T) int64 are what is read and what is predicted, valid (B, T) bool is False at padding.
     """
-    shifted, _ = next_token_inputs(read, start_token_id, None)
-    seen = seen_inputs(valid)
+    shifted, seen = next_token_inputs(read, start_token_id, valid)
     order = torch.argsort(~valid.flatten(), stable=True)
     return shifted, seen, order, x0.flatten()[order], valid.sum()

@@ -18,11 +18,7 @@ def _rotation(T: int, K: int) -> Tensor:
 
 
 def _serves(q: Tensor) -> str:
-    if library.isa is None:
-        return library.why
-    if q.dtype not in (torch.float32, torch.bfloat16):
-        return "it takes fp32 and bf16"
-    return "" if q.numel() else "there is nothing to attend to"
+    return library.serves(q.dtype) or ("" if q.numel() else "there is nothing to attend to")
 
 
 def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropout_p, rope=False) -> None:
@@ -39,13 +35,13 @@ def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropo
     segments = None if segments is None else segments.long().contiguous()
     turns = _rotation(T, K) if rope else None
     words = (ctypes.c_uint32 * 2)(*key.tolist()) if dropout_p else None
-    library.check(library.function("tdlm_attention")(
-        library.isa_number(), torch.get_num_threads(), bool(grads), q.dtype == torch.bfloat16, causal,
+    library.call(
+        "tdlm_attention", bool(grads), q.dtype == torch.bfloat16, causal,
         (ctypes.c_void_p * 7)(*(a.data_ptr() for a in tensors)),
         (ctypes.c_int64 * 21)(*(s for a in tensors for s in a.stride()[:3])),
         B, H, T, K, None if valid is None else valid.data_ptr(), None if segments is None else segments.data_ptr(),
         None if turns is None else turns.data_ptr(), words, dropout_threshold(dropout_p), 1 / (1 - dropout_p),
-    ), "attention")  # fmt: skip
+    )  # fmt: skip
 
 
 def forward(q, *rest):

@@ -10,9 +10,7 @@ from . import library
 
 
 def _serves(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows) -> str:
-    if library.isa is None:
-        return library.why
-    return "sampling=counts has no kernel" if sampling == "counts" else ""
+    return library.serves() or ("sampling=counts has no kernel" if sampling == "counts" else "")
 
 
 def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
@@ -27,7 +25,7 @@ def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sa
     rows, targets = x0.new_empty(B * T), x0.new_empty(B * T)
     t, row_weights = weights.new_empty(B), weights.new_empty(B * T)
     threshold, weight = table(schedule)
-    n = library.function("tdlm_corrupt")(
+    n = library.handle.tdlm_corrupt(
         x0.data_ptr(), None if valid is None else valid.data_ptr(), B, T, seed & UINT32_MASK, step & UINT32_MASK,
         mask_token_id, threshold.data_ptr(), weight.data_ptr(), SAMPLINGS.index(sampling), row_offset, batch_rows,
         *(a.data_ptr() for a in (xt, masked, weights, t, rows, targets, row_weights)),

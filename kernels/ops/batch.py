@@ -11,12 +11,12 @@ from torch import Tensor
 from ..dispatch import op
 
 
-def _fake(tokens, starts, lengths, order, step, rows, steps_per_epoch, seq_len, mask, padded):
+def empty_outputs(tokens, starts, lengths, order, step, rows, steps_per_epoch, seq_len, mask, padded):
     shape = (rows, seq_len)
     return order.new_empty(shape), order.new_empty(shape if padded else 0, dtype=torch.bool)
 
 
-@op("tdlm::draw", fake=_fake)
+@op("tdlm::draw", fake=empty_outputs)
 def draw(
     tokens: Tensor, starts: Tensor, lengths: Tensor, order: Tensor, step: Tensor, rows: int, steps_per_epoch: int,
     seq_len: int, mask: int, padded: bool,

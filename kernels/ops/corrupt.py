@@ -89,7 +89,8 @@ def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, s
     return (rank < counts) & valid
 
 
-def _fake(x0, *_):
+def empty_outputs(x0: Tensor, *_) -> list[Tensor]:
+    """Return empty fields of a Corruption of x0."""
     B, T = x0.shape
     row = x0.new_empty(B * T)
     return [
@@ -99,7 +100,7 @@ def _fake(x0, *_):
     ]  # fmt: skip
 
 
-@op("tdlm::corrupt", fake=_fake)
+@op("tdlm::corrupt", fake=empty_outputs)
 def corrupt_op(
     x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
     mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,

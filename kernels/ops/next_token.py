@@ -19,12 +19,12 @@ def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> 
     return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
 
 
-def _fake(read, x0, valid, start_token_id):
+def empty_outputs(read, x0, valid, start_token_id):
     row = x0.new_empty(x0.numel())
     return torch.empty_like(x0), torch.empty_like(valid), row, torch.empty_like(row), x0.new_empty(())
 
 
-@op("tdlm::next_token", fake=_fake)
+@op("tdlm::next_token", fake=empty_outputs)
 def next_token(
     read: Tensor, x0: Tensor, valid: Tensor, start_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.corrupt import SAMPLINGS, check_inputs
+from ..ops.corrupt import SAMPLINGS, check_inputs, empty_outputs
 from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK
 from ..schedules import count_weights, table
 from .philox import random_words
@@ -122,12 +122,10 @@ def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sa
     (B, T), device, counts = x0.shape, x0.device, sampling == "counts"
     x0, valid = x0.contiguous(), None if valid is None else valid.contiguous()
     threshold, weight = _tables(schedule, counts, T if counts else 0, counts and valid is not None, device)
-    xt, masked = torch.empty_like(x0), torch.empty_like(x0, dtype=torch.bool)
-    weights, t = x0.new_empty(B, T, dtype=torch.float32), x0.new_empty(B, dtype=torch.float32)
-    rows, targets, row_weights = x0.new_empty(B * T), x0.new_empty(B * T), weights.new_empty(B * T)
+    xt, masked, weights, t, rows, targets, row_weights, n = outputs = empty_outputs(x0)
     block, options = launch(T, counts)
     grid = (B, triton.cdiv(T, block))
-    how_many, n = x0.new_empty(grid, dtype=torch.int32), x0.new_empty(())
+    how_many = x0.new_empty(grid, dtype=torch.int32)
     mask_kernel[grid](
         x0, valid, seed_at, step_at, threshold, weight, xt, masked, weights, t, how_many, seed, step, mask_token_id,
         row_offset, batch_rows, T, SAMPLING=SAMPLINGS.index(sampling), BLOCK_T=block, **options,
@@ -136,4 +134,4 @@ def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sa
         x0, masked, weights, how_many, rows, targets, row_weights, n, how_many.numel(), T, BLOCK_T=block,
         BLOCK_C=BLOCK_C, **options,
     )  # fmt: skip
-    return [xt, masked, weights, t, rows, targets, row_weights, n]
+    return outputs

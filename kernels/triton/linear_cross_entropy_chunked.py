@@ -117,18 +117,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Tensor, Tensor, Tensor]:
     check_shapes(h, weight, valid_vocab, targets)
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
-    x, w, y = _even(h, dtype), _even(weight[:V], dtype), targets.contiguous()
-    nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
-    dh = h.new_empty(N if need_dh else 0, D)
-    for i, j in _chunks(N, V, dtype):
-        z = products.logits(x[i:j], w, i)
-        softmax_kernel[(j - i,)](
-            z, y, n_rows, lse, nll, None, None, i, N, V, z.stride(0), WRITE=need_dh, HEADROOM=HEADROOM, BLOCK=BLOCK,
-            **SMALL,
-        )  # fmt: skip
-        if need_dh:
-            dh[i:j] = products.towards_h(z, w, i)[:, :D]
+    x, w = _even(h, dtype), _even(weight[:valid_vocab], dtype)
+    dh = h.new_empty(len(h) if need_dh else 0, h.shape[1])
+    nll, lse = _softmaxes(x, w, targets, n_rows, dh if need_dh else None)
     return nll, lse, dh
 
 
@@ -148,21 +139,29 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -
 
 def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> tuple[Tensor, Tensor, Tensor]:
     check_shapes(h, weight, valid_vocab, targets, token_weights)
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
-    w, y = _even(weight[:V], dtype), targets.contiguous()
     x, g, top = _live_rows(h, token_weights, n_rows, dtype)
-    nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
     dh = torch.empty_like(x, dtype=torch.float32)
     dw = weight.new_zeros(len(weight), x.shape[1], dtype=torch.float32)
-    for i, j in _chunks(N, V, dtype):
+    nll, _ = _softmaxes(x, _even(weight[:valid_vocab], dtype), targets, n_rows, dh, g, top, dw[:valid_vocab])
+    dh, dw = (_unscaled(a, top)[:, : h.shape[1]].to(of.dtype).contiguous() for a, of in ((dh, h), (dw, weight)))
+    return nll.dot(g), dh, dw
+
+
+def _softmaxes(x, w, targets, n_rows, dh, g=None, top=None, dw=None) -> tuple[Tensor, Tensor]:
+    """nll and lse. On the way dh and dw, where they are not None, are filled: for the gradients g, or for 1."""
+    N, V, y, products = len(x), len(w), targets.contiguous(), Products(n_rows, x.dtype, x.device)
+    nll, lse = (x.new_empty(N, dtype=torch.float32) for _ in range(2))
+    for i, j in _chunks(N, V, x.dtype):
         z = products.logits(x[i:j], w, i)
         softmax_kernel[(j - i,)](
-            z, y, n_rows, lse, nll, g, top, i, N, V, z.stride(0), WRITE=True, HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL
-        )
-        dh[i:j] = products.towards_h(z, w, i)
-        products.towards_w(z, x[i:j], i, dw[:V])
-    dh, dw = (_unscaled(a, top)[:, :D].to(of.dtype).contiguous() for a, of in ((dh, h), (dw, weight)))
-    return nll.dot(g), dh, dw
+            z, y, n_rows, lse, nll, g, top, i, N, V, z.stride(0), WRITE=dh is not None, HEADROOM=HEADROOM, BLOCK=BLOCK,
+            **SMALL,
+        )  # fmt: skip
+        if dh is not None:
+            dh[i:j] = products.towards_h(z, w, i)[:, : dh.shape[1]]
+        if dw is not None:
+            products.towards_w(z, x[i:j], i, dw)
+    return nll, lse
 
 
 def _even(a: Tensor, dtype: torch.dtype) -> Tensor:

@@ -140,11 +140,6 @@ def product_parts(plan: Product, rows: int, D: int, processors: int) -> int:
     return max(1, min(8, 2 * processors // (-(-rows // plan.m) * -(-D // plan.n))))
 
 
-def half_sums(card: int) -> bool:
-    """Return whether fp16 accumulation is requested and of use on this card."""
-    return os.environ.get("TDLM_FP16_ACCUMULATE") == "1" and card in GEFORCE
-
-
 def crossover(card: int, share: float) -> float:
     """The width from which the stored form is projected to be faster, if the fused one reaches `share` of its flop/s.
 
@@ -191,7 +186,8 @@ def fused(
 ) -> Plan | None:  # fmt: skip
     """The launch of the fused form on a card with so many multiprocessors; None where the stored form runs."""
     block_d = max(16, 1 << (D - 1).bit_length())
-    half = (half_sums(card) if half is None else half and card in GEFORCE) and block_d <= 64 and dtype != torch.float32
+    half = os.environ.get("TDLM_FP16_ACCUMULATE") == "1" if half is None else half
+    half = half and card in GEFORCE and block_d <= 64 and dtype != torch.float32
     dtype = torch.float16 if half else dtype
     found = tiles(card, dtype, block_d, D % 16 != 0)
     if found is None:

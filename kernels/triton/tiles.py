@@ -29,6 +29,11 @@ RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (
          100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
 
 
+def _options(warps: int, stages: int) -> dict:
+    """Return a kernel's options; Triton 3.9 warns that its default of fp fusion will change."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
 class Tiles(NamedTuple):
     rows: int
     vocab: int
@@ -39,9 +44,7 @@ class Tiles(NamedTuple):
 
     @property
     def options(self) -> dict:
-        # Triton 3.9 warns that its default of fp fusion will change.
-        capped = {"maxnreg": self.registers} if self.registers else {}
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | capped
+        return _options(self.warps, self.stages) | ({"maxnreg": self.registers} if self.registers else {})
 
 
 class Product(NamedTuple):
@@ -55,29 +58,25 @@ class Product(NamedTuple):
 
     @property
     def options(self) -> dict:
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return _options(self.warps, self.stages)
 
 
 MAX_FUSED_WIDTH = 512
 MAX_T = 1 << 12  # of corruption by counts and next_token: a program holds its row, and a longer one spills
 MAX_D = 1 << 12  # of rms_norm: a program holds whole rows
-SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
+SMALL = _options(4, 1)  # of the kernels that only move data
 
 # (forward, weight) per padded width, found by compiling (bench/without_gpu/resources.py): the largest tiles without
 # spills that leave room for as many programs on a multiprocessor as possible, in Triton 3.6 and 3.9 alike. Larger tiles
 # on Hopper and later halve the reads from L2; 128 registers let two programs of eight warps share a multiprocessor.
-_WGMMA = {
-    16: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
-    32: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
-    64: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
+_NARROW = (16, 32, 64)
+_WGMMA = dict.fromkeys(_NARROW, (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128))) | {
     128: (Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     512: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
 }
-_MMA = {  # 168 registers let three programs of four warps share a multiprocessor
-    16: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
-    32: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
-    64: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
+# 168 registers let three programs of four warps share a multiprocessor.
+_MMA = dict.fromkeys(_NARROW, (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3))) | {
     128: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
     512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),

@@ -39,8 +39,7 @@ def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropo
         "tdlm_attention", bool(grads), q.dtype == torch.bfloat16, causal,
         (ctypes.c_void_p * 7)(*(a.data_ptr() for a in tensors)),
         (ctypes.c_int64 * 21)(*(s for a in tensors for s in a.stride()[:3])),
-        B, H, T, K, None if valid is None else valid.data_ptr(), None if segments is None else segments.data_ptr(),
-        None if turns is None else turns.data_ptr(), words, dropout_threshold(dropout_p), 1 / (1 - dropout_p),
+        B, H, T, K, valid, segments, turns, words, dropout_threshold(dropout_p), 1 / (1 - dropout_p),
     )  # fmt: skip
 
 

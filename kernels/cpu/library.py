@@ -71,8 +71,12 @@ def serves(*types: torch.dtype) -> str:
 
 
 def call(name: str, *arguments) -> int:
-    """Call a function of the library for the instruction set and the threads in use. Return 0 or BAD_TARGET."""
-    error = getattr(handle, name)(ISAS.index(isa), torch.get_num_threads(), *arguments)
+    """Call a function of the library for the instruction set and the threads in use. Return 0 or BAD_TARGET.
+
+    A tensor is passed as the address of its data.
+    """
+    values = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)
+    error = getattr(handle, name)(ISAS.index(isa), torch.get_num_threads(), *values)
     if error == NO_MEMORY:
         raise MemoryError("no memory for the scratch of the CPU kernels")
     if error not in (0, BAD_TARGET):

@@ -15,9 +15,7 @@ def _serves(h: Tensor, weight: Tensor, dtype: torch.dtype) -> str:
 def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n: int, V: int, dtype: torch.dtype, *more):
     bf16 = torch.bfloat16
     error = library.call(
-        name, h.data_ptr(), h.dtype == bf16, weight.data_ptr(), weight.dtype == bf16, dtype == bf16,
-        targets.data_ptr(), n, h.shape[1], V,
-        *(None if a is None else a.data_ptr() for a in more),
+        name, h, h.dtype == bf16, weight, weight.dtype == bf16, dtype == bf16, targets, n, h.shape[1], V, *more,
     )  # fmt: skip
     if error:
         y = targets[:n]

@@ -26,9 +26,8 @@ def _serves_norm(x: Tensor, weight: Tensor) -> str:
 
 
 def _run(x: Tensor, dy: Tensor | None, y: Tensor, n: int, weight=None, dw=None, eps: float = 0.0) -> None:
-    pointers = (None if a is None else a.data_ptr() for a in (x, dy, y, weight, dw))
     is_bf16, rows = x.dtype == torch.bfloat16, x.numel() // x.shape[-1]
-    library.call("tdlm_rows", is_bf16, *pointers, rows, n, ROWS_OF_TASK, eps)
+    library.call("tdlm_rows", is_bf16, x, dy, y, weight, dw, rows, n, ROWS_OF_TASK, eps)
 
 
 def swiglu(x):

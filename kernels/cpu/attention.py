@@ -1,20 +1,14 @@
 """Attention of csrc/cpu/attention.h: one head of one sequence a task, for fp32 and bf16."""
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor
 
 from ..dispatch import implement
 from ..ops.attention import dropout_threshold, empty_rows_first, tile_attention, tile_attention_backward
-from ..ops.rotary import rotation
+from ..ops.rotary import kept_rotation
 from . import library
-
-
-@functools.lru_cache(8)
-def _rotation(T: int, K: int) -> Tensor:
-    return rotation(T, K, "cpu")
 
 
 def _serves(q: Tensor) -> str:
@@ -33,7 +27,7 @@ def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropo
     tensors = [a if a.stride(-1) == 1 else a.contiguous() for a in (q, k, v, out)] + list(grads)
     valid = None if valid is None else valid.bool().contiguous()
     segments = None if segments is None else segments.long().contiguous()
-    turns = _rotation(T, K) if rope else None
+    turns = kept_rotation(T, K, q.device) if rope else None
     words = (ctypes.c_uint32 * 2)(*key.tolist()) if dropout_p else None
     library.call(
         "tdlm_attention", bool(grads), q.dtype == torch.bfloat16, causal,

@@ -1,5 +1,7 @@
 """Rotary position embedding (Su 2021): pairs (i, i + K/2) of a head turn by position * 10000^(-2i/K)."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,12 @@ def rotation(T: int, K: int, device, first: int = 0) -> Tensor:
     rate = 10000.0 ** (-torch.arange(half, device=device) / half)
     angle = torch.arange(first, first + T, device=device)[:, None] * rate
     return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+@functools.lru_cache(16)
+def kept_rotation(T: int, K: int, device: torch.device) -> Tensor:
+    """Return rotation(T, K), kept on the device, so that a captured graph finds it there."""
+    return rotation(T, K, device)
 
 
 def rotate(x: Tensor, first: int = 0, back: bool = False) -> Tensor:

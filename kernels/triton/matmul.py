@@ -4,8 +4,9 @@
     towards_h   dh = z w       likewise
     towards_w   dw += z^T x    summed over the rows before the count
 
-cuBLAS would multiply all rows, because it takes their number from the host; it runs where n_rows is None. Rows of z lie padded(V) apart: 50257 is
-odd, and rows that begin at odd addresses cannot be read in vectors. Sums are fp32, in a fixed order.
+cuBLAS takes the number of rows from the host, so it runs only where all rows count: n_rows is None. Rows of z lie
+padded(V) apart: 50257 is odd, and rows that begin at odd addresses cannot be read in vectors. Sums are fp32, in a fixed
+order.
 """
 
 import torch

@@ -18,13 +18,24 @@ from torch import Tensor
 from ..ops.corrupt import SAMPLINGS, check_inputs, empty_outputs
 from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK
 from ..schedules import count_weights, table
-from .philox import random_words
 from .tiles import SMALL
 
+WORD = tl.constexpr(UINT32_MASK)
 CHUNK = 256  # tokens of a program, at most; a program that holds its sequence spills past tiles.MAX_T
 BLOCK_C = 256  # counts that are added up at once
 TIME, TOKEN, SUBSET = tl.constexpr(STREAM_TIME), tl.constexpr(STREAM_TOKEN), tl.constexpr(STREAM_SUBSET)
 ANTITHETIC, INDEPENDENT, COUNTS = (tl.constexpr(SAMPLINGS.index(n)) for n in ("antithetic", "independent", "counts"))
+
+
+@triton.jit
+def random_words(index, seed, step, STREAM: tl.constexpr):
+    """philox.random_words: one word, int64 in [0, 2^32), for every index, int64 >= 0. seed and step: int64 scalars, which make the key."""
+    index = tl.cast(index, tl.int64)
+    zero = (index & 0).to(tl.uint32)
+    key = (tl.cast(seed, tl.int64) & WORD) | (tl.cast(step, tl.int64) << 32)
+    low, high = (index & WORD).to(tl.uint32), (index >> 32).to(tl.uint32)
+    word, _, _, _ = tl.philox(key, low, high, zero + STREAM, zero)
+    return word.to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "mask_token_id", "row_offset", "batch_rows"])

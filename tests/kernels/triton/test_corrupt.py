@@ -14,7 +14,7 @@ from tdlm_fast.kernels.ops.corrupt import SAMPLINGS, corrupt_op, corrupt_ref
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import corrupt as corrupt_triton
 from tdlm_fast.kernels.triton import tiles
-from tdlm_fast.kernels.triton.philox import random_words
+from tdlm_fast.kernels.triton.corrupt import random_words
 
 SMALL = [c for c in CORRUPT if c.B * c.T < 2000 or torch.cuda.is_available()]
 

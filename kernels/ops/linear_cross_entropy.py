@@ -41,6 +41,11 @@ def count(n_rows: Tensor | None, N: int) -> int:
     return N if n_rows is None else min(int(n_rows), N)
 
 
+def live_only(g: Tensor, n_rows: Tensor | None) -> Tensor:
+    """Return g (N,) with 0 past the count, whatever is there: 0 times NaN would be NaN."""
+    return g if n_rows is None else torch.where(torch.arange(len(g), device=g.device) < n_rows, g, 0.0)
+
+
 def check_shapes(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
     """Raise ValueError where sizes do not fit: the kernels trust them, and the ops can be called directly."""
     if (
@@ -98,9 +103,7 @@ def lce_backward_weight(
 @op("tdlm::lce_backward_rows", fake=lambda dh, grad, n_rows: dh.new_empty(dh.shape))
 def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
     """dh (N, D) for the upstream gradients grad (N,) of nll; 0 past the count, whatever grad is there."""
-    if n_rows is not None:
-        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
-    return (dh * grad[:, None]).to(dh.dtype)
+    return (dh * live_only(grad, n_rows)[:, None]).to(dh.dtype)
 
 
 def _setup(ctx, inputs, output):
@@ -121,8 +124,8 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
     grad = grad.contiguous()
-    if n_rows is not None and not h.is_cuda:  # rows past the count have no loss
-        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
+    if not h.is_cuda:  # rows past the count have no loss
+        grad = live_only(grad, n_rows)
     grad_h = None
     if ctx.needs_input_grad[0]:  # on a GPU this op and the next leave such rows out
         grad_h = lce_backward_rows(dh, grad, n_rows) if h.is_cuda else (dh * grad[:, None]).to(h.dtype)
@@ -148,9 +151,7 @@ def lce_sum(
     dW is linear in the scalar that comes from upstream, so nothing needs to be computed again in the backward pass.
     """
     nll, lse, dh = lce_forward(h, weight, targets, n_rows, valid_vocab, dtype, True)
-    grad = token_weights.to(nll.dtype)
-    if n_rows is not None:
-        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
+    grad = live_only(token_weights.to(nll.dtype), n_rows)
     dw = lce_backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
     return nll.dot(grad), (dh * grad[:, None]).to(h.dtype), dw
 
@@ -202,8 +203,7 @@ def _factors(targets, token_weights, n_rows, ignore_index, is_mean: bool, dtype:
         targets, factors = targets.masked_fill(is_ignored, 0), factors.masked_fill(is_ignored, 0.0)
     if not is_mean:
         return targets, factors, None
-    if n_rows is not None:
-        factors = torch.where(torch.arange(len(targets), device=targets.device) < n_rows, factors, 0.0)
+    factors = live_only(factors, n_rows)
     total = factors.sum()
     return targets, factors / torch.where(total == 0, 1.0, total), total
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import hardware
-from ..ops.linear_cross_entropy import check_shapes
+from ..ops.linear_cross_entropy import check_shapes, live_only
 from .tiles import FOLD_ROWS, MAX_SPLITS, SMALL, Plan, card, fused
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -261,10 +261,7 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -
     shift, gs = (h.new_empty(padded, dtype=torch.float32) for _ in range(2))
     code = h.new_empty(padded, dtype=torch.int32)
     g = grad.float().contiguous()
-    top = None
-    if plan.dtype == torch.float16:  # rows past the count may hold anything
-        top = g if n_rows is None else g.where(torch.arange(N, device=g.device) < n_rows, 0)
-        top = top.abs().amax()
+    top = live_only(g, n_rows).abs().amax() if plan.dtype == torch.float16 else None
     fold_kernel[(triton.cdiv(padded, FOLD_ROWS),)](
         targets.contiguous(), lse.float().contiguous(), g, top, n_rows, shift, gs, code, N, padded,
         HEADROOM=plan.headroom, ROWS=FOLD_ROWS, **SMALL,

@@ -29,7 +29,7 @@ ANTITHETIC, INDEPENDENT, COUNTS = (tl.constexpr(SAMPLINGS.index(n)) for n in ("a
 
 @triton.jit
 def random_words(index, seed, step, STREAM: tl.constexpr):
-    """philox.random_words: int64 in [0, 2^32) for every index, int64 >= 0; the key is seed, then step, int64 scalars."""
+    """philox.random_words: int64 in [0, 2^32) for every index, int64 >= 0. The key is seed and step, int64 scalars."""
     index = tl.cast(index, tl.int64)
     zero = (index & 0).to(tl.uint32)
     key = (tl.cast(seed, tl.int64) & WORD) | (tl.cast(step, tl.int64) << 32)

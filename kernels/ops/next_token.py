@@ -12,11 +12,14 @@ from torch import Tensor
 from ..dispatch import op
 
 
+def _shifted(a: Tensor, first: int) -> Tensor:
+    return torch.cat([torch.full_like(a[:, :1], first), a[:, :-1]], 1)
+
+
 def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return what is read to predict x0 (B, T): (inputs (B, T), which of them are real tokens, None for all)."""
-    shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
     # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
-    return shifted, None if valid is None else torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
+    return _shifted(x0, start_token_id), None if valid is None else _shifted(valid, True)
 
 
 def empty_outputs(read, x0, valid, start_token_id):
@@ -32,6 +35,5 @@ def next_token(
 
     read and x0 (B, T) int64 are what is read and what is predicted, valid (B, T) bool is False at padding.
     """
-    shifted, seen = next_token_inputs(read, start_token_id, valid)
     order = torch.argsort(~valid.flatten(), stable=True)
-    return shifted, seen, order, x0.flatten()[order], valid.sum()
+    return _shifted(read, start_token_id), _shifted(valid, True), order, x0.flatten()[order], valid.sum()

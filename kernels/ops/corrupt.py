@@ -87,20 +87,20 @@ def corrupt_op(
 
     seed_at and step_at, () int64 on x0's device, replace seed and step: a captured graph reads them there.
     """
-    seed, step = seed if seed_at is None else seed_at, step if step_at is None else step_at
+    key: dict = {"seed": seed if seed_at is None else seed_at, "step": step if step_at is None else step_at}
     B, T = x0.shape
     device, counts = x0.device, sampling == "counts"
-    level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, seed, step, device)
+    level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, device=device, **key)
     threshold, weight = (a.to(device)[level, None] for a in table(schedule))
     index = torch.arange(row_offset * T, (row_offset + B) * T, device=device).view(B, T)
     if counts:
         real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
         n = real.sum(1, keepdim=True)
         count = ((threshold * n + 2**32 - 1) >> 32).clamp(min=1)
-        masked = random_subsets(count, real, index, seed=seed, step=step)
+        masked = random_subsets(count, real, index, **key)
         weight = count_weights(schedule, T, valid is not None).to(device)[n if valid is not None else 0, count]
     else:
-        masked = random_words(index, seed=seed, step=step, stream=STREAM_TOKEN) < threshold
+        masked = random_words(index, stream=STREAM_TOKEN, **key) < threshold
         masked = masked if valid is None else masked & valid
     xt = torch.where(masked, mask_token_id, x0)
     weights = torch.where(masked, weight, 0.0).float()

@@ -3,16 +3,14 @@
     fused    linear_cross_entropy.py: no logits in memory; a tile of rows and one of the vocabulary fit the chip
     stored   linear_cross_entropy_chunked.py: logits of some rows at a time, where those tiles do not fit, D above 512
 
-Fused makes four products of 2 D flop a logit; stored makes three where the tokens' weights are known in the forward
-pass, and moves STORED_BYTES a logit besides; fused may reach a smaller share of the flop/s that cuBLAS does.
-`crossover` is the width where they are projected to break even. It is not measured yet.
+Fused makes four products of 2 D flop a logit. Stored makes three where the tokens' weights are known in the forward
+pass, and moves logits besides. bench/without_gpu/rates.py projects the width where both take as long.
 
 TDLM_FP16_ACCUMULATE=1 lets GeForce cards, whose tensor cores add in fp16 at twice the rate, take the 16-bit products
 of a model up to 64 wide in fp16: each tile of 64 is added up in fp16, the tiles in fp32.
 """
 
 import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,11 +20,6 @@ GEFORCE = (86, 89, 120)
 SCRATCH_BYTES = (16 << 20) - 1  # a call at tiny holds no more beside its inputs and outputs
 MAX_SPLITS, FOLD_ROWS = 16, 256
 CHUNK_BYTES = 256 << 20  # of logits that the stored form holds at once
-STORED_BYTES = 12  # 2 each: it writes z, reads it twice, writes the gradient in its place, reads that for dh and for dw
-# Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, reported
-# of an H200; none is measured here.
-RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (790e12, 4.3e12),
-         100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
 
 
 def _options(warps: int, stages: int) -> dict:
@@ -139,16 +132,6 @@ def product_parts(plan: Product, rows: int, D: int, processors: int) -> int:
     return max(1, min(8, 2 * processors // (-(-rows // plan.m) * -(-D // plan.n))))
 
 
-def crossover(card: int, share: float) -> float:
-    """The width from which the stored form is projected to be faster, if the fused one reaches `share` of its flop/s.
-
-    4 * 2 D / (share * flop/s) = 3 * 2 D / (flop/s) + (STORED_BYTES + 8 D / rows) / (byte/s), solved for D; dw is read
-    and written in fp32 for every chunk of stored_rows.
-    """
-    flops, bandwidth = RATES[card]
-    return STORED_BYTES / ((8 / share - 6) * bandwidth / flops - 8 / stored_rows(50257, torch.bfloat16))
-
-
 def padded(V: int) -> int:
     """Logits from one row of the stored form to the next: no tile of it reaches past them."""
     return -(-V // 256) * 256
@@ -204,20 +187,3 @@ def fused(
         dtype, half, block_d, forward, weight, programs, row_parts,
         forward_scratch=copies + programs * part, weight_scratch=copies + 12 * padded + partial,
     )  # fmt: skip
-
-
-def configurations(card: int) -> Iterator[tuple[str, dict, Tiles]]:
-    """Every fused kernel that can be launched on a card: its name, what it is specialised to, its tiles."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for D in (16, 32, 64, 128, 256, 512, 15, 31, 63, 127, 255, 511):
-            for half in (False, True):
-                plan = fused(card, 8192, D, 50257, dtype, dtype, dtype, processors=64, half=half)
-                if plan is None or plan.half_sums != half or plan.dtype != dtype:
-                    continue
-                of = {"dtype": dtype, "block_d": plan.block_d, "half_sums": half, "headroom": plan.headroom}
-                of["odd_width"] = D % 16 != 0
-                of["combine_rows"] = plan.combine_rows
-                yield "forward", of | {"need_dh": True}, plan.forward
-                yield "weight", of, plan.weight
-                if not of["odd_width"]:  # there too it takes less than with dh
-                    yield "forward", of | {"need_dh": False}, plan.forward

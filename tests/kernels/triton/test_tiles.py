@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench.without_gpu import rates
 from tdlm_fast.kernels.triton import tiles
 
 TINY = dict(N=8192, D=64, V=50257)
@@ -37,12 +38,12 @@ def test_width_decides_the_form():
 
 
 def test_the_crossover_is_where_both_forms_are_projected_to_take_as_long():
-    for card, (flops, bandwidth) in tiles.RATES.items():
-        D = tiles.crossover(card, 0.7)
-        moved = tiles.STORED_BYTES + 8 * D / tiles.stored_rows(50257, BF16)
+    for card, (flops, bandwidth) in rates.RATES.items():
+        D = rates.crossover(card, 0.7)
+        moved = rates.STORED_BYTES + 8 * D / tiles.stored_rows(50257, BF16)
         fused, stored = 8 * D / flops / 0.7, 6 * D / flops + moved / bandwidth
         assert fused == pytest.approx(stored)
-        assert tiles.crossover(card, 0.9) > tiles.crossover(card, 0.6)
+        assert rates.crossover(card, 0.9) > rates.crossover(card, 0.6)
 
 
 def test_capabilities_fall_to_the_card_before_them():

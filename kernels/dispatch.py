@@ -77,7 +77,7 @@ def backend(name: str, missing: Callable[[], str]) -> None:
 
 
 def implement(op, device: str, backend: str, serves: Callable[..., str], run: Callable) -> None:
-    """Add a link to the chain of an op and device."""
+    """Add a link to the chain of an op and device; run has the arguments and results of the op."""
     key = op, device
     if key not in _chains:
         _links[key], _chains[key] = [], []

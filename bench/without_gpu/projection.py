@@ -154,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    note = "a projection from the compiled code and the rates of rates.RATES, not measured"
+    note = "a projection from the compiled code and bench/without_gpu/rates.py, not measured"
     found = {"note": note, "triton": triton.__version__, "torch": torch.__version__.partition("+")[0]}
     found |= {"floor_us": FLOOR_US, "cards": {str(card): project(card) for card in CHIPS}}
     args.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -147,7 +147,7 @@ def head_kernels(card: int):
     yield "fold", linear_cross_entropy.fold_kernel, types, constants, tiles.SMALL
     for (dtype, x), D in itertools.product(POINTER.items(), (16, 64, 1024)):
         types = {"DH": x, "OUT": x, "G": f32, "N_ROWS": i64, "N": "i32", "D": "i32"}
-        kernel, constants = linear_cross_entropy.rows_kernel, linear_cross_entropy.rows_launch(D)
+        kernel, constants = linear_cross_entropy.rows_kernel, tiles.rows_launch(1, D)[1]
         yield f"rows, {str(dtype)[6:]}, D {D}", kernel, types, constants, tiles.SMALL
     yield from stored(card)
 
@@ -219,9 +219,9 @@ def embedding_kernels():
         for name, kernel in (("chunk", embedding.chunk_kernel), ("run", embedding.run_kernel)):
             of = f"embedding's {name}s, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
             yield of, kernel, *_pick(kernel, types, constants), embedding.OPTIONS
-        types = {"DX": x, "ROWS": "*i64", "N_ROWS": "*i64", "DH": x, "M": "i32", "D": "i32"}
+        types = {"DX": x, "AT": "*i64", "N_ROWS": "*i64", "DH": x, "M": "i32", "D": "i32"}
         of = f"rows put, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
-        constants = {"EACH": 1024 // D, "BLOCK_D": D}
+        constants = {"ROWS": 1024 // D, "BLOCK_D": D}
         yield of, embedding.put_kernel, types, constants, embedding.OPTIONS
 
 
@@ -244,12 +244,11 @@ def row_kernels():
                                  ("norm's gradient", rms_norm.backward_kernel)):  # fmt: skip
                 yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
     for (dtype, x), (D, odd) in itertools.product(POINTER.items(), ((16, False), (192, False), (192, True))):
-        launch = swiglu.launch(D)
-        options = {k: v for k, v in launch.items() if k not in ("ROWS", "BLOCK")}
+        launch = tiles.rows_launch(1, D)[1]
         types = dict.fromkeys(("X", "Y", "DY", "DX"), x) | {"M": "i32", "D": "i32"}
         of = f"{str(dtype)[6:]}, D {D}{', odd width' * odd}"
         for name, kernel in ("gate", swiglu.forward_kernel), ("gate's gradient", swiglu.backward_kernel):
-            yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
+            yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), tiles.SMALL
 
 
 def small_kernels():

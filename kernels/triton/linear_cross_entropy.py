@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import hardware
 from ..ops.linear_cross_entropy import check_shapes, live_only
-from .tiles import FOLD_ROWS, MAX_SPLITS, SMALL, Plan, card, fused
+from .tiles import FOLD_ROWS, MAX_SPLITS, SMALL, Plan, card, fused, rows_launch
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NO_TARGET = tl.constexpr(2**31 - 3)
@@ -275,16 +275,10 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -
     return dw if parts == 1 else dw.sum(0).to(weight.dtype)
 
 
-def rows_launch(D: int) -> dict:
-    """Block sizes of rows_kernel for rows of D."""
-    block = max(16, min(1024, triton.next_power_of_2(D)))
-    return dict(ROWS=1024 // block, BLOCK_D=block)
-
-
 def backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
     if grad.shape != dh.shape[:1]:
         raise ValueError(f"grad has shape {tuple(grad.shape)}; it must be {tuple(dh.shape[:1])}")
-    (N, D), dh, block = dh.shape, dh.contiguous(), rows_launch(dh.shape[1])
-    out, grid = torch.empty_like(dh), (triton.cdiv(N, block["ROWS"]), triton.cdiv(D, block["BLOCK_D"]))
-    rows_kernel[grid](dh, grad.contiguous(), n_rows, out, N, D, **block, **SMALL)
+    (N, D), dh = dh.shape, dh.contiguous()
+    out, (grid, blocks) = torch.empty_like(dh), rows_launch(N, D)
+    rows_kernel[grid](dh, grad.contiguous(), n_rows, out, N, D, **blocks, **SMALL)
     return out

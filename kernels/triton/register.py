@@ -32,8 +32,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def missing() -> str:
     """Return why Triton kernels cannot run at all, "" where they can."""
-    install = "Triton is not installed: pip install triton (triton-windows on Windows)"
-    return "" if hardware.has_triton() else install
+    return "" if hardware.has_triton() else "Triton is not installed: pip install triton (triton-windows on Windows)"
 
 
 @functools.cache

@@ -59,6 +59,14 @@ MAX_T = 1 << 12  # of corruption by counts and next_token: a program holds its r
 MAX_D = 1 << 12  # of rms_norm: a program holds whole rows
 SMALL = _options(4, 1)  # of the kernels that only move data
 
+
+def rows_launch(N: int, D: int) -> tuple[tuple[int, int], dict]:
+    """Return (grid, block sizes) of a kernel whose programs take tiles of 1024 entries of N rows of D."""
+    block = max(16, min(1024, 1 << (D - 1).bit_length()))
+    rows = 1024 // block
+    return (-(-N // rows), -(-D // block)), {"ROWS": rows, "BLOCK_D": block}
+
+
 # (forward, weight) per padded width, found by compiling (bench/without_gpu/resources.py): the largest tiles without
 # spills that leave room for as many programs on a multiprocessor as possible, in Triton 3.6 and 3.9 alike. Larger tiles
 # on Hopper and later halve the reads from L2; 128 registers let two programs of eight warps share a multiprocessor.

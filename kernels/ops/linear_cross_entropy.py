@@ -167,13 +167,17 @@ def _is_last_use() -> bool:
     return asked is not None and not asked()
 
 
+def _unread(grad: Tensor) -> bool:
+    """Return whether grad lies on a GPU: to know its value would wait for the device."""
+    return grad.is_cuda and type(grad) in (Tensor, FakeTensor)
+
+
 def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
     _first_only()
     if grad is None:
         return (None,) * 7
     dh, dw = (a.detach() for a in ctx.saved_tensors)  # as outputs of the op they would require gradients
-    is_unread = grad.is_cuda and type(grad) in (Tensor, FakeTensor)  # to know its value would wait for the device
-    if is_unread and _is_last_use():
+    if _unread(grad) and _is_last_use():
         return dh.mul_(grad), dw.mul_(grad), None, None, None, None, None
     if type(grad) is not Tensor or not grad.is_cpu or float(grad) != 1 or not _is_last_use():
         dh, dw = (dh * grad).to(dh.dtype), (dw * grad).to(dw.dtype)

@@ -12,7 +12,7 @@ VERBS = {
     "sample": "text from a run: RUN --prompt 'The ' --tokens 64 [--watch]",
     "compare": "train both objectives alike and judge the published claims",
     "table": "several likelihoods of a run, side by side",
-    "check": "prove the evaluation against answers that are known",
+    "check": "compare the evaluation of a run with known answers",
     "memory": "peak memory of a training step on a GPU, estimated without one",
     "doctor": "which kernels serve this machine, and why",
 }

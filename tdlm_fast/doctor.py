@@ -22,8 +22,11 @@ def main(argv=None) -> int:
     graph = "one CUDA graph" if device.type == "cuda" else "eager: CUDA graphs need a GPU"
     rows = {"device": found["device"]} | {name: v or "not installed" for name, v in found["versions"].items()}
     rows |= {"step": graph, "cuda": kernels().cuda.library.describe()}
-    for op, links in served.items():  # in the order in which they are asked
-        rows[op] = ", ".join(f"{backend} ({why})" if why else backend for backend, why in links)
+    asked = kernels().dispatch.chosen(device.type) == "reference"
+    alone = "reference (chosen)" if asked else "reference (no kernel is written for this device)"
+    for op, links in served.items():  # in the order in which they are tried
+        chain = ", ".join(f"{backend} ({why})" if why else backend for backend, why in links)
+        rows[op] = alone if chain == "reference" else chain
     for name, value in rows.items():
         print(f"{name:25}{value}")
     return 0

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("train", "evaluate", "sample", "compare", "table", "check", "memory", "doctor")
-WINGS = ("cpu", "triton", "cuda")
+BACKENDS = ("cpu", "triton", "cuda")
 TORCH_FREE = ("config", "cli", "statistics", "comparison", "__main__", *VERBS)
 
 
@@ -90,13 +90,13 @@ def test_kernels_import_nothing_of_the_trainer():
     )
 
 
-def test_ops_import_no_wing_and_wings_no_other_wing():
+def test_ops_import_no_backend_and_backends_no_other_backend():
     def forbidden(module, target, name):
         here, there = room(module).split(".")[-1], room(target).split(".")[-1]
         inside = module.startswith("tdlm_fast.kernels.") and target.startswith("tdlm_fast.kernels.")
-        return inside and there in WINGS and here != there and (here == "ops" or here in WINGS)
+        return inside and there in BACKENDS and here != there and (here == "ops" or here in BACKENDS)
 
-    breaches("an op asks kernels/dispatch.py, and a wing registers there", forbidden)
+    breaches("an op asks kernels/dispatch.py, and a backend registers there", forbidden)
 
 
 def test_nobody_imports_a_verb():

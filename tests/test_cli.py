@@ -5,6 +5,10 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
     folder, args = trained

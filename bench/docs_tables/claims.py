@@ -36,27 +36,27 @@ def test_cells(objective: str) -> list[str]:
 
 def factor() -> str:
     """The published metric's factor at the lengths of WikiText-2's paragraphs."""
-    found = read("claims.json")["factor"]
+    result = read("claims.json")["factor"]
     rows = [("long sequences, exact", f"{5 / 6:.4f}")]
-    return table(("paragraphs of WikiText-2", "factor"), *rows, *[(k, f"{v:.4f}") for k, v in found.items()])
+    return table(("paragraphs of WikiText-2", "factor"), *rows, *[(k, f"{v:.4f}") for k, v in result.items()])
 
 
 def untrained() -> str:
     """The model of configs/tiny.yaml before its first step, under every metric."""
-    found = read("claims.json")["untrained"]
+    result = read("claims.json")["untrained"]
     rows = [("", "diffusion", "autoregressive", "ratio of the exponentials")]
 
     def row(name, d, a):
         rows.append((name, f"{d:.3f} ({math.exp(d):,.0f})", f"{a:.3f} ({math.exp(a):,.0f})", f"{math.exp(a - d):.2f}"))
 
-    bound, exact = (found["likelihood"][o]["nats_per_token"] for o in OBJECTIVES)
-    metric, twin = (found[k]["reweighted_loss"] for k in ("published", "published_autoregressive_same_draws"))
+    bound, exact = (result["likelihood"][o]["nats_per_token"] for o in OBJECTIVES)
+    metric, twin = (result[k]["reweighted_loss"] for k in ("published", "published_autoregressive_same_draws"))
     row("likelihood: bound and exact, nats per token (ppl)", bound, exact)
     row("published metric for both, on the same masks", metric, twin)
     row("as published: the metric for diffusion, the likelihood for autoregressive", metric, exact)
     words = (
-        f"Measured on {found['rows']} paragraphs ({found['tokens']:,} tokens) of the raw test set. The metric has a "
-        f"standard error of {found['published']['stderr']:.2f} here. The last row makes the published comparison "
+        f"Measured on {result['rows']} paragraphs ({result['tokens']:,} tokens) of the raw test set. The metric has a "
+        f"standard error of {result['published']['stderr']:.2f} here. The last row makes the published comparison "
         "before any training."
     )
     return f"{table(*rows)}\n\n{words}"
@@ -71,10 +71,10 @@ def _descaled() -> tuple[float, float, float]:
 
 def unigram() -> str:
     """The published figure without its factor, beside unigram models."""
-    found, (published, share, nats) = read("claims.json")["unigram"], _descaled()
+    result, (published, share, nats) = read("claims.json")["unigram"], _descaled()
     other = math.log(read("published.json")["autoregressive"]["test_ppl"])
-    entropy, whole = (found[f"entropy_of_raw_test_{x}"]["nats_per_token"] for x in ("paragraphs", "packed"))
-    own, tables = found["tokenised_test"]["nats_per_token"], [r["table"] for r in runs("diffusion")]
+    entropy, whole = (result[f"entropy_of_raw_test_{x}"]["nats_per_token"] for x in ("paragraphs", "packed"))
+    own, tables = result["tokenised_test"]["nats_per_token"], [r["table"] for r in runs("diffusion")]
     own_descaled = figures.mean(t["published"]["reweighted_loss"] / t["uniform_factor"] for t in tables)
     own_bound = figures.mean(t["rows"][0]["nats_per_token"] for t in tables)
     rows = [("", "nats per token", "perplexity", "on the published scale")]
@@ -103,13 +103,13 @@ def unigram() -> str:
 
 def spread() -> str:
     """How much one draw of the metric, and the smallest of several, varies."""
-    found, nats = read("claims.json")["single_draw"], _descaled()[2]
-    sd = found["sd_share"] * nats
+    result, nats = read("claims.json")["single_draw"], _descaled()[2]
+    sd = result["sd_share"] * nats
     return (
         f"The best published validation loss, 5.583, is the smallest of 27 single draws of the metric. On the "
-        f"{found['rows']:,} paragraphs of the raw validation set one draw has a standard deviation of "
-        f"{found['sd_share']:.2%} of the loss: {sd:.2f} at {nats:.2f} nats. The smallest of 27 normal draws lies about "
-        f"two standard deviations below their mean, here {2 * sd:.2f}. The published best lies "
+        f"{result['rows']:,} paragraphs of the raw validation set one draw has a standard deviation of "
+        f"{result['sd_share']:.2%} of the loss: {sd:.2f} at {nats:.2f} nats. The smallest of 27 normal draws lies "
+        f"about two standard deviations below their mean, here {2 * sd:.2f}. The published best lies "
         f"{_descaled()[0] - 5.583:.2f} below the published test loss."
     )
 
@@ -135,25 +135,25 @@ def standing() -> str:
 
 
 def estimator() -> str:
-    found = read("estimator.json")
-    plain = found["estimators"]["plain"]["variance_of_a_sample"]
-    rows = [("estimator", "error of 1 sample", f"of {found['samples'][-1]}", "samples for plain's error of one")]
-    for name, e in found["estimators"].items():
+    result = read("estimator.json")
+    plain = result["estimators"]["plain"]["variance_of_a_sample"]
+    rows = [("estimator", "error of 1 sample", f"of {result['samples'][-1]}", "samples for plain's error of one")]
+    for name, e in result["estimators"].items():
         cells = (f"{e['rmse'][0]:.3f}", f"{e['rmse'][-1]:.4f}", f"1 / {plain / e['variance_of_a_sample']:.1f}")
         rows.append((name, *cells))
     words = (
-        f"Root mean square error in nats per token over {found['repeats']} repeats, {found['rows']} sequences of "
-        f"{found['tokens_a_row']} tokens, against the enumeration of every mask ({found['truth']:.4f})."
+        f"Root mean square error in nats per token over {result['repeats']} repeats, {result['rows']} sequences of "
+        f"{result['tokens_a_row']} tokens, against the enumeration of every mask ({result['truth']:.4f})."
     )
     return f"{table(*rows)}\n\n{words}"
 
 
 def estimator_picture() -> str:
     """Error against samples of the four estimators."""
-    found = read("estimator.json")
+    result = read("estimator.json")
     series = [
-        svg.Series(name, found["samples"], e["rmse"], colour=i)
-        for i, (name, e) in enumerate(found["estimators"].items())
+        svg.Series(name, result["samples"], e["rmse"], colour=i)
+        for i, (name, e) in enumerate(result["estimators"].items())
     ]
     title = "Error of the bound, nats per token"
     return svg.standalone(svg.lines(title, series, "samples per sequence", xlog=True, ylog=True))
@@ -167,13 +167,14 @@ def curve(name: str) -> str:
 
 
 def verdicts() -> str:
-    found = comparison()
-    rules = "\n".join(f"- {rule}" for rule in found["rules"])
+    result = comparison()
+    rules = "\n".join(f"- {rule}" for rule in result["rules"])
     words = (
         f"Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals, over "
-        f"{tables.seeds_of(found)} on the tokenised text; nats is the advantage on likelihood. The rules:"
+        f"{tables.seeds_of(result)} on the tokenised text; nats is the advantage on likelihood. The "
+        "rules, whose intervals are those of the advantage in nats (the logarithm of the ratio):"
     )
-    return table(*tables.claims_table(found)) + f"\n\n{words}\n\n{rules}"
+    return table(*tables.claims_table(result)) + f"\n\n{words}\n\n{rules}"
 
 
 def departures() -> str:

@@ -85,6 +85,7 @@ def step_table(runs: dict) -> str:
         f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, rows without "
         f"padding. {first['device']}; PyTorch {first['versions']['torch']}. Medians of {first['rounds']} rounds, in "
         "brackets the fastest and the slowest; all sides take turns in one process. Ratio: this side's time over ours. "
+        "Peak memory: that of the objective that needs more. "
         f"Not installed: {absent}."
     )
     return f"{table(*rows)}\n\n{words}"
@@ -108,8 +109,8 @@ def one_name(sides: dict) -> dict:
 def cpu_head() -> str:
     """The head only, forward and both gradients, and its share of the rate of a large bf16 product."""
     races = read("kernels-cpu.json")["races"]
-    found = {o: races[f"linear_cross_entropy[{case}]"] for o, case in HEAD_CASES.items()}
-    sides = [one_name(race["sides"]) for race in found.values()]
+    figures = {o: races[f"linear_cross_entropy[{case}]"] for o, case in HEAD_CASES.items()}
+    sides = [one_name(race["sides"]) for race in figures.values()]
     rows = [("head only", "half of 8,192 rows, ms", "ratio", "all rows, ms", "ratio")]
     for name, first in sides[0].items():
         cells = []
@@ -119,7 +120,7 @@ def cpu_head() -> str:
         if "ms" in first:
             rows.append((name, *cells))
     words = []
-    for o, race in found.items():  # TFLOP/s count the three products that a head needs; ours makes no more
+    for o, race in figures.items():  # TFLOP/s count the three products that a head needs; ours makes no more
         rate, made = race["limits"]["flops"] / 1e12, race["sides"]["tdlm_fast"]["tflop_per_s"]
         words.append(
             f"{o} {made:.3f} of {rate:.3f} TFLOP/s, which is {made / rate:.0%}, or {4 / 3 * made / rate:.0%} counted "
@@ -133,16 +134,16 @@ the same rounds and counting the three products that are made: {"; ".join(words)
 
 def precision() -> str:
     """Training with bf16 products, and with fp16 sums, against fp32 products over the same steps."""
-    found = read("precision-cpu.json")
+    figures = read("precision-cpu.json")
     rows = [("", "compared with fp32", "largest difference", "in the last window",
              "largest difference of two seeds")]  # fmt: skip
-    for objective, o in found["objectives"].items():
+    for objective, o in figures["objectives"].items():
         for name, d in o["differences_from_fp32"].items():
             cells = (d["largest"], d["last"], o["largest_difference_of_seeds"])
             rows.append((objective, name, *(f"{v:.4f}" for v in cells)))
     words = (
-        f"Nats per token, means over windows of {found['window']} steps, {found['steps']} steps in all, batches of "
-        f"{found['batch_size']}, {found['corpus']}; {found['device']}."
+        f"Nats per token, means over windows of {figures['window']} steps, {figures['steps']} steps in all, batches of "
+        f"{figures['batch_size']}, {figures['corpus']}; {figures['device']}."
     )
     return f"{table(*rows)}\n\n{words}"
 

@@ -22,11 +22,11 @@ def registers() -> str:
     now, older = read("resources.json"), read("resources-older.json")
     rows = [("registers, KB, programs", "forward", "weight", "attention's gradient", "kernels compiled", "that spill",
              f"with Triton {older['triton'][:3]}")]  # fmt: skip
-    for card, found in now["cards"].items():
-        cells = [found.get(name) for name in shown]  # a kernel that would spill on a card is not run there
+    for card, figures in now["cards"].items():
+        cells = [figures.get(name) for name in shown]  # a kernel that would spill on a card is not run there
         text = [f"{c['registers']}, {c['shared'] / 1024:.1f}, {c['programs']}" if c else "–" for c in cells]
         spill = [sum(bool(r["stack"] or r["local"]) for r in of["cards"][card].values()) for of in (now, older)]
-        rows.append((f"sm_{card}", *text, str(len(found)), *map(str, spill)))
+        rows.append((f"sm_{card}", *text, str(len(figures)), *map(str, spill)))
     return f"{table(*rows)}\n\nTriton {now['triton']}, except for the last column."
 
 
@@ -34,12 +34,12 @@ def projected_head() -> str:
     """The head's two passes at tiny, milliseconds of each pipe."""
     rows = [("projected, not measured", "instructions per logit", "products", "exp", "issue")]
     for card, of in read("projection.json")["cards"].items():
-        for title, found in of["head"].items():
+        for title, figures in of["head"].items():
             for side in ("forward", "weight"):
-                f = found[side]
+                f = figures[side]
                 pipes = (f"{f['ms'][k]:.2f} ms" for k in ("products", "exp", "issue"))
                 rows.append((f"sm_{card}, {title}, {side}", f"{f['instructions_a_logit']:.1f}", *pipes))
-            low, high = found["projected_ms"].values()
+            low, high = figures["projected_ms"].values()
             whole = ("", f"{low:.2f} ms overlapped", f"{high:.2f} ms in turn", "")
             rows.append((f"sm_{card}, {title}, both", *whole))
     return table(*rows)
@@ -47,8 +47,8 @@ def projected_head() -> str:
 
 def projected_step() -> str:
     """A whole step at tiny by its parts: launches, megabytes, microseconds with and without a floor per launch."""
-    found = read("projection.json")
-    cards = found["cards"]
+    figures = read("projection.json")
+    cards = figures["cards"]
     names = [f"sm_{card}, {o}, µs" for card in cards for o in OBJECTIVES]
     rows = [("projected, not measured", "launches", "MB", *names)]
     first = cards["86"]["steps"]["diffusion"]["groups"]
@@ -75,20 +75,20 @@ def projected_step() -> str:
     words = (
         "Launches and MB are those of diffusion on sm_86. The lower figure is the limit of each launch: its bytes, "
         "none of them from a cache, over bandwidth, and for the head the slowest pipe too. The higher figure assumes "
-        f"at least {found['floor_us']} µs per launch, and that the head's products and exps take turns. {chips}."
+        f"at least {figures['floor_us']} µs per launch, and that the head's products and exps take turns. {chips}."
     )
     return f"{table(*rows)}\n\n{words}"
 
 
 def launches() -> str:
     """Launches of a training step at tiny, part by part, and the ops with the most of them; not counted on a GPU."""
-    found = read("launches.json")
+    figures = read("launches.json")
     rows = [("launches per step", *OBJECTIVES, "most of diffusion's")]
-    for part, ops in found["launches"]["diffusion"].items():
-        counts = [str(sum(found["launches"][o][part].values())) for o in OBJECTIVES]
+    for part, ops in figures["launches"]["diffusion"].items():
+        counts = [str(sum(figures["launches"][o][part].values())) for o in OBJECTIVES]
         most = ", ".join(f"`{op.removeprefix('tdlm::')}` {n}" for op, n in list(ops.items())[:6])
         rows.append((part, *counts, most))
-    return table(*rows, ("**all**", *(f"**{found['totals'][o]}**" for o in OBJECTIVES), ""))
+    return table(*rows, ("**all**", *(f"**{figures['totals'][o]}**" for o in OBJECTIVES), ""))
 
 
 def crossovers() -> str:
@@ -123,14 +123,15 @@ def race_tables(races: dict) -> str:
 
 def cpu_ops() -> str:
     """Each op alone on a CPU with AMX, from `make bench`."""
-    found = read("kernels-cpu-amx.json")
+    figures = read("kernels-cpu-amx.json")
     words = (
-        f"{found['device']}, with AMX; PyTorch {found['torch']}; medians of shuffled rounds, peers' times as "
-        "multiples of ours. The limit is the longer of two times: the products at the rate of a large bf16 product, "
-        "and the bytes at the rate of a copy, both measured in the same rounds. An op that mostly reads can be above "
+        f"{figures['device']}, with AMX; PyTorch {figures['torch']}; medians of shuffled rounds. The columns "
+        "after “of the limit” hold the times of others as multiples of ours. The limit is the longer of two times: the "
+        "products at the rate of a large bf16 product, and the bytes at the rate of a copy, both measured in the same "
+        "rounds. An op that mostly reads can be above "
         "it. On a CPU the embedding is PyTorch's own, so its differences are noise."
     )
-    return f"{race_tables(found['races'])}\n\n{words}"
+    return f"{race_tables(figures['races'])}\n\n{words}"
 
 
 def limit_table(profile: list[dict]) -> str:
@@ -162,10 +163,10 @@ def measured(folder: Path = GPU) -> str:
     if any(run.get("profile") for run in runs.values()):
         parts.append("![The ops of a step and their limits](step-gpu.svg)")
     if (folder / "kernels.json").is_file():
-        found = json.loads((folder / "kernels.json").read_text())
+        figures = json.loads((folder / "kernels.json").read_text())
         times = "peers' times as multiples of ours"
-        parts.append(f"Each op alone on {found['device']}, PyTorch {found['torch']}; {times}:")
-        parts.append(race_tables(found["races"]))
+        parts.append(f"Each op alone on {figures['device']}, PyTorch {figures['torch']}; {times}:")
+        parts.append(race_tables(figures["races"]))
     return "\n\n".join(parts)
 
 

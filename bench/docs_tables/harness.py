@@ -24,9 +24,9 @@ def _sides(rule: dict) -> tuple[str, ...]:
 
 def _tasks(cut: bool):
     """(name, task, its figures), in the order of NAMES: as both sides cut alike, or as the harness's HF model cuts."""
-    found = read("harness.json")["tasks"]
-    for name in (name for name in NAMES if name in found):
-        e = found[name]
+    figures = read("harness.json")["tasks"]
+    for name in (name for name in NAMES if name in figures):
+        e = figures[name]
         if not cut or "kept" in e:
             yield NAMES[name], e, e["cut"] if cut else e.get("kept", e["cut"])
 
@@ -41,12 +41,12 @@ def _asked(e: dict) -> str:
 
 def agreement() -> str:
     """Accuracy by the harness and by us, and on how many questions they decide differently."""
-    found = read("harness.json")
+    figures = read("harness.json")
     rows = [("set", "questions", *SIDES, "tied", "nats")]
-    texts = sum(e[rule]["texts"] for e in found["tasks"].values() for rule in ("cut", "kept") if rule in e)
+    texts = sum(e[rule]["texts"] for e in figures["tasks"].values() for rule in ("cut", "kept") if rule in e)
     words = [
-        f"lm_eval {found['lm_eval']}, without examples; an autoregressive run on {found['corpus']} (config "
-        f"{found['config']}, step {found['step']:,}, {found['seq_len']} tokens), both sides in fp32.",
+        f"lm_eval {figures['lm_eval']}, without examples; an autoregressive run on {figures['corpus']} (config "
+        f"{figures['config']}, step {figures['step']:,}, {figures['seq_len']} tokens), both sides in fp32.",
         f"Requests whose text differs: {texts:,}. Differ: questions that one side has right and the other wrong. Tied: "
         "questions whose equal endings share our credit. Nats: the largest difference in the log-likelihood of an "
         "ending. A text longer than the model keeps its start token on both sides here.",

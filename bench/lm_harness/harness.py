@@ -65,10 +65,10 @@ def theirs(lm: RunLM, loaded: dict, only: dict, limit: int) -> list[dict]:
     """The harness's samples in the order of our questions; only: {its task: places}, {} for all up to the limit."""
     import lm_eval
 
-    which = dict(samples=only) if only else dict(limit=limit or None)
+    selected = dict(samples=only) if only else dict(limit=limit or None)
     with scoring(lm.model, "fp32"):
-        found = lm_eval.evaluate(lm=lm, task_dict={"tasks": loaded}, bootstrap_iters=0, **which)
-    return [sample for name in loaded for sample in found["samples"][name]]
+        figures = lm_eval.evaluate(lm=lm, task_dict={"tasks": loaded}, bootstrap_iters=0, **selected)
+    return [sample for name in loaded for sample in figures["samples"][name]]
 
 
 def agreement(questions: list, found: dict, samples: list[dict], cut: set) -> dict:
@@ -104,9 +104,9 @@ def compare(name: str, run: Path, which: str, data: Path, limit: int, device: st
     lm, (files, task) = RunLM(model, tokenizer, config.model.seq_len), THEIRS[name]
     with tempfile.TemporaryDirectory() as folder:
         hub.lay_out_task(name, data, Path(folder))
-        questions, found = ours(name, run, which, data, limit, device)
+        questions, figures = ours(name, run, which, data, limit, device)
         fits, only, place = [], {}, {}
-        for i, (q, tokens) in enumerate(zip(questions, found["tokens"], strict=True)):
+        for i, (q, tokens) in enumerate(zip(questions, figures["tokens"], strict=True)):
             its = task.format(q.group)
             place[its] = place.get(its, -1) + 1
             if max(tokens) <= lm.T:
@@ -114,7 +114,7 @@ def compare(name: str, run: Path, which: str, data: Path, limit: int, device: st
                 only.setdefault(its, []).append(place[its])
         out = {"n": len(fits), "limit": limit, "left_out": len(questions) - len(fits), "tasks": len(only)}
         questions = [questions[i] for i in fits]
-        found = {column: [values[i] for i in fits] if values else [] for column, values in found.items()}
+        figures = {column: [values[i] for i in fits] if values else [] for column, values in figures.items()}
         with hub.inside(Path(folder)):
             files = Path(lm_eval.__file__).parent / "tasks" / files
             loaded = TaskManager(include_defaults=False, include_path=[files]).load(list(only))["tasks"]
@@ -122,7 +122,7 @@ def compare(name: str, run: Path, which: str, data: Path, limit: int, device: st
                 lm.keep_start = rule == "kept"
                 if rule == "cut" or lm.cut:
                     samples = theirs(lm, loaded, only if out["left_out"] else {}, limit)
-                    out[rule] = agreement(questions, found, samples, lm.cut)
+                    out[rule] = agreement(questions, figures, samples, lm.cut)
     contexts = {context for context, _ in lm.cut}
     return out | {"cut_questions": sum(q.context in contexts for q in questions)}
 
@@ -146,15 +146,15 @@ def main(argv=None) -> int:
     try:
         if unknown := [name for name in names if name not in THEIRS]:
             raise settings.ConfigError(f"--tasks: there is no task {unknown[0]!r}; the tasks are {', '.join(THEIRS)}")
-        which = checkpoint_of(run, a.checkpoint)
-        config, _, _, state = load_run(run, which, a.device)
+        selected = checkpoint_of(run, a.checkpoint)
+        config, _, _, state = load_run(run, selected, a.device)
         about = {"lm_eval": lm_eval.__version__, "config": settings.config_hash(config), "step": state["step"]}
-        about |= {"corpus": state.get("corpus"), "corpus_hash": state["corpus_hash"], "checkpoint": which}
+        about |= {"corpus": state.get("corpus"), "corpus_hash": state["corpus_hash"], "checkpoint": selected}
         about |= {"seq_len": config.model.seq_len, "precision": "fp32"}
-        kept = json.loads(out.read_text()) if out.is_file() else {}
-        results = kept.get("tasks", {}) if about.items() <= kept.items() else {}
+        stored = json.loads(out.read_text()) if out.is_file() else {}
+        results = stored.get("tasks", {}) if about.items() <= stored.items() else {}
         for name in names:
-            results[name] = compare(name, run, which, data, a.limit, a.device)
+            results[name] = compare(name, run, selected, data, a.limit, a.device)
             write_json(out, about | {"departures": DEPARTURES, "tasks": results})
             print(name, json.dumps(results[name]))
     except settings.ConfigError as e:

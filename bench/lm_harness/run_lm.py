@@ -39,10 +39,10 @@ class RunLM(TemplateLM):
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests, **_) -> list[tuple[float, bool]]:
-        found = [self.known.get(text) for text, *_ in requests]
+        figures = [self.known.get(text) for text, *_ in requests]
         asked: dict[tuple, list] = {}  # endings of one token share the row that is read
         for i, (text, context, ending) in enumerate(requests):
-            if found[i] is None:
+            if figures[i] is None:
                 ids = (context + ending)[-(self.T + 1) :]
                 if len(ids) < len(context) + len(ending):
                     self.cut.add(text)
@@ -59,9 +59,9 @@ class RunLM(TemplateLM):
                 for i, ending in asked[row]:
                     y = torch.tensor(ending)
                     nats = each[-len(y) :].gather(1, y[:, None]).double().sum().item()
-                    found[i] = nats, bool((best[-len(y) :] == y).all())
-        self.known |= {r[0]: answer for r, answer in zip(requests, found, strict=True) if r[0] not in self.cut}
-        return found
+                    figures[i] = nats, bool((best[-len(y) :] == y).all())
+        self.known |= {r[0]: answer for r, answer in zip(requests, figures, strict=True) if r[0] not in self.cut}
+        return figures
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
         """LM is abstract and wants this and generate_until; multiple-choice tasks and LAMBADA ask for neither."""

@@ -148,8 +148,8 @@ class Attention(NamedTuple):
         g = torch.Generator().manual_seed(T + K)
         qkv = torch.randn(B, T, 3, H, K, generator=g).to(device, dtype).permute(2, 0, 3, 1, 4)
         dout = torch.randn(B, T, H, K, generator=g).to(device, dtype).transpose(1, 2)
-        kept = (torch.rand(B, 1, generator=g) * 2 * self.padding * T).long()
-        valid = torch.arange(T) < T - kept
+        stored = (torch.rand(B, 1, generator=g) * 2 * self.padding * T).long()
+        valid = torch.arange(T) < T - stored
         return [a.detach() for a in qkv], dout, valid.to(device) if self.padding else None
 
     @property

@@ -29,12 +29,12 @@ def figures_are_written_after_each_race(request):
         return
     from tdlm_fast.runs.device import pick_device, versions
 
-    found = versions(pick_device("auto")) | {"torch": torch.__version__, "races": {}}
+    figures = versions(pick_device("auto")) | {"torch": torch.__version__, "races": {}}
     for race in _races(request.config):
         sides = {n: {k: _figure(v) for k, v in s.items()} for n, s in race.extra_info["sides"].items()}
         limits = {k: _figure(v) for k, v in race.extra_info["limits"].items()}
-        found["races"][race.name.removeprefix("test_")] = {"sides": sides, "limits": limits}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+        figures["races"][race.name.removeprefix("test_")] = {"sides": sides, "limits": limits}
+    path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -106,8 +106,8 @@ class Side:
         if isinstance(self.steps, PlainSteps):
             return float(self.steps.loss), float(self.steps.loss_tokens)
         self.steps.mark(max(0, self.next - steps), self.next)
-        found = [o for _, window in self.steps.read() for o in window][-steps:]
-        return found[-1]["loss"], statistics.mean(o["loss_tokens"] for o in found)
+        figures = [o for _, window in self.steps.read() for o in window][-steps:]
+        return figures[-1]["loss"], statistics.mean(o["loss_tokens"] for o in figures)
 
 
 def plain_model(config, tokenizer):
@@ -167,13 +167,13 @@ def bench(config, corpus, device, chosen, rounds: int, seconds: float) -> dict:
 
 def cpu_memory(args, chosen) -> dict:
     """{side: peak MB of a process that reads the data and runs two steps of this side only}."""
-    found = {}
+    figures = {}
     for name in chosen:
         command = [sys.executable, "-m", "bench.race.step", "--config", args.config, *args.overrides]
         command += ["--alone", name, "--threads", str(args.threads)]
         out = subprocess.run(command, capture_output=True, text=True)
-        found[name] = float(out.stdout.split()[-1]) if out.returncode == 0 and out.stdout.split() else None
-    return found
+        figures[name] = float(out.stdout.split()[-1]) if out.returncode == 0 and out.stdout.split() else None
+    return figures
 
 
 def profile(config, corpus, device, limits: dict) -> list[dict]:
@@ -205,13 +205,13 @@ def profile(config, corpus, device, limits: dict) -> list[dict]:
 
 
 def installed() -> dict:
-    found = {}
+    figures = {}
     for package in ("liger-kernel", "cut-cross-entropy", "flash-attn", "triton"):
         try:
-            found[package] = importlib.metadata.version(package)
+            figures[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            figures[package] = None
+    return figures
 
 
 def main(argv=None) -> int:

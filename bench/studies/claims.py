@@ -35,11 +35,11 @@ def untrained(test: dataset.Split, tokenizer, rows: int) -> dict:
     kw = dict(start_token_id=tokenizer.start_token_id)
     with torch.no_grad(), scoring(model, "fp32") as device:
         nll = autoregressive_nll(model, few, batch_size=64, device=device, **kw)
-    found = {o: likelihood(model, few, o, max_samples=4, **kw).asdict() for o in ("diffusion", "autoregressive")}
+    figures = {o: likelihood(model, few, o, max_samples=4, **kw).asdict() for o in ("diffusion", "autoregressive")}
     metric = published_metric(model, few, "diffusion", draws=48, **kw)
     same = published_metric(model, few, "autoregressive", draws=48, nll=nll, **kw)
     return {
-        "rows": rows, "tokens": few.scored, "likelihood": found, "published": metric.asdict(),
+        "rows": rows, "tokens": few.scored, "likelihood": figures, "published": metric.asdict(),
         "published_autoregressive_same_draws": same.asdict(),
     }  # fmt: skip
 
@@ -55,8 +55,8 @@ def measure(raw: Path, tokenised: Path, rows: int) -> dict:
         test = splits["raw", "test", layout]
         counts = np.bincount(scored_tokens(test))
         p = counts[counts > 0] / counts.sum()
-        found = {"nats_per_token": float(-(p * np.log(p)).sum()), "tokens": test.scored}
-        out["unigram"][f"entropy_of_raw_test_{layout}"] = found
+        figures = {"nats_per_token": float(-(p * np.log(p)).sum()), "tokens": test.scored}
+        out["unigram"][f"entropy_of_raw_test_{layout}"] = figures
     train = split_of(tokenised / "train.txt", "paragraphs", tokenizer)
     for s in ("valid", "test"):
         out["unigram"][f"tokenised_{s}"] = unigram(
@@ -81,9 +81,9 @@ def main() -> int:
     p.add_argument("--rows", type=int, default=300, help="test rows of the untrained model")
     p.add_argument("--json", type=Path, default=Path("bench/results/claims.json"))
     a = p.parse_args()
-    found = measure(a.raw, a.tokenised, a.rows)
-    a.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({k: found[k] for k in ("factor", "unigram")}, indent=1))
+    figures = measure(a.raw, a.tokenised, a.rows)
+    a.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps({k: figures[k] for k in ("factor", "unigram")}, indent=1))
     return 0
 
 

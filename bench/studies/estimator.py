@@ -117,10 +117,10 @@ def main() -> int:
     p.add_argument("--json", type=Path, default=Path("bench/results/estimator.json"))
     p.add_argument("--repeats", type=int, default=200)
     a = p.parse_args()
-    found = measure(400, a.repeats, (1, 2, 4, 8, 16, 32))
-    a.json.write_text(json.dumps(found, indent=1) + "\n")
-    plain = found["estimators"]["plain"]["variance_of_a_sample"]
-    for name, e in found["estimators"].items():
+    figures = measure(400, a.repeats, (1, 2, 4, 8, 16, 32))
+    a.json.write_text(json.dumps(figures, indent=1) + "\n")
+    plain = figures["estimators"]["plain"]["variance_of_a_sample"]
+    for name, e in figures["estimators"].items():
         gain = plain / e["variance_of_a_sample"]
         print(f"{name:18} rmse of one sample {e['rmse'][0]:.4f}, samples of plain for the same error: x {gain:.1f}")
     return 0

@@ -70,16 +70,16 @@ def main():
         for precision, seeds in (("fp32", args.seeds), ("bf16", args.seeds), ("fp16 sums", args.fp16_sums)):
             if seeds:
                 curves[precision] = [windows(losses(of, precision, s, args.steps)) for s in range(1, seeds + 1)]
-        truth, found = curves["fp32"], {}
+        truth, figures = curves["fp32"], {}
         for name in curves.keys() - {"fp32"}:
             pairs = list(map(differences, truth, curves[name]))
-            found[name] = {
+            figures[name] = {
                 "largest": max(abs(d) for pair in pairs for d in pair), "last": max(abs(pair[-1]) for pair in pairs),
             }  # fmt: skip
         others = [differences(truth[0], other) for other in truth[1:]]
         result["objectives"][of] = {
             "curves": {k: [[round(x, 5) for x in c] for c in cs] for k, cs in curves.items()},
-            "differences_from_fp32": dict(sorted(found.items())),
+            "differences_from_fp32": dict(sorted(figures.items())),
             "largest_difference_of_seeds": max((abs(d) for other in others for d in other), default=None),
         }
         shown = {k: v for k, v in result["objectives"][of].items() if k != "curves"}

@@ -158,11 +158,11 @@ def difficulty(rows: np.ndarray, other: np.ndarray, steps, *, seed: int = 0, dra
     rows and other (texts, T + 1): C of each text. other chooses the schedule `best`; all are scored on rows.
     """
     T, rng, out = rows.shape[1] - 1, np.random.default_rng(seed), []
-    again = np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(0) for _ in range(draws)])
+    resampled = np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(0) for _ in range(draws)])
     for S in (s for s in steps if s < T):
         schedules = {u: masked_counts(T, S, u) for u in UNMASKING} | {"best": best_counts(other.mean(0), S)}
         for name, counts in schedules.items():
-            one, many = steps_of(rows.mean(0), counts), steps_of(again, counts)
+            one, many = steps_of(rows.mean(0), counts), steps_of(resampled, counts)
 
             def interval(of, one=one, many=many):
                 return [float(of(one)), *map(float, np.quantile(of(many), (0.025, 0.975)))]
@@ -222,9 +222,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         runs = a.runs or toys(a.toy, Path(folder))
         sizes = {k: getattr(a, k) for k in ("number", "rows", "orders", "levels", "device")}
-        found = measure(*runs, **sizes)
-    found["toy"] = a.toy is not None
-    a.json.write_text(json.dumps(found, indent=1) + "\n")
+        figures = measure(*runs, **sizes)
+    figures["toy"] = a.toy is not None
+    a.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"{a.json}: python -m bench.report draws it into docs/sampling.md")
     return 0
 

@@ -147,20 +147,20 @@ def counted(objective: str, *overrides: str, meter: Launches) -> Launches:
 
 def count(objective: str, *overrides: str) -> dict:
     """{part: {op: launches}} of a step of configs/tiny.yaml."""
-    found = counted(objective, *overrides, meter=Launches()).found
-    return {part: dict(found[part].most_common()) for part in PARTS}
+    figures = counted(objective, *overrides, meter=Launches()).found
+    return {part: dict(figures[part].most_common()) for part in PARTS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    found = {o: count(o) for o in OBJECTIVES}
-    totals = {o: sum(sum(ops.values()) for ops in parts.values()) for o, parts in found.items()}
+    figures = {o: count(o) for o in OBJECTIVES}
+    totals = {o: sum(sum(ops.values()) for ops in parts.values()) for o, parts in figures.items()}
     note = "counted under fake tensors, without a GPU"
-    text = {"torch": torch.__version__.partition("+")[0], "note": note, "totals": totals, "launches": found}
+    text = {"torch": torch.__version__.partition("+")[0], "note": note, "totals": totals, "launches": figures}
     args.output.write_text(json.dumps(text, indent=1) + "\n")
-    for objective, parts in found.items():
+    for objective, parts in figures.items():
         print(f"{objective}: {totals[objective]}")
         for part, ops in parts.items():
             print(f"  {part:14} {sum(ops.values()):4}  " + ", ".join(f"{op} {n}" for op, n in ops.items()))

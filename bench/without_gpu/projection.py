@@ -54,8 +54,8 @@ def loop_mix(sass: str) -> Counter:
     """Count the instructions that a warp issues in one round of the main loop, without blocks that it branches over."""
     code, label = [], {}
     for line in sass.splitlines():
-        if found := re.match(r"(\.L\w+):", line):
-            label[found[1]] = len(code)
+        if figures := re.match(r"(\.L\w+):", line):
+            label[figures[1]] = len(code)
         elif re.search(r"/\*[0-9a-f]{4,}\*/", line):
             code.append(re.sub(r"/\*[0-9a-f]+\*/", "", line).strip())
     jumps = [(i, label.get(m[1], i + 1)) for i, c in enumerate(code) if (m := re.search(r"BRA `\((\.L\w+)\)", c))]
@@ -73,7 +73,7 @@ def loop_mix(sass: str) -> Counter:
 def head(card: int, half: bool = False) -> dict:
     """{"forward", "weight"}: the main loop's mix and milliseconds of each pipe for all N rows of the head."""
     plan = tiles.fused(card, N, D, V, *[torch.bfloat16] * 3, processors=CHIPS[card].multiprocessors, half=half)
-    rate, clocks, found = rates.RATES[card][0] * (2 if half else 1), CHIPS[card].clocks(card) / 1e3, {}
+    rate, clocks, figures = rates.RATES[card][0] * (2 if half else 1), CHIPS[card].clocks(card) / 1e3, {}
     for side, tile in (("forward", plan.forward), ("weight", plan.weight)):
         wanted = f"{side}, {'float16, fp16 sums' if half else 'bfloat16'}, D {D}"
         launch = next(k for k in kernels(card) if k[0] == wanted)
@@ -85,13 +85,13 @@ def head(card: int, half: bool = False) -> dict:
             "exp": rounds * exps / CHIPS[card].exp_a_clock / clocks,
             "issue": rounds * sum(mix.values()) / CHIPS[card].warp_instructions_a_clock / clocks,
         }
-        found[side] = {
+        figures[side] = {
             "mix": dict(mix.most_common()),
             "instructions_a_logit": round(rounds * 32 * sum(mix.values()) / N / V, 2),
             "ms": {k: round(v, 4) for k, v in pipes.items()},
         }
-    ms = [s["ms"] for s in found.values()]
-    return found | {"projected_ms": {
+    ms = [s["ms"] for s in figures.values()]
+    return figures | {"projected_ms": {
         "all overlapped": round(sum(max(m.values()) for m in ms), 3),
         "products and exp in turn": round(sum(max(m["products"] + m["exp"], m["issue"]) for m in ms), 3),
     }}  # fmt: skip
@@ -144,10 +144,10 @@ def step(card: int, objective: str, of_head: dict) -> dict:
 def project(card: int) -> dict:
     """The head of a card, in bf16 and on GeForce also with fp16 sums, and the step of both objectives."""
     flops, bandwidth = rates.RATES[card]
-    found = {"chip": CHIPS[card]._asdict(), "flop_per_s": flops, "bytes_per_s": bandwidth}
-    found["head"] = {"bf16": head(card)} | ({"fp16 sums": head(card, True)} if card in tiles.GEFORCE else {})
-    found["steps"] = {o: step(card, o, found["head"]["bf16"]) for o in launches.OBJECTIVES}
-    return found
+    figures = {"chip": CHIPS[card]._asdict(), "flop_per_s": flops, "bytes_per_s": bandwidth}
+    figures["head"] = {"bf16": head(card)} | ({"fp16 sums": head(card, True)} if card in tiles.GEFORCE else {})
+    figures["steps"] = {o: step(card, o, figures["head"]["bf16"]) for o in launches.OBJECTIVES}
+    return figures
 
 
 def main() -> int:
@@ -155,10 +155,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     note = "a projection from the compiled code and bench/without_gpu/rates.py, not measured"
-    found = {"note": note, "triton": triton.__version__, "torch": torch.__version__.partition("+")[0]}
-    found |= {"floor_us": FLOOR_US, "cards": {str(card): project(card) for card in CHIPS}}
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
-    for card, of in found["cards"].items():
+    figures = {"note": note, "triton": triton.__version__, "torch": torch.__version__.partition("+")[0]}
+    figures |= {"floor_us": FLOOR_US, "cards": {str(card): project(card) for card in CHIPS}}
+    args.output.write_text(json.dumps(figures, indent=1) + "\n")
+    for card, of in figures["cards"].items():
         for objective, s in of["steps"].items():
             (low, high), (fast, slow) = s["whole"]["ms"], s["whole"]["tokens_per_s"]
             speed = f"{slow / 1e6:.2f} to {fast / 1e6:.2f} M tokens/s"

@@ -76,11 +76,11 @@ def tool(name: str, cubin: bytes, *flags: str) -> str:
 def resources(kernel, card: int, warps: int) -> dict:
     """{"registers", "shared", "stack", "local", "programs"} of a compiled kernel; programs fit a multiprocessor."""
     text = tool("cuobjdump", kernel.asm["cubin"], "--dump-resource-usage")
-    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
-    registers, shared = int(found["REG"]), kernel.metadata.shared
+    figures = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    registers, shared = int(figures["REG"]), kernel.metadata.shared
     granted = -(-registers // 8) * 8 * 32 * warps
     programs = min(REGISTERS // granted, (SHARED[card] << 10) // (shared + 1024), WARPS[card] // warps)
-    stack, local = int(found["STACK"]), int(found["LOCAL"])
+    stack, local = int(figures["STACK"]), int(figures["LOCAL"])
     return {"registers": registers, "shared": shared, "stack": stack, "local": local, "programs": programs}
 
 
@@ -276,12 +276,12 @@ def small_kernels():
 
 def measure(card: int, only=lambda name: True) -> dict:
     """{name: resources} of the kernels of a card whose name `only` accepts."""
-    found = {}
+    figures = {}
     for name, kernel, types, constants, options in kernels(card):
         if only(name):
             code = compiled(kernel, card, types, constants, options, "odd width" not in name)
-            found[name] = resources(code, card, options["num_warps"])
-    return found
+            figures[name] = resources(code, card, options["num_warps"])
+    return figures
 
 
 def faults(card: int, found: dict) -> list[str]:
@@ -305,13 +305,13 @@ def main() -> int:
         now = measure(card, lambda name: re.search(args.only, name))
         wrong += faults(card, now)
         print(f"sm_{card}: {len(now)} kernels", flush=True)
-        found = json.loads(args.output.read_text()) if args.output.exists() else {"cards": {}}
-        known = found["cards"].get(str(card), {}) | now if args.only else now
+        figures = json.loads(args.output.read_text()) if args.output.exists() else {"cards": {}}
+        known = figures["cards"].get(str(card), {}) | now if args.only else now
         names = [name for name, *_ in kernels(card)]
-        cards = found["cards"] | {str(card): {name: known[name] for name in names if name in known}}
-        found |= {"triton": triton.__version__}
-        found["cards"] = dict(sorted(cards.items(), key=lambda c: int(c[0])))
-        args.output.write_text(json.dumps(found, indent=1) + "\n")
+        cards = figures["cards"] | {str(card): {name: known[name] for name in names if name in known}}
+        figures |= {"triton": triton.__version__}
+        figures["cards"] = dict(sorted(cards.items(), key=lambda c: int(c[0])))
+        args.output.write_text(json.dumps(figures, indent=1) + "\n")
     print("\n".join(wrong) or "no spills, shared memory within every card's limit")
     return bool(wrong)
 

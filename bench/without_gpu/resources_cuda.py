@@ -68,20 +68,20 @@ def compiled(arch: int, kernels: list) -> dict[str, dict]:
         ptx = Path(folder, "kernels.ptx").read_text()
         tool = cuobjdump()
         code = tool and subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
-    found, shared = {}, shared_bytes(kernels)
+    figures, shared = {}, shared_bytes(kernels)
     account = r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers"
     for symbol, stack, spills, registers in re.findall(account, done.stderr, re.DOTALL):
         kernel, registers = mangled[symbol], int(registers)
         body = ptx.split(f".entry {symbol}(")[1].split(".entry ")[0]
         hmma = code and code.split(f"Function : {symbol}\n")[1].split("Function :")[0].count("HMMA.")
         most = 65536 // (-(-registers // 8) * 8 * 128), (SHARED_KB[arch] << 10) // (shared[kernel] + 1024)
-        found[kernel] = dict(
+        figures[kernel] = dict(
             registers=registers, stack=int(stack), spills=int(spills), shared=shared[kernel],
             blocks=min(*most, WARPS[arch] // 4), wmma=body.count("wmma.mma.sync"), hmma=hmma,
         )  # fmt: skip
-    if len(found) != len(kernels):
-        raise RuntimeError(f"nvcc's account names {len(found)} of {len(kernels)} kernels:\n{done.stderr}")
-    return found
+    if len(figures) != len(kernels):
+        raise RuntimeError(f"nvcc's account names {len(figures)} of {len(kernels)} kernels:\n{done.stderr}")
+    return figures
 
 
 def nvcc_version() -> str:
@@ -92,8 +92,8 @@ def main() -> int:
     if not cuobjdump():
         print("no cuobjdump: pip install triton, which brings it", file=sys.stderr)
         return 1
-    found = {f"sm_{arch}": compiled(arch, KERNELS) for arch in SHARED_KB}
-    RESULT.write_text(json.dumps({"nvcc": nvcc_version(), "sources": digest(), **found}, indent=1) + "\n")
+    figures = {f"sm_{arch}": compiled(arch, KERNELS) for arch in SHARED_KB}
+    RESULT.write_text(json.dumps({"nvcc": nvcc_version(), "sources": digest(), **figures}, indent=1) + "\n")
     return 0
 
 

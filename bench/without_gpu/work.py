@@ -112,10 +112,10 @@ def limits(config, device: torch.device, rates: dict, live: float, tokens: int) 
     with on_card(10 * gpu.major + gpu.minor, gpu.multi_processor_count):
         meter = Work()
         memory_estimate.trace(config, tokens=tokens, steps=1, meter=meter)
-    found = Counter()
+    figures = Counter()
     for _, op, _, moved, made in meter.calls:
         share = live if op in HEAD else 1
         if "::" in op or op in LIMITED:
             name = op if "::" in op else f"aten::{op}"
-            found[name] += max(moved / rates["bytes"], share * made / rates["flops"]) * 1e3
-    return dict(found)
+            figures[name] += max(moved / rates["bytes"], share * made / rates["flops"]) * 1e3
+    return dict(figures)

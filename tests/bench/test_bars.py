@@ -8,6 +8,8 @@ import pytest
 from bench.docs_tables import cpu, results
 from bench.docs_tables.bars import Bar, bars
 
+pytestmark = pytest.mark.docs
+
 RECT = r'<rect x="([\d.]+)" y="(\d+)" height="(\d+)" width="([\d.]+)" fill="var\(--s(\d)\)"'
 
 

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from bench.studies import fp16_sums
 
+pytestmark = pytest.mark.slow
+
 
 def test_sums_are_rounded_after_every_eight_products():
     a = torch.full((1, 24), 1.0)

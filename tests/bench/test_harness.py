@@ -16,6 +16,8 @@ from tdlm_fast import train
 from tdlm_fast.data.tokenizer import Bytes
 from tdlm_fast.evaluation import tasks
 
+pytestmark = pytest.mark.slow
+
 NEEDS = "needs lm-evaluation-harness: pip install lm_eval"
 WORDS = "the old river runs by the mill and its miller sleeps; a Müller turns".split(" ")
 T = 192  # of the model, bytes

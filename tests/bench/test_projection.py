@@ -17,6 +17,8 @@ import triton
 from bench.without_gpu import launches, projection
 from tdlm_fast.kernels.triton import tiles
 
+pytestmark = pytest.mark.slow
+
 FILE = json.loads(projection.RESULTS.read_text())
 COUNTED = json.loads(launches.RESULTS.read_text())
 SAME_TORCH = FILE["torch"] == torch.__version__.partition("+")[0]

@@ -9,6 +9,8 @@ from bench import report
 from bench.docs_tables import claims
 from tdlm_fast.comparison import arms, records, runner
 
+pytestmark = pytest.mark.docs
+
 AGAIN = "run python -m bench.report and commit what changes"
 HEADINGS = (
     "The published claims", "Control arms", "Curves", "Runs", "Every evaluation", "Likelihoods: diffusion, first seed",

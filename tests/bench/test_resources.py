@@ -16,6 +16,8 @@ import triton
 from bench.without_gpu import resources
 from tdlm_fast.kernels.triton import tiles
 
+pytestmark = pytest.mark.slow
+
 if not resources.RESULTS.exists():
     pytest.skip("bench/results/resources.json is missing (make resources)", allow_module_level=True)
 

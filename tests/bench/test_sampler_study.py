@@ -15,6 +15,8 @@ from bench.docs_tables import samplers as tables
 from bench.studies import samplers as bench
 from tdlm_fast.sampling.diffusion import masked_counts
 
+pytestmark = pytest.mark.slow
+
 
 def test_steps_of_a_straight_curve_are_its_triangles():
     T = 12

@@ -7,6 +7,8 @@ import pytest
 from bench.docs_tables import gpu as tables
 from bench.docs_tables.results import RESULTS
 
+pytestmark = pytest.mark.docs
+
 
 @pytest.fixture
 def folder(tmp_path):

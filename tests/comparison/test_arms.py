@@ -11,6 +11,8 @@ from tdlm_fast.comparison import arms, judge, records, runner
 
 from .conftest import copy_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_control_arms_stand_in_for_the_first_of_their_objective(done):
     """On the seeds that both have; the first pair beside it on the same seeds."""

@@ -8,6 +8,8 @@ import torch
 from tdlm_fast import statistics
 from tdlm_fast.comparison import budgets, records, tables
 
+pytestmark = pytest.mark.slow
+
 
 def arm(objective, *evaluations, seed=1):
     """Evaluations (step, nats, loss tokens, seconds) of a made-up run."""

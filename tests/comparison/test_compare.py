@@ -12,6 +12,8 @@ from conftest import torch_free
 from tdlm_fast import compare
 from tdlm_fast.comparison import budgets, records, runner
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_trains_judges_and_reports(done):
     out, _ = done

@@ -11,6 +11,8 @@ from tdlm_fast.comparison import records, report
 
 from .conftest import copy_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_without_evaluations_is_named(done, tmp_path, capsys):
     out, _ = done

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from tdlm_fast import compare
@@ -12,6 +13,8 @@ from tdlm_fast.comparison import arms
 from tdlm_fast.training import session, step, trainer
 
 from .conftest import SMALL, without_folder
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_finished_run_of_other_settings_is_refused(done, corpus, tmp_path, capsys):

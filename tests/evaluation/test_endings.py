@@ -14,6 +14,8 @@ from tdlm_fast.evaluation.tasks import Question
 
 from .conftest import OBJECTIVES, questions_of, score
 
+pytestmark = pytest.mark.slow
+
 
 def log_softmax(model, ids, causal):
     with torch.no_grad():

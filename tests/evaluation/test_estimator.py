@@ -12,6 +12,8 @@ from tdlm_fast.evaluation.published_metric import draw_shares
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.objective import diffusion_loss
 
+pytestmark = pytest.mark.slow
+
 T = 4
 ROWS = [[0, 2, 1, 2], [1, 0], [2, 2, 0], [0, 1, 2, 0], [2, 0, 1, 1], [1, 1, 0]] * 8
 

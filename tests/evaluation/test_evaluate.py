@@ -9,6 +9,8 @@ from conftest import torch_free
 from tdlm_fast import check, evaluate, table, train
 from tdlm_fast.runs import checkpoint, load
 
+pytestmark = pytest.mark.slow
+
 
 def test_damaged_figures_are_named_and_options_without_effect_refused(run, local, capsys):
     asked = [str(run), "--tasks", "piqa", "--data", str(local)]

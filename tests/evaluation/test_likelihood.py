@@ -15,6 +15,8 @@ from tdlm_fast.evaluation.unigram import Unigram
 from tdlm_fast.model import Model
 from tdlm_fast.objective import OBJECTIVES
 
+pytestmark = pytest.mark.slow
+
 
 def sharp(vocab, **kw):
     torch.manual_seed(0)

@@ -9,6 +9,8 @@ from tdlm_fast import check, kernels
 from tdlm_fast import config as settings
 from tdlm_fast.evaluation import likelihood, published_metric, self_check, unigram
 
+pytestmark = pytest.mark.slow
+
 
 def lines_of(capsys, folder, *args):
     """(exit code, {name of a check: whether it passed}, what was printed)."""

@@ -13,6 +13,8 @@ from tdlm_fast import table as verb
 from tdlm_fast.evaluation import exact_likelihood, likelihood, published_metric, table
 from tdlm_fast.runs import load
 
+pytestmark = pytest.mark.slow
+
 SEQUENCES, DRAWS, T_4 = 5, 3, 2.776  # Student's t, 97.5 %, 4 degrees of freedom
 
 

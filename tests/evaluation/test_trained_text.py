@@ -9,6 +9,8 @@ from tdlm_fast.config import ConfigError
 from tdlm_fast.evaluation.trained_text import trained_text
 from tdlm_fast.runs import checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def test_another_text_than_the_run_was_trained_on_is_refused(sharp_run, tmp_path):
     config = settings.load(sharp_run / "config.yaml")

@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from tdlm_fast import kernels
+
+pytestmark = pytest.mark.docs
 
 PAGE = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)

@@ -13,6 +13,8 @@ from tdlm_fast import evaluate, train
 from tdlm_fast.runs import checkpoint, files
 from tests.running import TINY, state_of
 
+pytestmark = pytest.mark.slow
+
 
 def rewrite(file, state=None, drop=(), **about):
     """The checkpoint with other metadata and without some tensors, as an older or a foreign program may leave it."""

@@ -11,6 +11,8 @@ from tdlm_fast import evaluate, train
 from tdlm_fast.runs import files
 from tests.running import ENDLESS, TINY, begun, metrics, state_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path, capsys):
     folder = tmp_path / "run"

@@ -17,6 +17,8 @@ from tdlm_fast.sampling.options import METHODS, UNMASKING
 
 from .conftest import CODE, MASK, STATES, TEXTS, Rigged, T, V, arbitrary, batch, fits, written
 
+pytestmark = pytest.mark.slow
+
 
 def joint(seed=0):
     """(p (81,), model): the true conditionals of a joint distribution p over itertools.product(range(3), repeat=4)."""

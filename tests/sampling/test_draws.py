@@ -11,6 +11,8 @@ from tdlm_fast.sampling.options import METHODS
 
 from .conftest import CODE, MASK, STATES, Rigged, T, V, arbitrary, fits, written
 
+pytestmark = pytest.mark.slow
+
 
 def test_top_k_top_p_and_temperature_shape_what_is_written():
     model = Rigged(torch.tensor([2.0, 1.0, 0.0]).expand(len(STATES), T, V).clone())  # 0.665, 0.245, 0.090

@@ -15,6 +15,8 @@ from tdlm_fast.sampling import generate, live_view
 from tdlm_fast.sampling.autoregressive import window_start
 from tdlm_fast.sampling.options import METHODS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

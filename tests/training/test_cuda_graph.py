@@ -22,6 +22,8 @@ from tdlm_fast.training.optimizer import adamw
 from tdlm_fast.training.step import EagerSteps
 from tests.running import metrics
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
     "train.batch_size=8", "optim.lr=1e-2",
@@ -199,6 +201,7 @@ def test_a_loss_that_is_no_number_stops_it_too(tiny, on_device, capsys):
     assert "not finite at step" in capsys.readouterr().err
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
 def test_captured_steps_give_the_eager_bits_and_never_wait(overrides):

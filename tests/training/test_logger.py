@@ -12,6 +12,8 @@ from tdlm_fast import train
 from tdlm_fast.runs import files
 from tdlm_fast.training import logger
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_no_number_is_written_as_null(tmp_path):
     def strict(constant):

@@ -11,6 +11,8 @@ from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.objective import LOSS_WEIGHTS
 from tdlm_fast.training import memory_estimate, step
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
     "train.batch_size=8", "optim.lr=1e-2",

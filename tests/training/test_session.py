@@ -12,6 +12,8 @@ import torch
 
 from tdlm_fast import train
 
+pytestmark = pytest.mark.slow
+
 
 def losses(folder):
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -17,6 +17,8 @@ from tdlm_fast.runs import checkpoint, files, load
 from tdlm_fast.training import logger, trainer
 from tests.running import ENDLESS, TINY, begun, metrics, state_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny, tmp_path, monkeypatch, capfd):
     folder, real, scores = tmp_path / "run", logger.Log.progress, trainer.both

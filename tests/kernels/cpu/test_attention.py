@@ -12,6 +12,8 @@ from tdlm_fast.kernels import attention
 from tdlm_fast.kernels.cpu import library as native
 from tdlm_fast.kernels.ops.attention import attention_ref, tile_attention, tile_attention_backward
 
+pytestmark = pytest.mark.slow
+
 CASES = {  # B, H, T, K
     "tiny": (2, 4, 128, 16), "one token": (2, 2, 1, 8), "odd": (2, 3, 37, 5), "blocks": (1, 2, 200, 64),
     "wide": (1, 1, 70, 96),

@@ -19,6 +19,8 @@ from tdlm_fast.kernels.ops.corrupt import corrupt_op
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_weight, lce_forward, lce_sum
 from tdlm_fast.kernels.schedules import SCHEDULES
 
+pytestmark = pytest.mark.slow
+
 DTYPES = (torch.float32, torch.bfloat16)
 CASES = {c.name: c for c in (*LCE, Lce("rising logits", 40, 64, 2000, rise=200.0)) if c.D < 512}
 MANY = {c.name: c for c in (  # more rows than keep their probabilities at a time

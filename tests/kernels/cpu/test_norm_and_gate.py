@@ -11,6 +11,8 @@ from tdlm_fast.kernels.cpu import library as native
 from tdlm_fast.kernels.ops.rms_norm import rms_norm_backward, rms_norm_forward
 from tdlm_fast.kernels.ops.swiglu import swiglu_backward, swiglu_forward
 
+pytestmark = pytest.mark.slow
+
 EPS = 1e-6
 
 

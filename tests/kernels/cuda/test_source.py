@@ -23,6 +23,8 @@ from tdlm_fast.kernels.cuda import library
 from tdlm_fast.kernels.cuda import linear_cross_entropy as head
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_weight, lce_forward
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
 DTYPES = head.TYPES
@@ -64,7 +66,7 @@ def emulator(tmp_path_factory):
     return built
 
 
-@pytest.fixture(params=["emulated", "cuda"])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     if request.param == "cuda":
         if not torch.cuda.is_available() or dispatch.chosen("cuda") != "cuda":

@@ -55,8 +55,11 @@ def compare(mine, theirs, inputs, grads):
         assert (a - true).abs().max() <= 2 * (b - true).abs().max() + rounding + 1e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", NORM, ids=str)
+# The interpreter takes half a minute for the case of many programs: one dtype of it is enough there.
+NORMS = [(c, d) for c in NORM for d in DTYPES if d == torch.float32 or c.name != "many programs" or DEVICE == "cuda"]
+
+
+@pytest.mark.parametrize("case, dtype", NORMS, ids=str)
 def test_norm(case, dtype):
     compare(ours, plain, *case.inputs(dtype, DEVICE))
 

@@ -29,15 +29,36 @@ _missing: dict[str, Callable[[], str]] = {"reference": lambda: ""}
 _chosen: dict[str, str | None] = dict.fromkeys(DEVICES)  # device -> what use_backend puts first there
 
 
-def op(name: str, mutates_args=()):
-    """Define torch.library.custom_op(name, mutates_args), whose body is the reference."""
+def op(name: str, fake: Callable, mutates_args=()):
+    """Define torch.library.custom_op(name, mutates_args), whose body is the reference.
+
+    fake returns empty outputs of the same arguments, by which PyTorch traces the op without running it.
+    """
 
     def define(body: Callable):
         defined = torch.library.custom_op(name, body, mutates_args=mutates_args)
+        defined.register_fake(fake)
         _ops[defined] = name.removeprefix("tdlm::"), body
         return defined
 
     return define
+
+
+def differentiate(op, backward: Callable) -> None:
+    """Take backward(dy, *inputs) for the gradients of the op's first inputs. Among the inputs tensors come first."""
+
+    def save(ctx, inputs, output):
+        tensors = [a for a in inputs if a is None or isinstance(a, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.rest = inputs[len(tensors) :]
+
+    def run(ctx, dy):
+        inputs = (*ctx.saved_tensors, *ctx.rest)
+        grads = backward(dy, *inputs)
+        grads = [grads] if isinstance(grads, Tensor) else grads
+        return *grads, *[None] * (len(inputs) - len(grads))
+
+    op.register_autograd(run, setup_context=save)
 
 
 def reference(op) -> Callable:
@@ -56,7 +77,7 @@ def backend(name: str, missing: Callable[[], str]) -> None:
 
 
 def implement(op, device: str, backend: str, serves: Callable[..., str], run: Callable) -> None:
-    """Add a link to the chain of an op and device."""
+    """Add a link to the chain of an op and device; run has the arguments and results of the op."""
     key = op, device
     if key not in _chains:
         _links[key], _chains[key] = [], []

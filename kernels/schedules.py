@@ -18,15 +18,21 @@ from torch import Tensor
 
 LEVELS = 1 << 16  # t is drawn on this grid, so that a table gives the same bits on every device
 
-_SCHEDULES = {
-    "linear": (lambda t: t, lambda t: torch.ones_like(t)),
-    "log-linear": (lambda t: t, lambda t: torch.ones_like(t)),
-    "cosine": (lambda t: torch.sin(math.pi * t / 2) ** 2, lambda t: math.pi / 2 * torch.sin(math.pi * t)),
+_LINEAR = (lambda t: t, torch.ones_like, lambda m: m)
+_SCHEDULES = {  # m(t), m'(t) and the inverse of m
+    "linear": _LINEAR,
+    "log-linear": _LINEAR,
+    "cosine": (
+        lambda t: torch.sin(math.pi * t / 2) ** 2,
+        lambda t: math.pi / 2 * torch.sin(math.pi * t),
+        lambda m: 2 / math.pi * torch.asin(m.sqrt()),
+    ),
     "cosine-maskgit": (
         lambda t: torch.sin(math.pi * t / 2),
         lambda t: math.pi / 2 * torch.cos(math.pi * t / 2),
+        lambda m: 2 / math.pi * torch.asin(m),
     ),
-    "polynomial": (lambda t: t**2, lambda t: 2 * t),
+    "polynomial": (lambda t: t**2, lambda t: 2 * t, lambda m: m.sqrt()),
 }
 SCHEDULES = tuple(_SCHEDULES)
 
@@ -42,20 +48,14 @@ def table(schedule: str) -> tuple[Tensor, Tensor]:
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; it must be one of {', '.join(SCHEDULES)}")
     t = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
-    mask, slope = _SCHEDULES[schedule]
+    mask, slope, _ = _SCHEDULES[schedule]
     threshold = (mask(t) * 2**32).round().to(torch.int64).clamp_(min=1)
     return threshold, slope(t) / (threshold / 2**32)
 
 
 def inverse(m: Tensor, schedule: str) -> Tensor:
     """t with m(t) = m, elementwise, for m in [0, 1]."""
-    return {
-        "linear": lambda: m,
-        "log-linear": lambda: m,
-        "cosine": lambda: 2 / math.pi * torch.asin(m.sqrt()),
-        "cosine-maskgit": lambda: 2 / math.pi * torch.asin(m),
-        "polynomial": lambda: m.sqrt(),
-    }[schedule]()
+    return _SCHEDULES[schedule][2](m)
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.docs_tables import claims, cpu
 from bench.docs_tables.bars import Bar, bars
 from bench.docs_tables.results import OBJECTIVES, RESULTS, read, table
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from bench.without_gpu import rates
 
 GPU = RESULTS / "gpu"  # where bench/gpu.sh writes
 
@@ -95,8 +95,8 @@ def crossovers() -> str:
     """The width from which the stored form is projected to be faster, by the fused kernels' share of cuBLAS's rate."""
     shares = (0.5, 0.7, 0.9)
     rows = [("projected width", *(f"at {s:.0%}" for s in shares))]
-    for card in lce_plan.RATES:
-        rows.append((f"sm_{card}", *(f"{lce_plan.crossover(card, s):,.0f}" for s in shares)))
+    for card in rates.RATES:
+        rows.append((f"sm_{card}", *(f"{rates.crossover(card, s):,.0f}" for s in shares)))
     return table(*rows)
 
 

@@ -147,7 +147,7 @@ def lce_sides(case: Lce, dtype: torch.dtype, device: str) -> list[Side]:
 
 def corrupt_sides(case: Corrupt, device: str) -> list[Side]:
     x0, valid = case.inputs(device)
-    rest = (50257, "linear", "stratified", 0, case.B)
+    rest = (None, None, 50257, "linear", "stratified", 0, case.B)
     step = torch.tensor(7, device=device)
     compiled = torch.compile(corrupt_ref)
     slow = "not on a CPU: compiling Philox's ten rounds takes minutes there (five were not enough)"

@@ -10,11 +10,11 @@ slow, and only precision.py uses it.
 import torch
 from torch import Tensor
 
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 
 TOGETHER = 8  # products added before a rounding
 ROWS = 128  # at a time, a multiple of the tiles' rows
-HEAD = lce_plan.fused(86, 8192, 64, 50257, *[torch.bfloat16] * 3, processors=46, half=True)
+HEAD = tiles.fused(86, 8192, 64, 50257, *[torch.bfloat16] * 3, processors=46, half=True)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class _Loss(torch.autograd.Function):
         tile, (V, D) = HEAD.forward.vocab, weight.shape
         x, w = h.half().float(), torch.zeros(-(-V // tile) * tile, D)
         w[:V] = weight.half()
-        tiles = w.view(-1, tile, D)
+        blocks = w.view(-1, tile, D)
         scale = torch.exp2(-torch.floor(torch.log2(grad.max())))
         loss, dh, dw = h.new_zeros(()), torch.empty_like(h), torch.zeros_like(w)
         for i in range(0, len(x), ROWS):
@@ -45,7 +45,7 @@ class _Loss(torch.autograd.Function):
             loss += grad[i : i + ROWS].dot(lse - exact)
             top = z.view(len(rows), -1, tile).amax(2).cummax(1).values  # the running maximum at each tile
             p = torch.exp(z.view(len(rows), -1, tile) - top[..., None]).half().float()
-            sums = product(p.transpose(0, 1), tiles)
+            sums = product(p.transpose(0, 1), blocks)
             total = (sums * torch.exp(top - lse[:, None]).T[..., None]).sum(0)
             dh[i : i + ROWS] = (total - w[y[:, 0]]) * grad[i : i + ROWS, None]
             p = torch.exp(z - lse[:, None]).mul_(grad[i : i + ROWS, None] * scale)

@@ -18,7 +18,7 @@ import torch
 
 from tdlm_fast import config
 from tdlm_fast.kernels.ops import stable_sort
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.training import cuda_graph, memory_estimate
 from tdlm_fast.training.cuda_graph import DeviceSteps
 
@@ -45,8 +45,8 @@ def _forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> int:
 
 
 def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> int:
-    plan = lce_plan.fused(
-        lce_plan.card(memory_estimate.CAPABILITY), *h.shape, len(weight), h.dtype, weight.dtype, dtype,
+    plan = tiles.fused(
+        tiles.card(memory_estimate.CAPABILITY), *h.shape, len(weight), h.dtype, weight.dtype, dtype,
         processors=memory_estimate.PROCESSORS,
     )  # fmt: skip
     half, cast = plan.dtype == torch.float16, weight.dtype != torch.float32
@@ -56,9 +56,9 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) 
 
 def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> int:
     """Of the stored form: each chunk takes three products, a softmax, and the kernels that turn them into dh and dw."""
-    (N, D), size = h.shape, lce_plan.stored_rows(valid_vocab, dtype)
-    plan = lce_plan.product(lce_plan.card(memory_estimate.CAPABILITY), dtype, "towards_h")
-    parts = [lce_plan.product_parts(plan, min(size, N - i), D, memory_estimate.PROCESSORS) for i in range(0, N, size)]
+    (N, D), size = h.shape, tiles.stored_rows(valid_vocab, dtype)
+    plan = tiles.product(tiles.card(memory_estimate.CAPABILITY), dtype, "towards_h")
+    parts = [tiles.product_parts(plan, min(size, N - i), D, memory_estimate.PROCESSORS) for i in range(0, N, size)]
     casts = sum((a.dtype != dtype) + (a.dtype != torch.float32) for a in (h, weight))
     rows = 4 if n_rows is not None else 0
     chunks = sum(6 + (n > 1 and n_rows is not None) for n in parts)

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 import triton
 
-from bench.without_gpu import launches
+from bench.without_gpu import launches, rates
 from bench.without_gpu.resources import compiled, kernels, tool
 from bench.without_gpu.work import Work, on_card
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 
 RESULTS = Path(__file__).parent.parent / "results" / "projection.json"
 FLOOR_US = 2.5
@@ -33,7 +33,7 @@ LIVE = {"diffusion": 0.5, "autoregressive": 1.0}  # share of rows that bear loss
 
 
 class Chip(NamedTuple):
-    """A GPU by its multiprocessors; its clock is the one that gives the flop/s of lce_plan.RATES."""
+    """A GPU by its multiprocessors; its clock is the one that gives the flop/s of rates.RATES."""
 
     name: str
     multiprocessors: int
@@ -43,7 +43,7 @@ class Chip(NamedTuple):
 
     def clocks(self, card: int) -> float:
         """Clocks per second, of all multiprocessors together."""
-        return lce_plan.RATES[card][0] / self.flop_a_clock
+        return rates.RATES[card][0] / self.flop_a_clock
 
 
 # RTX 3070 Ti Laptop, by its data sheet; H200, whose rate and bandwidth in RATES were reported, not measured here.
@@ -72,13 +72,13 @@ def loop_mix(sass: str) -> Counter:
 
 def head(card: int, half: bool = False) -> dict:
     """{"forward", "weight"}: the main loop's mix and milliseconds of each pipe for all N rows of the head."""
-    plan = lce_plan.fused(card, N, D, V, *[torch.bfloat16] * 3, processors=CHIPS[card].multiprocessors, half=half)
-    rate, clocks, figures = lce_plan.RATES[card][0] * (2 if half else 1), CHIPS[card].clocks(card) / 1e3, {}
-    for side, tiles in (("forward", plan.forward), ("weight", plan.weight)):
+    plan = tiles.fused(card, N, D, V, *[torch.bfloat16] * 3, processors=CHIPS[card].multiprocessors, half=half)
+    rate, clocks, figures = rates.RATES[card][0] * (2 if half else 1), CHIPS[card].clocks(card) / 1e3, {}
+    for side, tile in (("forward", plan.forward), ("weight", plan.weight)):
         wanted = f"{side}, {'float16, fp16 sums' if half else 'bfloat16'}, D {D}"
         launch = next(k for k in kernels(card) if k[0] == wanted)
         mix = loop_mix(tool("nvdisasm", compiled(launch[1], card, *launch[2:]).asm["cubin"], "-c"))
-        rounds = -(-N // tiles.rows) * -(-V // tiles.vocab) * tiles.warps
+        rounds = -(-N // tile.rows) * -(-V // tile.vocab) * tile.warps
         exps = 32 * sum(n for k, n in mix.items() if k.startswith("MUFU"))
         pipes = {
             "products": 2 * 2 * N * D * V / rate * 1e3,
@@ -121,7 +121,7 @@ def group(part: str, op: str) -> str:
 
 def step(card: int, objective: str, of_head: dict) -> dict:
     """Launches, megabytes and milliseconds of a step by group and in all; times without and with the floor."""
-    flops, bandwidth = lce_plan.RATES[card]
+    flops, bandwidth = rates.RATES[card]
     with on_card(card, CHIPS[card].multiprocessors):
         calls = launches.counted(objective, meter=Work()).calls
     rows = {g: {"launches": 0, "mb": 0.0, "ms": 0.0, "ms_with_floor": 0.0} for g in GROUPS}
@@ -143,9 +143,9 @@ def step(card: int, objective: str, of_head: dict) -> dict:
 
 def project(card: int) -> dict:
     """The head of a card, in bf16 and on GeForce also with fp16 sums, and the step of both objectives."""
-    flops, bandwidth = lce_plan.RATES[card]
+    flops, bandwidth = rates.RATES[card]
     figures = {"chip": CHIPS[card]._asdict(), "flop_per_s": flops, "bytes_per_s": bandwidth}
-    figures["head"] = {"bf16": head(card)} | ({"fp16 sums": head(card, True)} if card in lce_plan.GEFORCE else {})
+    figures["head"] = {"bf16": head(card)} | ({"fp16 sums": head(card, True)} if card in tiles.GEFORCE else {})
     figures["steps"] = {o: step(card, o, figures["head"]["bf16"]) for o in launches.OBJECTIVES}
     return figures
 
@@ -154,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    note = "a projection from the compiled code and the rates of lce_plan.RATES, not measured"
+    note = "a projection from the compiled code and bench/without_gpu/rates.py, not measured"
     figures = {"note": note, "triton": triton.__version__, "torch": torch.__version__.partition("+")[0]}
     figures |= {"floor_us": FLOOR_US, "cards": {str(card): project(card) for card in CHIPS}}
     args.output.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Compile every Triton kernel for each card and read its resources: `python -m bench.without_gpu.resources`.
 
-No GPU is needed (`make resources` runs it). Every kernel that tiles.configurations can launch is compiled for sm_80
+No GPU is needed (`make resources` runs it). Every kernel of the fused head that can be launched is compiled for sm_80
 to sm_120 with all its arguments, for widths that are multiples of 16 and for others. Besides: corruption for some
 padded lengths; attention for some tiles, with no mask and with every mask, with and without rotary positions; the norm,
 the gate and the embedding's gradient for some widths; and the small kernels around them. Registers, shared memory and
@@ -13,6 +13,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -98,8 +99,25 @@ def gradients(title: str, x: str) -> list[tuple[str, str]]:
     return [(title, "*fp32")] + ([] if x == "*fp32" else [(f"{title}, of 16 bits", x)])
 
 
+def configurations(card: int) -> Iterator[tuple[str, dict, tiles.Tiles]]:
+    """Every fused kernel that can be launched on a card: its name, what it is specialised to, its tiles."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for D in (16, 32, 64, 128, 256, 512, 15, 31, 63, 127, 255, 511):
+            for half in (False, True):
+                plan = tiles.fused(card, 8192, D, 50257, dtype, dtype, dtype, processors=64, half=half)
+                if plan is None or plan.half_sums != half or plan.dtype != dtype:
+                    continue
+                of = {"dtype": dtype, "block_d": plan.block_d, "half_sums": half, "headroom": plan.headroom}
+                of["odd_width"] = D % 16 != 0
+                of["combine_rows"] = plan.combine_rows
+                yield "forward", of | {"need_dh": True}, plan.forward
+                yield "weight", of, plan.weight
+                if not of["odd_width"]:  # there too it takes less than with dh
+                    yield "forward", of | {"need_dh": False}, plan.forward
+
+
 def head_kernels(card: int):
-    for name, of, tile in tiles.configurations(card):
+    for name, of, tile in configurations(card):
         x, half = POINTER[of["dtype"]], of["half_sums"]
         types = {"H": x, "W": x, "N_ROWS": "*i64", "N": "i32", "V": "i32", "D": "i32"}
         constants = {"BLOCK_N": tile.rows, "BLOCK_V": tile.vocab, "BLOCK_D": of["block_d"], "HALF_SUMS": half}
@@ -129,7 +147,7 @@ def head_kernels(card: int):
     yield "fold", linear_cross_entropy.fold_kernel, types, constants, tiles.SMALL
     for (dtype, x), D in itertools.product(POINTER.items(), (16, 64, 1024)):
         types = {"DH": x, "OUT": x, "G": f32, "N_ROWS": i64, "N": "i32", "D": "i32"}
-        kernel, constants = linear_cross_entropy.rows_kernel, linear_cross_entropy.rows_launch(D)
+        kernel, constants = linear_cross_entropy.rows_kernel, tiles.rows_launch(1, D)[1]
         yield f"rows, {str(dtype)[6:]}, D {D}", kernel, types, constants, tiles.SMALL
     yield from stored(card)
 
@@ -201,9 +219,9 @@ def embedding_kernels():
         for name, kernel in (("chunk", embedding.chunk_kernel), ("run", embedding.run_kernel)):
             of = f"embedding's {name}s, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
             yield of, kernel, *_pick(kernel, types, constants), embedding.OPTIONS
-        types = {"DX": x, "ROWS": "*i64", "N_ROWS": "*i64", "DH": x, "M": "i32", "D": "i32"}
+        types = {"DX": x, "AT": "*i64", "N_ROWS": "*i64", "DH": x, "M": "i32", "D": "i32"}
         of = f"rows put, {str(dtype)[6:]}, D {D}{', odd width' * odd}"
-        constants = {"EACH": 1024 // D, "BLOCK_D": D}
+        constants = {"ROWS": 1024 // D, "BLOCK_D": D}
         yield of, embedding.put_kernel, types, constants, embedding.OPTIONS
 
 
@@ -226,12 +244,11 @@ def row_kernels():
                                  ("norm's gradient", rms_norm.backward_kernel)):  # fmt: skip
                 yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
     for (dtype, x), (D, odd) in itertools.product(POINTER.items(), ((16, False), (192, False), (192, True))):
-        launch = swiglu.launch(D)
-        options = {k: v for k, v in launch.items() if k not in ("ROWS", "BLOCK")}
+        launch = tiles.rows_launch(1, D)[1]
         types = dict.fromkeys(("X", "Y", "DY", "DX"), x) | {"M": "i32", "D": "i32"}
         of = f"{str(dtype)[6:]}, D {D}{', odd width' * odd}"
         for name, kernel in ("gate", swiglu.forward_kernel), ("gate's gradient", swiglu.backward_kernel):
-            yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), options
+            yield f"{name}, {of}", kernel, *_pick(kernel, types, launch), tiles.SMALL
 
 
 def small_kernels():

@@ -4,15 +4,13 @@
 // the block's P again. Rotary positions turn q and k as they are read (Su et al. 2021). Products, softmax and sums are
 // fp32. Columns are kept in the order in which Philox gives its words, vector by vector: column c of a block of 4 LANES
 // is key 4 (c % LANES) + c / LANES of that block.
-//
-// Included once by each instruction set's file under its own target pragma, as linear_cross_entropy.h is.
 #pragma once
 #include "linear_cross_entropy.h"
 
 namespace {
 
 template <class T>
-struct Tile {
+struct Tile : Scratch {
     typedef typename T::F F;
     typedef typename T::U U;  // as many unsigned words, and signed ones
     typedef typename T::I I;
@@ -24,14 +22,6 @@ struct Tile {
     float *kt, *vt, *kr, *vr, *q, *o, *s, *dp, *keep, *out, *dk, *dv;
     int32_t *seen, *segment;             // by column: 1 where the key is a real token, and its document
     const int64_t *documents = nullptr;  // of this sequence
-    size_t bytes = 0;
-
-    template <class U>
-    U *take(char *base, int64_t n) {
-        U *at = (U *)(base + bytes);
-        bytes += up(n * sizeof(U), 64);
-        return at;
-    }
 
     Tile(const Attention &c, char *base) : c(c) {
         Tp = up(c.T, QUAD), Kp = up(c.K, LANES);
@@ -179,44 +169,40 @@ struct Tile {
             F shift = T::set1(T::highest(m) * LOG2E);
             for (int64_t col = 0; col < cols; col += LANES) {
                 F e = T::exp2(T::fmsub(T::load(row + col), T::set1(LOG2E), shift));
-                sum = T::add(sum, e);
+                sum += e;
                 T::store(row + col, e);
             }
-            float lanes[LANES], total = 0;
-            T::store(lanes, sum);
-            for (float x : lanes) total += x;
-            inverse[r] = 1 / total;
+            inverse[r] = 1 / total<T>(sum);
         }
     }
 
     NOINLINE void times(float *a, const float *b, int64_t rows, int64_t cols) const {
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t i = r * Tp; i < r * Tp + cols; i += LANES) T::store(a + i, T::mul(T::load(a + i), T::load(b + i)));
+            for (int64_t i = r * Tp; i < r * Tp + cols; i += LANES) T::store(a + i, T::load(a + i) * T::load(b + i));
     }
 
     // s = P keep; dp = P (dp keep - sum of P dp keep over the row)
     NOINLINE void gradient_of_softmax(const float *inverse, int64_t rows, int64_t cols) const {
         for (int64_t r = 0; r < rows; r++) {
-            float *p = s + r * Tp, *d = dp + r * Tp, *m = keep + r * Tp, lanes[LANES], total = 0;
+            float *p = s + r * Tp, *d = dp + r * Tp, *m = keep + r * Tp;
             F scale = T::set1(inverse[r]), sum = T::set1(0);
             for (int64_t i = 0; i < cols; i += LANES) {
-                F e = T::mul(T::load(p + i), scale), g = T::load(d + i);
+                F e = T::load(p + i) * scale, g = T::load(d + i);
                 if (c.key) {
                     F kept = T::load(m + i);
-                    g = T::mul(g, kept);
+                    g *= kept;
                     T::store(d + i, g);
-                    T::store(p + i, T::mul(e, kept));
+                    T::store(p + i, e * kept);
                     T::store(m + i, e);
                 } else {
                     T::store(p + i, e);
                 }
-                sum = T::add(sum, T::mul(e, g));
+                sum += e * g;
             }
-            T::store(lanes, sum);
-            for (float x : lanes) total += x;
+            float along = total<T>(sum);
             const float *whole = c.key ? m : p;
             for (int64_t i = 0; i < cols; i += LANES)
-                T::store(d + i, T::mul(T::load(whole + i), T::sub(T::load(d + i), T::set1(total))));
+                T::store(d + i, T::load(whole + i) * (T::load(d + i) - T::set1(along)));
         }
     }
 

@@ -1,4 +1,4 @@
-// Corruption of a batch, as kernels/corrupt.py defines it: one noise level a sequence, one Philox word a token, and
+// Corruption of a batch, as kernels/ops/corrupt.py defines it: one noise level a sequence, one Philox word a token, and
 // the masked positions in order. Integers throughout, so the masks are the reference's bit for bit.
 #include <cstdint>
 

@@ -20,10 +20,9 @@
 
 namespace {
 
-enum { PORTABLE, AVX2, AVX512, AVX512_BF16, ISAS };  // as kernels/cpu/library.py numbers them
+enum { PORTABLE, AVX2, AVX512, AVX512_BF16 };  // as kernels/cpu/library.py numbers them
 enum { OK, BAD_TARGET, NO_MEMORY, BAD_ARGUMENT };
 constexpr int64_t OUT_FLOATS = 1 << 18;  // fp32 sums a task holds: 1 MB
-
 constexpr int64_t KEPT_BYTES = 48 << 20;  // of p that a block of rows keeps, twice
 
 size_t whole(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
@@ -119,18 +118,17 @@ int run(const std::vector<Phase> &phases, size_t bytes, int threads) {
     std::vector<std::atomic<int64_t>> left(phases.size());
     for (size_t i = 0; i < phases.size(); i++) left[i] = phases[i].tasks;
     auto work = [&] {
-        char *scratch = (char *)aligned_alloc(64, (bytes + 63) / 64 * 64);
+        Memory scratch(bytes);
         size_t phase = 0;
         int ended = -1;  // phases up to here are known to have ended
-        for (int64_t i; scratch && (i = next++) < total;) {
+        for (int64_t i; scratch.at && (i = next++) < total;) {
             while (i - begin[phase] >= phases[phase].tasks) phase++;
             while (ended < phases[phase].after)
                 if (left[ended + 1].load(std::memory_order_acquire)) std::this_thread::yield();
                 else ended++;
-            phases[phase].task(i - begin[phase], scratch);
+            phases[phase].task(i - begin[phase], scratch.at);
             left[phase].fetch_sub(1, std::memory_order_release);
         }
-        free(scratch);
     };
     if (threads > 1 && parallel && process() == parallel_process) {
         parallel([](void *w) { (*(decltype(work) *)w)(); }, &work, (unsigned)threads, 0);
@@ -215,7 +213,7 @@ int run_lce_sum(Lce c, const Kernels &k, int threads) {
 }
 
 int check(const Lce &c, int isa, int threads) {
-    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || c.n < 0 || c.D < 1 || c.V < 1) return BAD_ARGUMENT;
+    if (!has(isa) || threads < 1 || c.n < 0 || c.D < 1 || c.V < 1) return BAD_ARGUMENT;
     for (int64_t i = 0; i < c.n; i++)
         if (c.y[i] < 0 || c.y[i] >= c.V) return BAD_TARGET;
     return OK;
@@ -262,7 +260,7 @@ API int tdlm_lce_sum(int isa, int threads, const void *h, int h_bf16, const void
 // Rows of SwiGLU, or of RMSNorm where there is a weight; dy is null in the forward pass. dw: (tasks, n).
 API int tdlm_rows(int isa, int threads, int bf16, const void *x, const void *dy, void *y, const float *weight, float *dw,
                   int64_t rows, int64_t n, int64_t step, float eps) {
-    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || rows < 0 || n < 1 || step < 1) return BAD_ARGUMENT;
+    if (!has(isa) || threads < 1 || rows < 0 || n < 1 || step < 1) return BAD_ARGUMENT;
     if (weight && (bf16 || n % 16)) return BAD_ARGUMENT;
     Rows c = {x, dy, y, weight, dw, bf16 != 0, n, step, eps};
     const Kernels &k = kernels(isa, false);
@@ -278,8 +276,7 @@ API int tdlm_attention(int isa, int threads, int backward, int bf16, int causal,
                        const int64_t *segments, const float *rope, const uint32_t *key, int32_t threshold,
                        float keep_scale) {
     Attention c = {};
-    if (isa < 0 || isa >= ISAS || !has(isa) || threads < 1 || B < 0 || H < 1 || T < 1 || K < 1 || (rope && K % 2))
-        return BAD_ARGUMENT;
+    if (!has(isa) || threads < 1 || B < 0 || H < 1 || T < 1 || K < 1 || (rope && K % 2)) return BAD_ARGUMENT;
     memcpy(c.tensors, tensors, sizeof c.tensors), memcpy(c.strides, strides, sizeof c.strides);
     c.backward = backward, c.bf16 = bf16, c.causal = causal, c.H = H, c.T = T, c.K = K;
     c.valid = valid, c.segments = segments, c.rope = rope, c.key = key, c.threshold = threshold, c.keep_scale = keep_scale;

@@ -73,8 +73,27 @@ void write_row(void *dst, bool is_bf16, int64_t row, int64_t n, const float *src
     else for (int64_t i = 0; i < n; i++) ((uint16_t *)dst + row * n)[i] = bf16(src[i]);
 }
 
+// Pieces of memory from `base` on, or only their size in bytes.
+struct Scratch {
+    size_t bytes = 0;
+    template <class U>
+    U *take(char *base, int64_t n) {
+        U *at = (U *)(base + bytes);
+        bytes += up(n * sizeof(U), 64);
+        return at;
+    }
+};
+
 template <class T>
-struct Attend {
+INLINE float total(typename T::F x) {
+    float lanes[T::LANES], sum = 0;
+    T::store(lanes, x);
+    for (float l : lanes) sum += l;
+    return sum;
+}
+
+template <class T>
+struct Attend : Scratch {
     typedef typename T::E E;  // type of the products
     typedef typename T::F F;  // vector of floats
     static constexpr int ROWS = T::ROWS, VECS = T::VECS, LANES = T::LANES, PAIR = T::PAIR, WIDTH = VECS * LANES;
@@ -87,41 +106,27 @@ struct Attend {
     E *a, *x, *b1, *b2, *p;
     float *out, *sums, *totals, *shift, *col_lse, *col_grad;
     int64_t *hit;
-    size_t bytes = 0;
 
     // What is kept of c.count rows between their sweep and the sum over them.
-    struct Kept {
+    struct Kept : Scratch {
         int64_t rows;
         E *p, *x;                        // panels of words, PAIR rows in a lane; (D, rows), scaled by the factor that p does not hold
         float *shift_at, *shift, *rest;  // (blocks, rows) when p was made; at the end; gradient of the target's score
-        size_t bytes;
     };
     static Kept kept(const Lce &c, int64_t block) {
         Kept k = {};
         k.rows = up(c.count, ROWS);
-        auto take = [&](int64_t n, size_t size) {
-            char *at = c.kept + k.bytes;
-            k.bytes += up(n * size, 64);
-            return at;
-        };
-        k.p = (E *)take(up(c.V, WIDTH) * k.rows, sizeof(E)), k.x = (E *)take(c.D * k.rows, sizeof(E));
-        k.shift_at = (float *)take((c.V + block - 1) / block * k.rows, 4);
-        k.shift = (float *)take(k.rows, 4), k.rest = (float *)take(k.rows, 4);
+        k.p = k.template take<E>(c.kept, up(c.V, WIDTH) * k.rows), k.x = k.template take<E>(c.kept, c.D * k.rows);
+        k.shift_at = k.template take<float>(c.kept, (c.V + block - 1) / block * k.rows);
+        k.shift = k.template take<float>(c.kept, k.rows), k.rest = k.template take<float>(c.kept, k.rows);
         return k;
-    }
-
-    template <class U>
-    U *take(char *base, int64_t n) {
-        U *at = (U *)(base + bytes);
-        bytes += up(n * sizeof(U), 64);
-        return at;
     }
 
     Attend(const Lce &c, char *base) {
         D = c.D, K = up(D, PAIR), Dp = up(D, LANES), rows = up(c.step, ROWS);
         total = c.words ? c.n : c.V, both = c.words || c.dh;
-        // Both packings of a block of B stay in half of a 1 MB L2 cache.
-        block = up(least(T::BLOCK, (int64_t)(3 << 16) / (K * sizeof(E)) + 1), WIDTH);
+        // At most 256 rows. Both packings of a block of B stay in half of a 1 MB L2 cache.
+        block = up(least(256, (int64_t)(3 << 16) / (K * sizeof(E)) + 1), WIDTH);
         a = take<E>(base, rows * K), out = take<float>(base, rows * Dp), sums = take<float>(base, rows * LANES);
         totals = take<float>(base, rows * LANES), shift = take<float>(base, rows), x = take<E>(base, block * K);
         p = take<E>(base, GROUP * block);
@@ -186,14 +191,14 @@ struct Attend {
                 float d = ceilf(T::highest(m));
                 if (!(d > SLACK)) continue;
                 raise(r0 + r, group, col, dh, d);
-                UNROLL for (int c = 0; c < VECS; c++) t[r][c] = T::sub(t[r][c], T::set1(d));
+                UNROLL for (int c = 0; c < VECS; c++) t[r][c] -= T::set1(d);
             }
         UNROLL for (int r = 0; r < ROWS; r++) {
             float *sum = sums + (r0 + r) * LANES;
             F s = T::load(sum);
             UNROLL for (int c = 0; c < VECS; c++) {
                 t[r][c] = T::exp2(t[r][c]);
-                s = T::add(s, t[r][c]);
+                s += t[r][c];
             }
             T::store(sum, s);
             if (dh) T::store_p(p + (r0 + r - group) * block + col, t[r]);
@@ -206,8 +211,8 @@ struct Attend {
         product(t, a + r0 * K, K, b1 + col * K);
         UNROLL for (int r = 0; r < ROWS; r++) {
             UNROLL for (int c = 0; c < VECS; c++) {
-                F z = T::sub(t[r][c], T::load(col_lse + col + c * LANES));
-                t[r][c] = T::mul(T::exp2(T::mul(z, T::set1(LOG2E))), T::load(col_grad + col + c * LANES));
+                F z = t[r][c] - T::load(col_lse + col + c * LANES);
+                t[r][c] = T::exp2(z * T::set1(LOG2E)) * T::load(col_grad + col + c * LANES);
             }
             T::store_p(p + (r0 + r - group) * block + col, t[r]);
         }
@@ -230,7 +235,7 @@ struct Attend {
         UNROLL for (int r = 0; r < ROWS; r++)
             UNROLL for (int c = 0; c < C; c++) {  // a block's sum, and then the sum of blocks: less rounding than one long sum
                 float *o = out + r * Dp + c * LANES;
-                T::store(o, T::add(T::load(o), acc[r][c]));
+                T::store(o, T::load(o) + acc[r][c]);
             }
     }
 
@@ -390,7 +395,7 @@ struct Attend {
         UNROLL for (int r = 0; r < N; r++)
             UNROLL for (int c = 0; c < SLIM; c++) {
                 float *s = sums + r * STRIP + c * LANES;
-                T::store(s, begins ? t[r][c] : T::add(T::load(s), t[r][c]));
+                T::store(s, begins ? t[r][c] : T::load(s) + t[r][c]);
             }
     }
 

@@ -2,8 +2,6 @@
 //
 // swiglu:    y = silu(g) u of rows (g, u);  du = dy silu(g),  dg = dy u s (1 + g (1 - s)),  s = 1 / (1 + exp(-g))
 // rms_norm:  y = x r w,  r = 1 / sqrt(mean(x^2) + eps);  dx = r (dy w) - x r^3 mean(dy w x),  dw = sum of dy x r
-//
-// Included once by each instruction set's file under its own target pragma, as linear_cross_entropy.h is.
 #pragma once
 #include "linear_cross_entropy.h"
 
@@ -27,12 +25,6 @@ struct Between {
         U u = (U)x, near = (u + 0x7FFF + (u >> 16 & 1)) >> 16, number = (U)(x == x);
         H h = __builtin_convertvector((near & number) | ((u >> 16 | 0x40) & ~number), H);
         memcpy(p, &h, sizeof h);
-    }
-    INLINE float total(F x) {
-        float lanes[LANES], sum = 0;
-        T::store(lanes, x);
-        for (float l : lanes) sum += l;
-        return sum;
     }
     // The last n elements of a row, n < LANES, with zeros behind them.
     template <class E>
@@ -84,12 +76,12 @@ struct Between {
                 squares += a * a;
                 if (c.dy) dot += a * load(dy + i) * load(w + i);
             }
-            float inverse = 1 / sqrtf(total(squares) / c.n + c.eps);
+            float inverse = 1 / sqrtf(total<T>(squares) / c.n + c.eps);
             if (!c.dy) {
                 for (int64_t i = 0; i < c.n; i += LANES) store(y + i, load(x + i) * inverse * load(w + i));
                 continue;
             }
-            float along = total(dot) / c.n * inverse * inverse * inverse;
+            float along = total<T>(dot) / c.n * inverse * inverse * inverse;
             for (int64_t i = 0; i < c.n; i += LANES) {
                 F a = load(x + i), d = load(dy + i);
                 store(y + i, d * load(w + i) * inverse - a * along);

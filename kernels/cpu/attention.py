@@ -1,28 +1,18 @@
 """Attention of csrc/cpu/attention.h: one head of one sequence a task, for fp32 and bf16."""
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor
 
 from ..dispatch import implement
 from ..ops.attention import dropout_threshold, empty_rows_first, tile_attention, tile_attention_backward
-from ..ops.rotary import rotation
+from ..ops.rotary import kept_rotation
 from . import library
 
 
-@functools.lru_cache(8)
-def _rotation(T: int, K: int) -> Tensor:
-    return rotation(T, K, "cpu")
-
-
 def _serves(q: Tensor) -> str:
-    if library.isa is None:
-        return library.why
-    if q.dtype not in (torch.float32, torch.bfloat16):
-        return "it takes fp32 and bf16"
-    return "" if q.numel() else "there is nothing to attend to"
+    return library.serves(q.dtype) or ("" if q.numel() else "there is nothing to attend to")
 
 
 def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropout_p, rope=False) -> None:
@@ -37,26 +27,23 @@ def _run(out: Tensor, grads: tuple, q, k, v, valid, segments, key, causal, dropo
     tensors = [a if a.stride(-1) == 1 else a.contiguous() for a in (q, k, v, out)] + list(grads)
     valid = None if valid is None else valid.bool().contiguous()
     segments = None if segments is None else segments.long().contiguous()
-    turns = _rotation(T, K) if rope else None
+    turns = kept_rotation(T, K, q.device) if rope else None
     words = (ctypes.c_uint32 * 2)(*key.tolist()) if dropout_p else None
-    library.check(library.function("tdlm_attention")(
-        library.isa_number(), torch.get_num_threads(), bool(grads), q.dtype == torch.bfloat16, causal,
+    library.call(
+        "tdlm_attention", bool(grads), q.dtype == torch.bfloat16, causal,
         (ctypes.c_void_p * 7)(*(a.data_ptr() for a in tensors)),
         (ctypes.c_int64 * 21)(*(s for a in tensors for s in a.stride()[:3])),
-        B, H, T, K, None if valid is None else valid.data_ptr(), None if segments is None else segments.data_ptr(),
-        None if turns is None else turns.data_ptr(), words, dropout_threshold(dropout_p), 1 / (1 - dropout_p),
-    ), "attention")  # fmt: skip
+        B, H, T, K, valid, segments, turns, words, dropout_threshold(dropout_p), 1 / (1 - dropout_p),
+    )  # fmt: skip
 
 
 def forward(q, *rest):
-    """tdlm::tile_attention."""
     out = empty_rows_first(q)
     _run(out, (), q, *rest)
     return out
 
 
 def backward(dout, q, *rest):
-    """tdlm::tile_attention_backward."""
     grads = tuple(empty_rows_first(q) for _ in range(3))
     _run(dout.to(q.dtype), grads, q, *rest)
     return grads

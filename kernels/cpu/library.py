@@ -6,8 +6,8 @@ references. By default the best set that the CPU has is taken.
 
 import ctypes
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +52,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
-_library, _missing = _load()
+handle: Any
+handle, _missing = _load()
 isa: str | None = None  # whose kernels run, None where the references do
 why = ""  # isa is what it is
 
@@ -62,25 +63,30 @@ def missing() -> str:
     return _missing
 
 
-def function(name: str) -> Callable:
-    """Return a function of the library."""
-    return getattr(_library, name)
+def serves(*types: torch.dtype) -> str:
+    """Return why no kernel can run on tensors of these types, "" where one can."""
+    if isa is None:
+        return why
+    return "" if all(t in (torch.float32, torch.bfloat16) for t in types) else "it takes fp32 and bf16"
 
 
-def isa_number() -> int:
-    """Return the library's number of the instruction set in use."""
-    return ISAS.index(isa)
+def call(name: str, *arguments) -> int:
+    """Call a function of the library for the instruction set and the threads in use. Return 0 or BAD_TARGET.
 
-
-def check(error: int, name: str) -> None:
-    """Raise what a function of the library returned as its error."""
-    if error:
-        raise (MemoryError("no memory for the scratch of the CPU kernels") if error == NO_MEMORY else ValueError(name))
+    A tensor is passed as the address of its data.
+    """
+    values = (a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)
+    error = getattr(handle, name)(ISAS.index(isa), torch.get_num_threads(), *values)
+    if error == NO_MEMORY:
+        raise MemoryError("no memory for the scratch of the CPU kernels")
+    if error not in (0, BAD_TARGET):
+        raise ValueError(name)
+    return error
 
 
 def available() -> list[str]:
     """Return the instruction sets that this build and this CPU have kernels for, best first."""
-    return [] if _library is None else [n for i, n in reversed(list(enumerate(ISAS))) if _library.tdlm_has(i)]
+    return [] if handle is None else [n for i, n in reversed(list(enumerate(ISAS))) if handle.tdlm_has(i)]
 
 
 def use(name: str | None) -> None:

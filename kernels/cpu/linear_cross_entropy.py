@@ -7,32 +7,22 @@ from ..dispatch import implement
 from ..ops.linear_cross_entropy import check_shapes, count, lce_backward_weight, lce_forward, lce_sum
 from . import library
 
-TYPES = (torch.float32, torch.bfloat16)
-
 
 def _serves(h: Tensor, weight: Tensor, dtype: torch.dtype) -> str:
-    if library.isa is None:
-        return library.why
-    if h.dtype not in TYPES or weight.dtype not in TYPES or dtype not in TYPES:
-        return "it takes fp32 and bf16"
-    return "" if h.shape[1] else "the width is 0"
+    return library.serves(h.dtype, weight.dtype, dtype) or ("" if h.shape[1] else "the width is 0")
 
 
 def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n: int, V: int, dtype: torch.dtype, *more):
     bf16 = torch.bfloat16
-    error = library.function(name)(
-        library.isa_number(), torch.get_num_threads(), h.data_ptr(), h.dtype == bf16, weight.data_ptr(),
-        weight.dtype == bf16, dtype == bf16, targets.data_ptr(), n, h.shape[1], V,
-        *(None if a is None else a.data_ptr() for a in more),
+    error = library.call(
+        name, h, h.dtype == bf16, weight, weight.dtype == bf16, dtype == bf16, targets, n, h.shape[1], V, *more,
     )  # fmt: skip
-    if error == library.BAD_TARGET:
+    if error:
         y = targets[:n]
         raise ValueError(f"targets reach from {y.min()} to {y.max()}; they must lie in 0..{V - 1}")
-    library.check(error, name)
 
 
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    """lce_forward."""
     check_shapes(h, weight, valid_vocab, targets)
     h, weight, targets = h.contiguous(), weight.contiguous(), targets.long().contiguous()
     N, n = h.shape[0], max(0, count(n_rows, h.shape[0]))
@@ -44,7 +34,6 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
 
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
-    """lce_backward_weight."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     h, weight, targets, lse, grad = (a.contiguous() for a in (h, weight, targets.long(), lse.float(), grad.float()))
     n, dw = max(0, count(n_rows, h.shape[0])), torch.empty_like(weight)
@@ -54,7 +43,6 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
 
 
 def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
-    """lce_sum."""
     check_shapes(h, weight, valid_vocab, targets, token_weights)
     h, weight, targets, g = (a.contiguous() for a in (h, weight, targets.long(), token_weights.float()))
     n = max(0, count(n_rows, h.shape[0]))

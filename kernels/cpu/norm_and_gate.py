@@ -12,16 +12,13 @@ ROWS_OF_TASK = 256  # sums over rows are cut there, whatever the number of threa
 
 
 def _serves_gate(x: Tensor) -> str:
-    if library.isa is None:
-        return library.why
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        return "it takes fp32 and bf16"
-    return "" if x.numel() and x.shape[-1] % 2 == 0 else "it takes a width that is even, and some rows"
+    fits = x.numel() and x.shape[-1] % 2 == 0
+    return library.serves(x.dtype) or ("" if fits else "it takes a width that is even, and some rows")
 
 
 def _serves_norm(x: Tensor, weight: Tensor) -> str:
-    if library.isa is None:
-        return library.why
+    if why := library.serves():
+        return why
     if not x.dtype == weight.dtype == torch.float32:
         return "it takes fp32"
     fits = x.numel() and x.shape[-1] % 16 == 0 and weight.shape == x.shape[-1:]
@@ -29,15 +26,11 @@ def _serves_norm(x: Tensor, weight: Tensor) -> str:
 
 
 def _run(x: Tensor, dy: Tensor | None, y: Tensor, n: int, weight=None, dw=None, eps: float = 0.0) -> None:
-    pointers = (None if a is None else a.data_ptr() for a in (x, dy, y, weight, dw))
     is_bf16, rows = x.dtype == torch.bfloat16, x.numel() // x.shape[-1]
-    library.check(library.function("tdlm_rows")(
-        library.isa_number(), torch.get_num_threads(), is_bf16, *pointers, rows, n, ROWS_OF_TASK, eps
-    ), "rows")  # fmt: skip
+    library.call("tdlm_rows", is_bf16, x, dy, y, weight, dw, rows, n, ROWS_OF_TASK, eps)
 
 
 def swiglu(x):
-    """tdlm::swiglu."""
     x, n = x.contiguous(), x.shape[-1] // 2
     y = x.new_empty(*x.shape[:-1], n)
     _run(x, None, y, n)
@@ -45,7 +38,6 @@ def swiglu(x):
 
 
 def swiglu_gradient(dy, x):
-    """tdlm::swiglu_backward."""
     n = x.shape[-1] // 2
     check_gradient(dy, x)
     x, dx = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -54,7 +46,6 @@ def swiglu_gradient(dy, x):
 
 
 def rms_norm(x, weight, eps):
-    """tdlm::rms_norm."""
     x, weight = x.contiguous(), weight.contiguous()
     y = torch.empty_like(x)
     _run(x, None, y, len(weight), weight, None, eps)
@@ -62,7 +53,6 @@ def rms_norm(x, weight, eps):
 
 
 def rms_norm_gradients(dy, x, weight, eps):
-    """tdlm::rms_norm_backward."""
     check_shapes(x, weight, dy)
     x, weight, n = x.contiguous(), weight.contiguous(), len(weight)
     dx, dw = torch.empty_like(x), x.new_empty(-(-x.numel() // (n * ROWS_OF_TASK)), n)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import hardware
 from ..dispatch import implement
-from ..ops.linear_cross_entropy import check_shapes, lce_backward_weight, lce_forward
+from ..ops.linear_cross_entropy import check_shapes, lce_backward_weight, lce_forward, live_only
 from . import library
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)  # as csrc/cuda/linear_cross_entropy.cu numbers them
@@ -37,7 +37,7 @@ def _call(name: str, h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor 
 
 
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    """lce_forward. A target outside the vocabulary gives NaN: to look for one would wait for the device."""
+    """A target outside the vocabulary gives NaN: to look for one would wait for the device."""
     check_shapes(h, weight, valid_vocab, targets)
     N, D = h.shape
     x, w = h.to(dtype).contiguous(), weight[:valid_vocab].to(dtype).contiguous()
@@ -53,15 +53,11 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
 
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
-    """lce_backward_weight."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     N, D = h.shape
     x, w = h.to(dtype).contiguous(), weight[:valid_vocab].to(dtype).contiguous()
     lse, grad = lse.float().contiguous(), grad.float().contiguous()
-    top = None
-    if dtype == torch.float16:  # rows past the count may hold anything
-        top = grad if n_rows is None else grad.where(torch.arange(N, device=h.device) < n_rows, 0)
-        top = top.abs().amax()
+    top = live_only(grad, n_rows).abs().amax() if dtype == torch.float16 else None
     processors = hardware.card(h.device).multiprocessors
     parts = max(1, min(MAX_PARTS, 2 * processors // -(-valid_vocab // ROWS), -(-N // ROWS)))
     whole = parts == 1 and weight.dtype == dtype

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import chosen, op, server
+from ..dispatch import chosen, differentiate, op, reference, server
 from ..philox import UINT32_MASK, philox4x32
-from .rotary import rotate, rotate_back
+from .rotary import rotate
 
 TILE_T, TILE_K = 128, 64
 TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers on sm_86
@@ -72,26 +72,6 @@ def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tenso
     return p, ((dropped_words(B, H, T, key) >> 1) >= dropout_threshold(dropout_p)).to(p.dtype) / (1 - dropout_p)
 
 
-def attention_ref(q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False) -> Tensor:
-    """Specify the forward pass."""
-    queries, keys = _wide(q, k, rope=rope)
-    p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
-    return ((p if drop is None else p * drop) @ v.to(p.dtype)).to(q.dtype)
-
-
-def attention_backward_ref(dout, q, k, v, valid, segments, key, causal: bool, dropout_p: float, rope: bool = False):
-    """Specify the backward pass: dq, dk, dv by the formulas above."""
-    (queries, keys), (do, values) = _wide(q, k, rope=rope), _wide(dout, v)
-    p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
-    dp = do @ values.mT
-    if drop is not None:
-        dp = dp * drop
-    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
-    dv = (p if drop is None else p * drop).mT @ do
-    dq, dk = ds @ keys, ds.mT @ queries
-    return tuple(g.to(q.dtype) for g in ((rotate_back(dq), rotate_back(dk), dv) if rope else (dq, dk, dv)))
-
-
 def dropout_threshold(p: float) -> int:
     """Return what a word >> 1 must reach for its entry to be kept."""
     return round(p * 2**31)
@@ -103,7 +83,7 @@ def empty_rows_first(q: Tensor) -> Tensor:
     return q.new_empty(B, T, H, K).transpose(1, 2)
 
 
-@op("tdlm::tile_attention")
+@op("tdlm::tile_attention", fake=lambda q, *_: empty_rows_first(q))
 def tile_attention(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None, key: Tensor | None,
     causal: bool, dropout_p: float, rope: bool = False,
@@ -112,41 +92,32 @@ def tile_attention(
 
     With rope q and k are turned by their positions first, inside.
     """
-    return empty_rows_first(q).copy_(attention_ref(q, k, v, valid, segments, key, causal, dropout_p, rope))
+    queries, keys = _wide(q, k, rope=rope)
+    p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
+    return empty_rows_first(q).copy_((p if drop is None else p * drop) @ v.to(p.dtype))
 
 
-@op("tdlm::tile_attention_backward")
+@op("tdlm::tile_attention_backward", fake=lambda dout, q, *_: tuple(empty_rows_first(q) for _ in range(3)))
 def tile_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None,
     key: Tensor | None, causal: bool, dropout_p: float, rope: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, each (B, H, T, K), recomputed from q, k, v."""
-    grads = attention_backward_ref(dout, q, k, v, valid, segments, key, causal, dropout_p, rope)
-    dq, dk, dv = (empty_rows_first(q).copy_(g) for g in grads)
+    (queries, keys), (do, values) = _wide(q, k, rope=rope), _wide(dout, v)
+    p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
+    dp = do @ values.mT
+    if drop is not None:
+        dp = dp * drop
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+    dq, dk, dv = ds @ keys, ds.mT @ queries, (p if drop is None else p * drop).mT @ do
+    if rope:
+        dq, dk = rotate(dq, back=True), rotate(dk, back=True)
+    dq, dk, dv = (empty_rows_first(q).copy_(g) for g in (dq, dk, dv))
     return dq, dk, dv
 
 
-@tile_attention.register_fake
-def _(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    return empty_rows_first(q)
-
-
-@tile_attention_backward.register_fake
-def _(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
-    return empty_rows_first(q), empty_rows_first(q), empty_rows_first(q)
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.causal, ctx.dropout_p, ctx.rope = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dout):
-    grads = tile_attention_backward(dout, *ctx.saved_tensors, ctx.causal, ctx.dropout_p, ctx.rope)
-    return *grads, None, None, None, None, None, None
-
-
-tile_attention.register_autograd(_backward, setup_context=_setup)
+differentiate(tile_attention, tile_attention_backward)
+attention_ref = reference(tile_attention)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import op
+from ..dispatch import op, reference
 from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK, random_words
 from ..schedules import LEVELS, SCHEDULES, count_weights, table
 
@@ -45,28 +45,6 @@ def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, s
     return u >> 16
 
 
-def corrupt_ref(x0, valid, seed, step, mask_token_id, schedule, sampling, row_offset, batch_rows) -> list[Tensor]:
-    """Return the fields of a Corruption; seed and step are ints or () int64 tensors on x0's device."""
-    B, T = x0.shape
-    device, counts = x0.device, sampling == "counts"
-    level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, seed, step, device)
-    threshold, weight = (a.to(device)[level, None] for a in table(schedule))
-    index = torch.arange(row_offset * T, (row_offset + B) * T, device=device).view(B, T)
-    if counts:
-        real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
-        n = real.sum(1, keepdim=True)
-        count = ((threshold * n + 2**32 - 1) >> 32).clamp(min=1)
-        masked = random_subsets(count, real, index, seed=seed, step=step)
-        weight = count_weights(schedule, T, valid is not None).to(device)[n if valid is not None else 0, count]
-    else:
-        masked = random_words(index, seed=seed, step=step, stream=STREAM_TOKEN) < threshold
-        masked = masked if valid is None else masked & valid
-    xt = torch.where(masked, mask_token_id, x0)
-    weights = torch.where(masked, weight, 0.0).float()
-    t = ((level + 0.5) / LEVELS).float()
-    return [xt, masked, weights, t, *_compact(x0, masked, weights)]
-
-
 def _compact(x0: Tensor, masked: Tensor, weights: Tensor) -> list[Tensor]:
     """Return rows, targets, row_weights and n_masked of a Corruption."""
     n = masked.sum()
@@ -89,18 +67,8 @@ def random_subsets(counts: Tensor, valid: Tensor, index: Tensor, *, seed: int, s
     return (rank < counts) & valid
 
 
-@op("tdlm::corrupt")
-def corrupt_op(
-    x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
-    mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
-) -> list[Tensor]:  # fmt: skip
-    """seed_at and step_at, () int64 on x0's device, replace seed and step: a captured graph reads them there."""
-    seeds = seed if seed_at is None else seed_at, step if step_at is None else step_at
-    return corrupt_ref(x0, valid, *seeds, mask_token_id, schedule, sampling, row_offset, batch_rows)
-
-
-@corrupt_op.register_fake
-def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
+def empty_outputs(x0: Tensor, *_) -> list[Tensor]:
+    """Return empty fields of a Corruption of x0."""
     B, T = x0.shape
     row = x0.new_empty(B * T)
     return [
@@ -108,6 +76,39 @@ def _(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling
         x0.new_empty(B, dtype=torch.float32), row, torch.empty_like(row),
         row.new_empty(B * T, dtype=torch.float32), x0.new_empty(()),
     ]  # fmt: skip
+
+
+@op("tdlm::corrupt", fake=empty_outputs)
+def corrupt_op(
+    x0: Tensor, valid: Tensor | None, seed: int, step: int, seed_at: Tensor | None, step_at: Tensor | None,
+    mask_token_id: int, schedule: str, sampling: str, row_offset: int, batch_rows: int,
+) -> list[Tensor]:  # fmt: skip
+    """Return the fields of a Corruption.
+
+    seed_at and step_at, () int64 on x0's device, replace seed and step: a captured graph reads them there.
+    """
+    key: dict = {"seed": seed if seed_at is None else seed_at, "step": step if step_at is None else step_at}
+    B, T = x0.shape
+    device, counts = x0.device, sampling == "counts"
+    level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, device=device, **key)
+    threshold, weight = (a.to(device)[level, None] for a in table(schedule))
+    index = torch.arange(row_offset * T, (row_offset + B) * T, device=device).view(B, T)
+    if counts:
+        real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
+        n = real.sum(1, keepdim=True)
+        count = ((threshold * n + 2**32 - 1) >> 32).clamp(min=1)
+        masked = random_subsets(count, real, index, **key)
+        weight = count_weights(schedule, T, valid is not None).to(device)[n if valid is not None else 0, count]
+    else:
+        masked = random_words(index, stream=STREAM_TOKEN, **key) < threshold
+        masked = masked if valid is None else masked & valid
+    xt = torch.where(masked, mask_token_id, x0)
+    weights = torch.where(masked, weight, 0.0).float()
+    t = ((level + 0.5) / LEVELS).float()
+    return [xt, masked, weights, t, *_compact(x0, masked, weights)]
+
+
+corrupt_ref = reference(corrupt_op)
 
 
 def check_inputs(x0: Tensor, valid: Tensor | None) -> None:

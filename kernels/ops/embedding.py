@@ -15,21 +15,11 @@ from torch import Tensor
 from ..dispatch import op
 
 
-def embedding_backward_ref(dx: Tensor, tokens: Tensor, rows: int) -> Tensor:
-    """dw (rows, D) in dx's dtype; sums in fp32, fp64 for fp64."""
+@op("tdlm::embedding_backward", fake=lambda dx, tokens, rows: dx.new_empty(rows, dx.shape[1]))
+def embedding_backward(dx: Tensor, tokens: Tensor, rows: int) -> Tensor:
+    """dw (rows, D) in dx's dtype, of dx (N, D) and tokens (N,) int64; sums in fp32, fp64 for fp64."""
     acc = torch.float64 if dx.dtype == torch.float64 else torch.float32
     return dx.new_zeros(rows, dx.shape[1], dtype=acc).index_add_(0, tokens, dx.to(acc)).to(dx.dtype)
-
-
-@op("tdlm::embedding_backward")
-def embedding_backward(dx: Tensor, tokens: Tensor, rows: int) -> Tensor:
-    """dw (rows, D) of dx (N, D) and tokens (N,) int64."""
-    return embedding_backward_ref(dx, tokens, rows)
-
-
-@embedding_backward.register_fake
-def _(dx, tokens, rows):
-    return dx.new_empty(rows, dx.shape[1])
 
 
 class EmbeddingFunction(torch.autograd.Function):

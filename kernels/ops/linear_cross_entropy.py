@@ -31,9 +31,19 @@ def _logits(h: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
+def _wide(h: Tensor) -> torch.dtype:
+    """Return the dtype of losses and sums."""
+    return torch.float64 if h.dtype == torch.float64 else torch.float32
+
+
 def count(n_rows: Tensor | None, N: int) -> int:
     """Return how many of N rows count, read from the device."""
     return N if n_rows is None else min(int(n_rows), N)
+
+
+def live_only(g: Tensor, n_rows: Tensor | None) -> Tensor:
+    """Return g (N,) with 0 past the count, whatever is there: 0 times NaN would be NaN."""
+    return g if n_rows is None else torch.where(torch.arange(len(g), device=g.device) < n_rows, g, 0.0)
 
 
 def check_shapes(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
@@ -48,14 +58,18 @@ def check_shapes(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
         raise ValueError(f"shapes {shapes} with a vocabulary of {V} do not fit together")
 
 
-@op("tdlm::lce_forward")
+def _fake_forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
+    nll = h.new_empty(h.shape[0], dtype=_wide(h))
+    return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
+
+
+@op("tdlm::lce_forward", fake=_fake_forward)
 def lce_forward(
     h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype, need_dh: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """nll (N,), lse (N,) and dh for unit upstream gradients (N, D), or (0, D) when it is not needed."""
-    N, D = h.shape
-    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
+    (N, D), acc = h.shape, _wide(h)
     nll, lse = h.new_zeros(N, dtype=acc), h.new_zeros(N, dtype=acc)
     dh = h.new_zeros(N if need_dh else 0, D)
     w = weight[:valid_vocab].to(dtype)
@@ -70,14 +84,7 @@ def lce_forward(
     return nll, lse, dh
 
 
-@lce_forward.register_fake
-def _(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
-    nll = h.new_empty(h.shape[0], dtype=acc)
-    return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
-
-
-@op("tdlm::lce_backward_weight")
+@op("tdlm::lce_backward_weight", fake=lambda h, weight, *_: torch.empty_like(weight))
 def lce_backward_weight(
     h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -93,22 +100,10 @@ def lce_backward_weight(
     return dw.to(weight.dtype)
 
 
-@lce_backward_weight.register_fake
-def _(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
-    return torch.empty_like(weight)
-
-
-@op("tdlm::lce_backward_rows")
+@op("tdlm::lce_backward_rows", fake=lambda dh, grad, n_rows: dh.new_empty(dh.shape))
 def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
     """dh (N, D) for the upstream gradients grad (N,) of nll; 0 past the count, whatever grad is there."""
-    if n_rows is not None:
-        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
-    return (dh * grad[:, None]).to(dh.dtype)
-
-
-@lce_backward_rows.register_fake
-def _(dh, grad, n_rows):
-    return torch.empty_like(dh, memory_format=torch.contiguous_format)
+    return (dh * live_only(grad, n_rows)[:, None]).to(dh.dtype)
 
 
 def _setup(ctx, inputs, output):
@@ -129,8 +124,8 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
     grad = grad.contiguous()
-    if n_rows is not None and not h.is_cuda:  # rows past the count have no loss
-        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
+    if not h.is_cuda:  # rows past the count have no loss
+        grad = live_only(grad, n_rows)
     grad_h = None
     if ctx.needs_input_grad[0]:  # on a GPU this op and the next leave such rows out
         grad_h = lce_backward_rows(dh, grad, n_rows) if h.is_cuda else (dh * grad[:, None]).to(h.dtype)
@@ -143,7 +138,10 @@ def _backward(ctx, grad, _grad_lse, _grad_dh):
 lce_forward.register_autograd(_backward, setup_context=_setup)
 
 
-@op("tdlm::lce_sum")
+@op(
+    "tdlm::lce_sum",
+    fake=lambda h, weight, *_: (h.new_empty((), dtype=_wide(h)), torch.empty_like(h), torch.empty_like(weight)),
+)
 def lce_sum(
     h: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, n_rows: Tensor | None,
     valid_vocab: int, dtype: torch.dtype,
@@ -153,17 +151,9 @@ def lce_sum(
     dW is linear in the scalar that comes from upstream, so nothing needs to be computed again in the backward pass.
     """
     nll, lse, dh = lce_forward(h, weight, targets, n_rows, valid_vocab, dtype, True)
-    grad = token_weights.to(nll.dtype)
-    if n_rows is not None:
-        grad = torch.where(torch.arange(len(grad), device=grad.device) < n_rows, grad, 0.0)
+    grad = live_only(token_weights.to(nll.dtype), n_rows)
     dw = lce_backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype)
     return nll.dot(grad), (dh * grad[:, None]).to(h.dtype), dw
-
-
-@lce_sum.register_fake
-def _(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
-    acc = torch.float64 if h.dtype == torch.float64 else torch.float32
-    return h.new_empty((), dtype=acc), torch.empty_like(h), torch.empty_like(weight)
 
 
 def _setup_sum(ctx, inputs, output):
@@ -217,8 +207,7 @@ def _factors(targets, token_weights, n_rows, ignore_index, is_mean: bool, dtype:
         targets, factors = targets.masked_fill(is_ignored, 0), factors.masked_fill(is_ignored, 0.0)
     if not is_mean:
         return targets, factors, None
-    if n_rows is not None:
-        factors = torch.where(torch.arange(len(targets), device=targets.device) < n_rows, factors, 0.0)
+    factors = live_only(factors, n_rows)
     total = factors.sum()
     return targets, factors / torch.where(total == 0, 1.0, total), total
 
@@ -261,10 +250,8 @@ def linear_cross_entropy(
         token_weights = None if token_weights is None else token_weights.reshape(-1)
     total = None
     if ignore_index is not None or reduction == "mean":
-        wide = torch.float64 if h.dtype == torch.float64 else torch.float32
-        targets, token_weights, total = _factors(
-            targets, token_weights, n_rows, ignore_index, reduction == "mean", wide
-        )
+        is_mean = reduction == "mean"
+        targets, token_weights, total = _factors(targets, token_weights, n_rows, ignore_index, is_mean, _wide(h))
     if targets.is_cpu and not torch.compiler.is_compiling():  # a compiled caller does not branch on data
         live = targets if n_rows is None else targets[: count(n_rows, len(targets))]
         if len(live) and not 0 <= live.min() <= live.max() < V:

@@ -11,22 +11,23 @@ from torch import Tensor
 
 from ..dispatch import op
 
-MAX_T = 1 << 12  # a program of the kernel holds its row
+
+def _shifted(a: Tensor, first: int) -> Tensor:
+    return torch.cat([torch.full_like(a[:, :1], first), a[:, :-1]], 1)
 
 
 def next_token_inputs(x0: Tensor, start_token_id: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return what is read to predict x0 (B, T): (inputs (B, T), which of them are real tokens, None for all)."""
-    shifted = torch.cat([torch.full_like(x0[:, :1], start_token_id), x0[:, :-1]], 1)
     # Position i reads token i - 1, so its key counts where token i - 1 does; the start always does.
-    return shifted, None if valid is None else seen_inputs(valid)
+    return _shifted(x0, start_token_id), None if valid is None else _shifted(valid, True)
 
 
-def seen_inputs(valid: Tensor) -> Tensor:
-    """Return which inputs (B, T) are real tokens: the start, then those of valid (B, T) without its last column."""
-    return torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)
+def empty_outputs(read, x0, valid, start_token_id):
+    row = x0.new_empty(x0.numel())
+    return torch.empty_like(x0), torch.empty_like(valid), row, torch.empty_like(row), x0.new_empty(())
 
 
-@op("tdlm::next_token")
+@op("tdlm::next_token", fake=empty_outputs)
 def next_token(
     read: Tensor, x0: Tensor, valid: Tensor, start_token_id: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -34,13 +35,5 @@ def next_token(
 
     read and x0 (B, T) int64 are what is read and what is predicted, valid (B, T) bool is False at padding.
     """
-    shifted, _ = next_token_inputs(read, start_token_id, None)
-    seen = seen_inputs(valid)
     order = torch.argsort(~valid.flatten(), stable=True)
-    return shifted, seen, order, x0.flatten()[order], valid.sum()
-
-
-@next_token.register_fake
-def _(read, x0, valid, start_token_id):
-    row = x0.new_empty(x0.numel())
-    return torch.empty_like(x0), torch.empty_like(valid), row, torch.empty_like(row), x0.new_empty(())
+    return _shifted(read, start_token_id), _shifted(valid, True), order, x0.flatten()[order], valid.sum()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import op, server
+from ..dispatch import differentiate, op, server
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
@@ -33,42 +33,26 @@ def rms_norm_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> 
     return dx, (d * a * r).flatten(0, -2).sum(0)
 
 
-@op("tdlm::rms_norm")
+@op("tdlm::rms_norm", fake=lambda x, weight, eps: x.new_empty(x.shape))
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """y (..., D) of x (..., D) and weight (D,), in x's dtype."""
     return rms_norm_ref(x, weight, eps).to(x.dtype)
 
 
-@op("tdlm::rms_norm_backward")
+@op("tdlm::rms_norm_backward", fake=lambda dy, x, weight, eps: (x.new_empty(x.shape), torch.empty_like(weight)))
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """dx (..., D) and dw (D,) of dy (..., D)."""
     dx, dw = rms_norm_backward_ref(dy, x, weight, eps)
     return dx.to(x.dtype), dw.to(weight.dtype)
 
 
-@rms_norm_forward.register_fake
-def _(x, weight, eps):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+differentiate(rms_norm_forward, rms_norm_backward)
 
 
-@rms_norm_backward.register_fake
-def _(dy, x, weight, eps):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
-
-
-def _setup(ctx, inputs, output):
-    x, weight, ctx.eps = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx, dy):
-    return *rms_norm_backward(dy, *ctx.saved_tensors, ctx.eps), None
-
-
-rms_norm_forward.register_autograd(_backward, setup_context=_setup)
-
-
-@op("tdlm::add_rms_norm")
+@op(
+    "tdlm::add_rms_norm",
+    fake=lambda x, a, w, eps, dtype: (x.new_empty(0 if a is None else x.shape), x.new_empty(x.shape, dtype=dtype)),
+)
 def add_rms_norm_forward(
     x: Tensor, a: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -77,7 +61,12 @@ def add_rms_norm_forward(
     return (x.new_empty(0) if a is None else s), rms_norm_ref(s, weight, eps).to(dtype)
 
 
-@op("tdlm::add_rms_norm_backward")
+def _fake_backward(dy, ds, s, weight, eps, dtype):
+    da = s.new_empty(0) if dtype in (None, s.dtype) else s.new_empty(s.shape, dtype=dtype)
+    return s.new_empty(s.shape), da, torch.empty_like(weight)
+
+
+@op("tdlm::add_rms_norm_backward", fake=_fake_backward)
 def add_rms_norm_backward(
     dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,19 +75,6 @@ def add_rms_norm_backward(
     dx = dx if ds is None else dx + ds
     da = s.new_empty(0) if dtype in (None, s.dtype) else dx.to(dtype)
     return dx.to(s.dtype), da, dw.to(weight.dtype)
-
-
-@add_rms_norm_forward.register_fake
-def _(x, a, weight, eps, dtype):
-    s = x.new_empty(0) if a is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-    return s, torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-
-
-@add_rms_norm_backward.register_fake
-def _(dy, ds, s, weight, eps, dtype):
-    dx = torch.empty_like(s, memory_format=torch.contiguous_format)
-    da = s.new_empty(0) if dtype in (None, s.dtype) else torch.empty_like(dx, dtype=dtype)
-    return dx, da, torch.empty_like(weight)
 
 
 def _setup_add(ctx, inputs, output):

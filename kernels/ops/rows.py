@@ -8,25 +8,16 @@ No row is taken twice, so the gradient needs no sum.
 import torch
 from torch import Tensor
 
-from ..dispatch import op
+from ..dispatch import op, reference
 
 
-def put_rows_ref(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
+@op("tdlm::put_rows", fake=lambda dx, rows, n_rows, N: dx.new_empty(N, *dx.shape[1:]))
+def put_rows(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
+    """dh (N, D) of dx (M, D) and rows (M,) int64, of which the first n_rows count and differ; 0 elsewhere."""
     if n_rows is not None:  # rows past the count repeat one: they go to a row that is cut off
         rows = torch.where(torch.arange(len(rows), device=rows.device) < n_rows, rows, N)
     dh = dx.new_zeros(N + 1, *dx.shape[1:])
     return dh.index_copy_(0, rows, dx)[:N]
-
-
-@op("tdlm::put_rows")
-def put_rows(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
-    """dh (N, D) of dx (M, D) and rows (M,) int64, of which the first n_rows count and differ; 0 elsewhere."""
-    return put_rows_ref(dx, rows, n_rows, N)
-
-
-@put_rows.register_fake
-def _(dx, rows, n_rows, N):
-    return dx.new_empty(N, *dx.shape[1:])
 
 
 class _TakeRows(torch.autograd.Function):
@@ -39,7 +30,7 @@ class _TakeRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx):
         rows, n_rows = ctx.saved_tensors
-        return (put_rows if dx.is_cuda else put_rows_ref)(dx, rows, n_rows, ctx.N), None, None
+        return (put_rows if dx.is_cuda else reference(put_rows))(dx, rows, n_rows, ctx.N), None, None
 
 
 def take_rows(

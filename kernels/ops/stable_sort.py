@@ -13,20 +13,14 @@ from ..dispatch import op
 MAX_N = 1 << 13
 
 
-def stable_order_ref(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    values, order = torch.sort(keys.int(), stable=True)
-    return values, order
-
-
-@op("tdlm::stable_order")
+@op(
+    "tdlm::stable_order",
+    fake=lambda keys, bound: (torch.empty_like(keys, dtype=torch.int32), torch.empty_like(keys, dtype=torch.int64)),
+)
 def stable_order(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     """keys (N,) in order, int32, and where each was, (N,) int64; keys are integers of 0 .. bound - 1."""
-    return stable_order_ref(keys, bound)
-
-
-@stable_order.register_fake
-def _(keys, bound):
-    return torch.empty_like(keys, dtype=torch.int32), torch.empty_like(keys, dtype=torch.int64)
+    values, order = torch.sort(keys.int(), stable=True)
+    return values, order
 
 
 def serves(n: int, bound: int) -> bool:

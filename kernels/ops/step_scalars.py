@@ -12,26 +12,16 @@ from torch import Tensor
 from ..dispatch import op
 
 
-@op("tdlm::clip_scale")
+@op("tdlm::clip_scale", fake=lambda norms, *_: tuple(norms.new_empty(()) for _ in range(3)))
 def clip_scale(norms: Tensor, loss: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
     """norm, scale and skip, each () fp32, of the norms (P,) fp32 of all gradients; clip may be inf."""
     norm = torch.linalg.vector_norm(norms)
     return norm, ((norm + 1e-6) / clip).clamp(min=1), (~torch.isfinite(loss + norm)).float()
 
 
-@op("tdlm::record", mutates_args=("log", "step"))
+@op("tdlm::record", fake=lambda *_: None, mutates_args=("log", "step"))
 def record(log: Tensor, step: Tensor, loss: Tensor, norm: Tensor, loss_tokens: Tensor, tokens: Tensor) -> None:
     """Write line `step` mod its length of log (window, 4) fp64 and count the step, () int64, up."""
     entry = torch.stack([a.double() for a in (loss, norm, loss_tokens, tokens)])
     log.index_copy_(0, (step % len(log)).view(1), entry[None])
     step += 1
-
-
-@clip_scale.register_fake
-def _(norms, loss, clip):
-    return norms.new_empty(()), norms.new_empty(()), norms.new_empty(())
-
-
-@record.register_fake
-def _(log, step, loss, norm, loss_tokens, tokens):
-    return None

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import op, server
+from ..dispatch import differentiate, op, server
 
 
-@op("tdlm::swiglu")
+@op("tdlm::swiglu", fake=lambda x: x.new_empty(*x.shape[:-1], x.shape[-1] // 2))
 def swiglu_forward(x: Tensor) -> Tensor:
     """y (..., n) of x (..., 2 n)."""
     g, u = (x if x.dtype == torch.float64 else x.float()).chunk(2, -1)
     return (F.silu(g) * u).to(x.dtype)
 
 
-@op("tdlm::swiglu_backward")
+@op("tdlm::swiglu_backward", fake=lambda dy, x: x.new_empty(x.shape))
 def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
     """dx (..., 2 n) of dy (..., n) and x (..., 2 n)."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -30,25 +30,7 @@ def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
     return torch.cat([dy * u * s * (1 + g * (1 - s)), dy * g * s], -1).to(x.dtype)
 
 
-@swiglu_forward.register_fake
-def _(x):
-    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-
-
-@swiglu_backward.register_fake
-def _(dy, x):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, dy):
-    return swiglu_backward(dy, *ctx.saved_tensors)
-
-
-swiglu_forward.register_autograd(_backward, setup_context=_setup)
+differentiate(swiglu_forward, swiglu_backward)
 
 
 def check_gradient(dy: Tensor, x: Tensor) -> None:

@@ -5,7 +5,6 @@ once. The gradients turn back by dq cos - swap(dq) sin, where swap exchanges the
 dS swap(k), that takes one more product and no shuffle of registers.
 """
 
-import functools
 import math
 
 import torch
@@ -14,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.attention import dropout_threshold, empty_rows_first
-from ..ops.rotary import rotation
+from ..ops.rotary import kept_rotation
 
 
 @triton.jit
@@ -146,12 +145,6 @@ def backward_kernel(
     tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=inside)
 
 
-@functools.lru_cache(8)
-def _turns(T: int, K: int, device: torch.device) -> Tensor:
-    """rotation(T, K), kept on the device, so that a captured graph finds it there."""
-    return rotation(T, K, device)
-
-
 def launch(T: int, K: int) -> dict:
     """Block sizes and warps for T tokens and a head of K."""
     block_t, block_k = max(16, triton.next_power_of_2(T)), max(16, triton.next_power_of_2(K))
@@ -167,7 +160,7 @@ def _arguments(q, valid, segments, key, causal, dropout_p, rope, *strided):
     strides = [s for a in strided for s in a.stride()[:3]]
     threshold = dropout_threshold(dropout_p) if key is not None else 0
     constants = dict(HEAD_K=K, CAUSAL=causal, THRESHOLD=threshold) | launch(T, K)
-    turns = _turns(T, K, q.device) if rope else None
+    turns = kept_rotation(T, K, q.device) if rope else None
     return [valid, segments, key, turns, *strides, H, T, 1 / math.sqrt(K), 1 / (1 - dropout_p)], constants
 
 

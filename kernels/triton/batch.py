@@ -24,11 +24,7 @@ def draw_kernel(TOKENS, STARTS, LENGTHS, ORDER, STEP, X0, VALID, T, steps_per_ep
     tl.store(X0 + b * T + i, x0, mask=i < T)
 
 
-def draw(
-    tokens: Tensor, starts: Tensor, lengths: Tensor, order: Tensor, step: Tensor, rows: int, steps_per_epoch: int,
-    seq_len: int, mask: int, padded: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """tdlm::draw."""
+def draw(tokens, starts, lengths, order, step, rows, steps_per_epoch, seq_len, mask, padded) -> tuple[Tensor, Tensor]:
     x0, block = order.new_empty(rows, seq_len), min(BLOCK, triton.next_power_of_2(seq_len))
     valid = order.new_empty((rows, seq_len) if padded else 0, dtype=torch.bool)
     draw_kernel[(rows, triton.cdiv(seq_len, block))](

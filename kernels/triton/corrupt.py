@@ -15,16 +15,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.corrupt import SAMPLINGS, check_inputs
+from ..ops.corrupt import SAMPLINGS, check_inputs, empty_outputs
 from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK
 from ..schedules import count_weights, table
-from .philox import random_words
 from .tiles import SMALL
 
+WORD = tl.constexpr(UINT32_MASK)
 CHUNK = 256  # tokens of a program, at most; a program that holds its sequence spills past tiles.MAX_T
 BLOCK_C = 256  # counts that are added up at once
 TIME, TOKEN, SUBSET = tl.constexpr(STREAM_TIME), tl.constexpr(STREAM_TOKEN), tl.constexpr(STREAM_SUBSET)
 ANTITHETIC, INDEPENDENT, COUNTS = (tl.constexpr(SAMPLINGS.index(n)) for n in ("antithetic", "independent", "counts"))
+
+
+@triton.jit
+def random_words(index, seed, step, STREAM: tl.constexpr):
+    """philox.random_words: int64 in [0, 2^32) for every index, int64 >= 0. The key is seed and step, int64 scalars."""
+    index = tl.cast(index, tl.int64)
+    zero = (index & 0).to(tl.uint32)
+    key = (tl.cast(seed, tl.int64) & WORD) | (tl.cast(step, tl.int64) << 32)
+    low, high = (index & WORD).to(tl.uint32), (index >> 32).to(tl.uint32)
+    word, _, _, _ = tl.philox(key, low, high, zero + STREAM, zero)
+    return word.to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "mask_token_id", "row_offset", "batch_rows"])
@@ -116,21 +127,16 @@ def _tables(schedule: str, counts: bool, T: int, padding: bool, device: torch.de
     return threshold.to(device), weight.to(device).contiguous()
 
 
-def corrupt(
-    x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows
-) -> list[Tensor]:
-    """The fields of a Corruption. seed_at and step_at, () int64 on the device, take the place of the ints."""
+def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):
     check_inputs(x0, valid)
     seed, step = seed & UINT32_MASK, step & UINT32_MASK
     (B, T), device, counts = x0.shape, x0.device, sampling == "counts"
     x0, valid = x0.contiguous(), None if valid is None else valid.contiguous()
     threshold, weight = _tables(schedule, counts, T if counts else 0, counts and valid is not None, device)
-    xt, masked = torch.empty_like(x0), torch.empty_like(x0, dtype=torch.bool)
-    weights, t = x0.new_empty(B, T, dtype=torch.float32), x0.new_empty(B, dtype=torch.float32)
-    rows, targets, row_weights = x0.new_empty(B * T), x0.new_empty(B * T), weights.new_empty(B * T)
+    xt, masked, weights, t, rows, targets, row_weights, n = outputs = empty_outputs(x0)
     block, options = launch(T, counts)
     grid = (B, triton.cdiv(T, block))
-    how_many, n = x0.new_empty(grid, dtype=torch.int32), x0.new_empty(())
+    how_many = x0.new_empty(grid, dtype=torch.int32)
     mask_kernel[grid](
         x0, valid, seed_at, step_at, threshold, weight, xt, masked, weights, t, how_many, seed, step, mask_token_id,
         row_offset, batch_rows, T, SAMPLING=SAMPLINGS.index(sampling), BLOCK_T=block, **options,
@@ -139,4 +145,4 @@ def corrupt(
         x0, masked, weights, how_many, rows, targets, row_weights, n, how_many.numel(), T, BLOCK_T=block,
         BLOCK_C=BLOCK_C, **options,
     )  # fmt: skip
-    return [xt, masked, weights, t, rows, targets, row_weights, n]
+    return outputs

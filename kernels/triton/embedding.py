@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.stable_sort import stable_order
+from .tiles import rows_launch
 
 CHUNK = 32  # sorted positions a program
 LOOK = 32  # chunks that a long run adds up at once
@@ -61,22 +62,20 @@ def run_kernel(SORTED, DW, PART, N, D, CHUNK: tl.constexpr, LOOK: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=["M"])
-def put_kernel(DX, ROWS, N_ROWS, DH, M, D, EACH: tl.constexpr, BLOCK_D: tl.constexpr):
-    j, d = tl.program_id(0) * EACH + tl.arange(0, EACH), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+def put_kernel(DX, AT, N_ROWS, DH, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    j, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     on = j < M
     if N_ROWS is not None:
         on = on & (j < tl.load(N_ROWS))
-    row, inside = tl.load(ROWS + j, mask=on, other=0), on[:, None] & (d < D)[None, :]
+    row, inside = tl.load(AT + j, mask=on, other=0), on[:, None] & (d < D)[None, :]
     dx = tl.load(DX + j[:, None].to(tl.int64) * D + d[None, :], mask=inside, other=0.0)
     tl.store(DH + row[:, None] * D + d[None, :], dx, mask=inside)
 
 
 def put_rows(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
     (M, D), dh = dx.shape, dx.new_zeros(N, dx.shape[1])
-    block = max(16, min(1024, triton.next_power_of_2(D)))
-    options = dict(EACH=1024 // block, BLOCK_D=block, **OPTIONS)
-    grid = (triton.cdiv(M, options["EACH"]), triton.cdiv(D, block))
-    put_kernel[grid](dx.contiguous(), rows.contiguous(), n_rows, dh, M, D, **options)
+    grid, blocks = rows_launch(M, D)
+    put_kernel[grid](dx.contiguous(), rows.contiguous(), n_rows, dh, M, D, **blocks, **OPTIONS)
     return dh
 
 

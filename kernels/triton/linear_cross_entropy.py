@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import hardware
-from ..ops.linear_cross_entropy import check_shapes
-from .tiles import FOLD_ROWS, MAX_SPLITS, SMALL, Plan, card, fused
+from ..ops.linear_cross_entropy import check_shapes, live_only
+from .tiles import FOLD_ROWS, MAX_SPLITS, SMALL, Plan, card, fused, rows_launch
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NO_TARGET = tl.constexpr(2**31 - 3)
@@ -228,11 +228,8 @@ def _plan(h: Tensor, weight: Tensor, dtype: torch.dtype, need_dh: bool = True) -
     return plan
 
 
-def forward(
-    h: Tensor, weight: Tensor, targets: Tensor, n_rows: Tensor | None, valid_vocab: int, dtype: torch.dtype,
-    need_dh: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """lce_forward in two launches; the scratch is plan.forward_scratch bytes."""
+def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Tensor, Tensor, Tensor]:
+    """Run two launches; the scratch is plan.forward_scratch bytes."""
     check_shapes(h, weight, valid_vocab, targets)
     (N, D), plan = h.shape, _plan(h, weight, dtype, need_dh)
     x, w = h.to(plan.dtype).contiguous(), weight[:valid_vocab].to(plan.dtype).contiguous()
@@ -254,11 +251,8 @@ def forward(
     return nll, lse, dh
 
 
-def backward_weight(
-    h: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, n_rows: Tensor | None, valid_vocab: int,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """lce_backward_weight in two launches, and a sum over the parts of the tokens where V has few tiles."""
+def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> Tensor:
+    """Run two launches, and a sum over the parts of the tokens where V has few tiles."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     (N, D), plan = h.shape, _plan(h, weight, dtype)
     x, w = h.to(plan.dtype).contiguous(), weight[:valid_vocab].to(plan.dtype).contiguous()
@@ -267,10 +261,7 @@ def backward_weight(
     shift, gs = (h.new_empty(padded, dtype=torch.float32) for _ in range(2))
     code = h.new_empty(padded, dtype=torch.int32)
     g = grad.float().contiguous()
-    top = None
-    if plan.dtype == torch.float16:  # rows past the count may hold anything
-        top = g if n_rows is None else g.where(torch.arange(N, device=g.device) < n_rows, 0)
-        top = top.abs().amax()
+    top = live_only(g, n_rows).abs().amax() if plan.dtype == torch.float16 else None
     fold_kernel[(triton.cdiv(padded, FOLD_ROWS),)](
         targets.contiguous(), lse.float().contiguous(), g, top, n_rows, shift, gs, code, N, padded,
         HEADROOM=plan.headroom, ROWS=FOLD_ROWS, **SMALL,
@@ -284,17 +275,10 @@ def backward_weight(
     return dw if parts == 1 else dw.sum(0).to(weight.dtype)
 
 
-def rows_launch(D: int) -> dict:
-    """Block sizes of rows_kernel for rows of D."""
-    block = max(16, min(1024, triton.next_power_of_2(D)))
-    return dict(ROWS=1024 // block, BLOCK_D=block)
-
-
 def backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor:
-    """lce_backward_rows in one launch."""
     if grad.shape != dh.shape[:1]:
         raise ValueError(f"grad has shape {tuple(grad.shape)}; it must be {tuple(dh.shape[:1])}")
-    (N, D), dh, block = dh.shape, dh.contiguous(), rows_launch(dh.shape[1])
-    out, grid = torch.empty_like(dh), (triton.cdiv(N, block["ROWS"]), triton.cdiv(D, block["BLOCK_D"]))
-    rows_kernel[grid](dh, grad.contiguous(), n_rows, out, N, D, **block, **SMALL)
+    (N, D), dh = dh.shape, dh.contiguous()
+    out, (grid, blocks) = torch.empty_like(dh), rows_launch(N, D)
+    rows_kernel[grid](dh, grad.contiguous(), n_rows, out, N, D, **blocks, **SMALL)
     return out

@@ -5,9 +5,8 @@
 
 For widths whose tiles do not fit in the chip. Where the weights g of the tokens are known in the forward pass, one
 softmax serves dh and dW: three products instead of four, and nothing is computed twice (loss_sum). At most CHUNK_BYTES
-of logits live at once, and nothing waits for the host, so a CUDA graph can capture it. cuBLAS computes the products
-where all rows count. Where a number on the device says how many do, matmul.py does, so that half the rows cost half
-the products here too.
+of logits live at once, and nothing waits for the host, so a CUDA graph can capture it. The products are matmul.py's:
+where a number on the device says how many rows count, half the rows cost half the products here too.
 """
 
 import torch
@@ -20,7 +19,7 @@ from .. import hardware
 from ..ops.linear_cross_entropy import check_shapes
 from . import matmul
 from .linear_cross_entropy import LOG2E, gradient_scale, live_rows
-from .tiles import PRODUCTS, SMALL, card, padded, product, stored_rows
+from .tiles import PRODUCTS, SMALL, Product, card, product, stored_rows
 
 HEADROOM, BLOCK = 12, 1024
 
@@ -71,35 +70,11 @@ def weigh_kernel(Z, Y, N_ROWS, LSE, G, GMAX, first, N, V, apart, HEADROOM: tl.co
     tl.store(z, tl.where(g != 0, p * g, 0.0).to(Z.dtype.element_ty), mask=v < V)
 
 
-class Products:
-    """The three products of a chunk of rows, of which the first is row i of the batch."""
-
-    def __init__(self, n_rows: Tensor | None, dtype: torch.dtype, device: torch.device):
-        gpu = hardware.card(device)
-        self.n_rows, self.processors = n_rows, gpu.multiprocessors
-        self.plans = [product(card(gpu.capability), dtype, of) for of in PRODUCTS]
-
-    def logits(self, x: Tensor, w: Tensor, i: int) -> Tensor:
-        """x w^T (rows, V); rows past the count may hold anything."""
-        if self.n_rows is None:
-            z = x.new_empty(len(x), padded(len(w)))[:, : len(w)]
-            return torch.mm(x, w.T, out=z)
-        return matmul.logits(x, w, self.n_rows, i, self.plans[0])
-
-    def towards_h(self, z: Tensor, w: Tensor, i: int) -> Tensor:
-        """z w (rows, D) fp32, 0 past the count."""
-        if self.n_rows is None:
-            return _product(z, w)
-        return matmul.towards_h(z, w, self.n_rows, i, self.plans[1], self.processors)
-
-    def towards_w(self, z: Tensor, x: Tensor, i: int, dw: Tensor) -> None:
-        """dw (V, D) fp32 = z^T x for the first chunk, += for the others."""
-        if self.n_rows is not None:
-            matmul.towards_w(z, x, self.n_rows, i, self.plans[2], dw, add=i > 0)
-        elif i:
-            dw += _product(z.T, x)
-        else:
-            dw.copy_(_product(z.T, x))
+def _plans(dtype: torch.dtype, device: torch.device) -> tuple[Product, Product, Product, int]:
+    """The tiles of the three products, and the multiprocessors that they run on."""
+    gpu = hardware.card(device)
+    logits, towards_h, towards_w = (product(card(gpu.capability), dtype, of) for of in PRODUCTS)
+    return logits, towards_h, towards_w, gpu.multiprocessors
 
 
 def _chunks(N: int, V: int, dtype: torch.dtype) -> list[tuple[int, int]]:
@@ -107,65 +82,55 @@ def _chunks(N: int, V: int, dtype: torch.dtype) -> list[tuple[int, int]]:
     return [(i, min(i + size, N)) for i in range(0, N, size)]
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in fp32: cuBLAS sums 16-bit products in it anyway."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    with torch.autocast(a.device.type, enabled=False):
-        return a.float() @ b.float()
-
-
 def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Tensor, Tensor, Tensor]:
-    """lce_forward. h (N, D), weight (V, D), targets (N,)."""
     check_shapes(h, weight, valid_vocab, targets)
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
-    x, w, y = _even(h, dtype), _even(weight[:V], dtype), targets.contiguous()
-    nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
-    dh = h.new_empty(N if need_dh else 0, D)
-    for i, j in _chunks(N, V, dtype):
-        z = products.logits(x[i:j], w, i)
-        softmax_kernel[(j - i,)](
-            z, y, n_rows, lse, nll, None, None, i, N, V, z.stride(0), WRITE=need_dh, HEADROOM=HEADROOM, BLOCK=BLOCK,
-            **SMALL,
-        )  # fmt: skip
-        if need_dh:
-            dh[i:j] = products.towards_h(z, w, i)[:, :D]
+    x, w = _even(h, dtype), _even(weight[:valid_vocab], dtype)
+    dh = h.new_empty(len(h) if need_dh else 0, h.shape[1])
+    nll, lse = _softmaxes(x, w, targets, n_rows, dh if need_dh else None)
     return nll, lse, dh
 
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> Tensor:
-    """lce_backward_weight: dw (V, D), summed over the chunks in fp32."""
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
+    (N, D), V = h.shape, valid_vocab
+    of_logits, _, of_w, _ = _plans(dtype, h.device)
     w, y, lse = _even(weight[:V], dtype), targets.contiguous(), lse.contiguous()
     x, g, top = _live_rows(h, grad, n_rows, dtype)
     dw = weight.new_zeros(len(weight), x.shape[1], dtype=torch.float32)
     for i, j in _chunks(N, V, dtype):
-        z = products.logits(x[i:j], w, i)
+        z = matmul.logits(x[i:j], w, n_rows, i, of_logits)
         grid = (j - i, triton.cdiv(V, BLOCK))
         weigh_kernel[grid](z, y, n_rows, lse, g, top, i, N, V, z.stride(0), HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL)
-        products.towards_w(z, x[i:j], i, dw[:V])
+        matmul.towards_w(z, x[i:j], n_rows, i, of_w, dw[:V], add=i > 0)
     return _unscaled(dw, top)[:, :D].to(weight.dtype).contiguous()
 
 
 def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """lce_sum: the weighted loss and both its gradients, of one softmax."""
     check_shapes(h, weight, valid_vocab, targets, token_weights)
-    (N, D), V, products = h.shape, valid_vocab, Products(n_rows, dtype, h.device)
-    w, y = _even(weight[:V], dtype), targets.contiguous()
     x, g, top = _live_rows(h, token_weights, n_rows, dtype)
-    nll, lse = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
     dh = torch.empty_like(x, dtype=torch.float32)
     dw = weight.new_zeros(len(weight), x.shape[1], dtype=torch.float32)
-    for i, j in _chunks(N, V, dtype):
-        z = products.logits(x[i:j], w, i)
-        softmax_kernel[(j - i,)](
-            z, y, n_rows, lse, nll, g, top, i, N, V, z.stride(0), WRITE=True, HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL
-        )
-        dh[i:j] = products.towards_h(z, w, i)
-        products.towards_w(z, x[i:j], i, dw[:V])
-    dh, dw = (_unscaled(a, top)[:, :D].to(of.dtype).contiguous() for a, of in ((dh, h), (dw, weight)))
+    nll, _ = _softmaxes(x, _even(weight[:valid_vocab], dtype), targets, n_rows, dh, g, top, dw[:valid_vocab])
+    dh, dw = (_unscaled(a, top)[:, : h.shape[1]].to(of.dtype).contiguous() for a, of in ((dh, h), (dw, weight)))
     return nll.dot(g), dh, dw
+
+
+def _softmaxes(x, w, targets, n_rows, dh, g=None, top=None, dw=None) -> tuple[Tensor, Tensor]:
+    """nll and lse. On the way dh and dw, where they are not None, are filled: for the gradients g, or for 1."""
+    N, V, y = len(x), len(w), targets.contiguous()
+    of_logits, of_h, of_w, processors = _plans(x.dtype, x.device)
+    nll, lse = (x.new_empty(N, dtype=torch.float32) for _ in range(2))
+    for i, j in _chunks(N, V, x.dtype):
+        z = matmul.logits(x[i:j], w, n_rows, i, of_logits)
+        softmax_kernel[(j - i,)](
+            z, y, n_rows, lse, nll, g, top, i, N, V, z.stride(0), WRITE=dh is not None, HEADROOM=HEADROOM, BLOCK=BLOCK,
+            **SMALL,
+        )  # fmt: skip
+        if dh is not None:
+            dh[i:j] = matmul.towards_h(z, w, n_rows, i, of_h, processors)[:, : dh.shape[1]]
+        if dw is not None:
+            matmul.towards_w(z, x[i:j], n_rows, i, of_w, dw, add=i > 0)
+    return nll, lse
 
 
 def _even(a: Tensor, dtype: torch.dtype) -> Tensor:

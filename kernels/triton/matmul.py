@@ -4,8 +4,9 @@
     towards_h   dh = z w       likewise
     towards_w   dw += z^T x    summed over the rows before the count
 
-cuBLAS would multiply all rows, because it takes their number from the host. Rows of z lie padded(V) apart: 50257 is
-odd, and rows that begin at odd addresses cannot be read in vectors. Sums are fp32, in a fixed order.
+cuBLAS takes the number of rows from the host, so it runs only where all rows count: n_rows is None. Rows of z lie
+padded(V) apart: 50257 is odd, and rows that begin at odd addresses cannot be read in vectors. Sums are fp32, in a fixed
+order.
 """
 
 import torch
@@ -80,16 +81,28 @@ def _launch(of: str, a: Tensor, b: Tensor, c: Tensor, count: tuple, plan: Produc
     )  # fmt: skip
 
 
-def logits(x: Tensor, w: Tensor, n_rows: Tensor, first: int, plan: Product) -> Tensor:
+def _whole(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of all rows in fp32: cuBLAS sums 16-bit products in it anyway."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
+def logits(x: Tensor, w: Tensor, n_rows: Tensor | None, first: int, plan: Product) -> Tensor:
     """z (rows, V) of x (rows, D), rows first .. first + rows of those that n_rows, () int64, counts; w (V, D)."""
     rows, V = len(x), len(w)
     z = x.new_empty(rows, padded(V))[:, :V]
+    if n_rows is None:
+        return torch.mm(x, w.T, out=z)
     _launch("logits", x, w.T, z, (n_rows, first, rows), plan)
     return z
 
 
-def towards_h(z: Tensor, w: Tensor, n_rows: Tensor, first: int, plan: Product, processors: int) -> Tensor:
+def towards_h(z: Tensor, w: Tensor, n_rows: Tensor | None, first: int, plan: Product, processors: int) -> Tensor:
     """z w (rows, D) fp32, 0 from the count on; in parts of V that are added up where few programs would run."""
+    if n_rows is None:
+        return _whole(z, w)
     rows, D = len(z), w.shape[1]
     parts = product_parts(plan, rows, D, processors)
     dh = z.new_zeros(parts, rows, D, dtype=torch.float32)
@@ -97,6 +110,11 @@ def towards_h(z: Tensor, w: Tensor, n_rows: Tensor, first: int, plan: Product, p
     return dh[0] if parts == 1 else dh.sum(0)
 
 
-def towards_w(z: Tensor, x: Tensor, n_rows: Tensor, first: int, plan: Product, dw: Tensor, add: bool) -> None:
+def towards_w(z: Tensor, x: Tensor, n_rows: Tensor | None, first: int, plan: Product, dw: Tensor, add: bool) -> None:
     """dw (V, D) fp32 = z^T x, or dw += z^T x; dw's last dimension is contiguous."""
-    _launch("towards_w", z.T, x, dw, (n_rows, first, len(x)), plan, add=add)
+    if n_rows is not None:
+        _launch("towards_w", z.T, x, dw, (n_rows, first, len(x)), plan, add=add)
+    elif add:
+        dw += _whole(z.T, x)
+    else:
+        dw.copy_(_whole(z.T, x))

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ops.next_token import empty_outputs
+
 BLOCK = 1024  # places that are counted at once
 
 
@@ -40,12 +42,10 @@ def launch(T: int) -> dict:
                 enable_fp_fusion=True)  # fmt: skip
 
 
-def next_token(read: Tensor, x0: Tensor, valid: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """tdlm::next_token."""
+def next_token(read, x0, valid, start) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not read.shape == x0.shape == valid.shape or x0.dtype != torch.int64 or valid.dtype != torch.bool:
         raise ValueError("read and x0 must be (B, T) int64, and valid must be (B, T) bool")
     read, x0, valid = read.contiguous(), x0.contiguous(), valid.contiguous()
-    (B, T), shifted, seen = x0.shape, torch.empty_like(x0), torch.empty_like(valid)
-    order, targets, count = x0.new_empty(B * T), x0.new_empty(B * T), x0.new_empty(())
-    next_token_kernel[(B,)](read, x0, valid, shifted, seen, order, targets, count, B * T, T, start, **launch(T))
-    return shifted, seen, order, targets, count
+    (B, T), outputs = x0.shape, empty_outputs(read, x0, valid, start)
+    next_token_kernel[(B,)](read, x0, valid, *outputs, B * T, T, start, **launch(T))
+    return outputs

@@ -28,13 +28,11 @@ from ..ops.swiglu import swiglu_backward, swiglu_forward
 from . import tiles
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-EMPTY, WRONG_TYPE = "there is nothing to compute", "it takes fp32, bf16 and fp16"
 
 
 def missing() -> str:
     """Return why Triton kernels cannot run at all, "" where they can."""
-    install = "Triton is not installed: pip install triton (triton-windows on Windows)"
-    return "" if hardware.has_triton() else install
+    return "" if hardware.has_triton() else "Triton is not installed: pip install triton (triton-windows on Windows)"
 
 
 @functools.cache
@@ -52,37 +50,35 @@ def machine(x: torch.Tensor, *_) -> str:
     return ""
 
 
-def typed(first: torch.Tensor, *rest: torch.Tensor | None) -> str:
-    """Return machine's answer, or that the first tensor is empty or one is of another type."""
-    if why := machine(first):
-        return why
-    if not first.numel():
-        return EMPTY
-    return "" if all(a is None or a.dtype in TYPES for a in (first, *rest)) else WRONG_TYPE
+def filled(x: torch.Tensor) -> str:
+    """Return machine's answer, or that x is empty."""
+    return machine(x) or ("" if x.numel() else "there is nothing to compute")
+
+
+def typed(first: torch.Tensor, *rest: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> str:
+    """Return filled's answer, or that one of the tensors, or dtype, is of another type."""
+    types = [dtype, *(a.dtype for a in (first, *rest) if a is not None)]
+    return filled(first) or ("" if all(t in TYPES for t in types) else "it takes fp32, bf16 and fp16")
 
 
 def fused(h, weight, dtype) -> str:
-    if h.shape[-1] > tiles.MAX_FUSED_WIDTH:
-        return "the model is too wide for the fused form"
-    return typed(h, weight) or ("" if dtype in TYPES else WRONG_TYPE)
+    too_wide = "the model is too wide for the fused form"
+    return too_wide if h.shape[-1] > tiles.MAX_FUSED_WIDTH else typed(h, weight, dtype=dtype)
 
 
 def chunked(h, weight, dtype) -> str:
-    if h.shape[-1] <= tiles.MAX_FUSED_WIDTH:
-        return "the model is narrow enough for the fused form"
-    return typed(h, weight) or ("" if dtype in TYPES else WRONG_TYPE)
+    narrow = "the model is narrow enough for the fused form"
+    return narrow if h.shape[-1] <= tiles.MAX_FUSED_WIDTH else typed(h, weight, dtype=dtype)
 
 
 def corrupts(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, *_) -> str:
     if sampling == "counts" and x0.shape[1] > tiles.MAX_T:
         return f"sampling=counts takes rows of up to {tiles.MAX_T} tokens"
-    return machine(x0) or ("" if x0.numel() else EMPTY)
+    return filled(x0)
 
 
 def reads_rows(read, x0, *_) -> str:
-    if x0.shape[1] > tiles.MAX_T:
-        return f"it takes rows of up to {tiles.MAX_T} tokens"
-    return machine(x0) or ("" if x0.numel() else EMPTY)
+    return f"it takes rows of up to {tiles.MAX_T} tokens" if x0.shape[1] > tiles.MAX_T else filled(x0)
 
 
 def normalizes(x, weight, *more) -> str:

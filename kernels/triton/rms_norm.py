@@ -60,8 +60,7 @@ def launch(D: int) -> dict:
     return dict(ROWS=rows, BLOCK_D=block, num_warps=warps, num_stages=1, enable_fp_fusion=True)
 
 
-def forward(x: Tensor, a: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x + a in x's dtype, or (0,) without a; its norm in dtype), in one launch: tdlm::add_rms_norm."""
+def forward(x, a, weight, eps, dtype) -> tuple[Tensor, Tensor]:
     check_shapes(x, weight, a)
     D, options = x.shape[-1], launch(x.shape[-1])
     N, x, a = x.numel() // D, x.contiguous(), None if a is None else a.contiguous()
@@ -71,10 +70,7 @@ def forward(x: Tensor, a: Tensor | None, weight: Tensor, eps: float, dtype: torc
     return s, y
 
 
-def backward(
-    dy: Tensor, ds: Tensor | None, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx in x's dtype, the same in dtype or (0,) where that is x's or None, dw), in two launches."""
+def backward(dy, ds, x, weight, eps, dtype) -> tuple[Tensor, Tensor, Tensor]:
     check_shapes(x, weight, dy, ds)
     D, options = x.shape[-1], launch(x.shape[-1])
     N, x, dy, ds = x.numel() // D, x.contiguous(), dy.contiguous(), None if ds is None else ds.contiguous()
@@ -89,12 +85,10 @@ def backward(
     return dx, da, part.sum(0).to(weight.dtype)
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """tdlm::rms_norm."""
+def norm(x, weight, eps) -> Tensor:
     return forward(x, None, weight, eps, x.dtype)[1]
 
 
-def norm_gradients(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """tdlm::rms_norm_backward."""
+def norm_gradients(dy, x, weight, eps) -> tuple[Tensor, Tensor]:
     dx, _, dw = backward(dy, None, x, weight, eps, None)
     return dx, dw

@@ -25,7 +25,6 @@ def rank_kernel(KEYS, SORTED, ORDER, N, BLOCK: tl.constexpr, LOOK: tl.constexpr)
 
 
 def stable_order(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    """(keys in order, int32; where each was, int64)."""
     keys = keys.contiguous()
     ordered, order = torch.empty_like(keys, dtype=torch.int32), torch.empty_like(keys, dtype=torch.int64)
     rank_kernel[(triton.cdiv(len(keys), BLOCK),)](keys, ordered, order, len(keys), BLOCK=BLOCK, LOOK=LOOK, **OPTIONS)

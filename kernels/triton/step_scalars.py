@@ -34,12 +34,10 @@ def record_kernel(LOG, STEP, LOSS, NORM, LOSS_TOKENS, TOKENS, window):
 
 
 def clip_scale(norms: Tensor, loss: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-    """tdlm::clip_scale."""
     norm, scale, skip = (norms.new_empty(()) for _ in range(3))
     clip_kernel[(1,)](norms, loss, norm, scale, skip, len(norms), clip, BLOCK=BLOCK, **OPTIONS)
     return norm, scale, skip
 
 
 def record(log: Tensor, step: Tensor, loss: Tensor, norm: Tensor, loss_tokens: Tensor, tokens: Tensor) -> None:
-    """tdlm::record."""
     record_kernel[(1,)](log, step, loss, norm, loss_tokens, tokens, len(log), **OPTIONS)

@@ -5,8 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.swiglu import check_gradient
-
-TILE = 1024  # entries of y a program
+from .tiles import SMALL, rows_launch
 
 
 @triton.jit
@@ -20,43 +19,33 @@ def _gate(X, r, c, M, D):
 
 
 @triton.jit(do_not_specialize=["M"])
-def forward_kernel(X, Y, M, D, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def forward_kernel(X, Y, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     g, u, s, _, inside = _gate(X, r, c, M, D)
     tl.store(Y + r[:, None].to(tl.int64) * D + c[None, :], (g * s * u).to(Y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["M"])
-def backward_kernel(DY, X, DX, M, D, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def backward_kernel(DY, X, DX, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     g, u, s, at, inside = _gate(X, r, c, M, D)
     dy = tl.load(DY + r[:, None].to(tl.int64) * D + c[None, :], mask=inside, other=0.0).to(tl.float32)
     tl.store(DX + at, (dy * u * s * (1 + g * (1 - s))).to(DX.dtype.element_ty), mask=inside)
     tl.store(DX + at + D, (dy * g * s).to(DX.dtype.element_ty), mask=inside)
 
 
-def launch(D: int) -> dict:
-    """Block sizes and warps for rows of y of D."""
-    block = max(16, min(TILE, triton.next_power_of_2(D)))
-    return dict(ROWS=TILE // block, BLOCK=block, num_warps=4, num_stages=1, enable_fp_fusion=True)
-
-
-def _grid(M: int, D: int, options: dict) -> tuple[int, int]:
-    return triton.cdiv(M, options["ROWS"]), triton.cdiv(D, options["BLOCK"])
-
-
 def forward(x: Tensor) -> Tensor:
-    """y (..., n) of x (..., 2 n)."""
     x, D = x.contiguous(), x.shape[-1] // 2
-    y, M, options = x.new_empty(*x.shape[:-1], D), x.numel() // (2 * D), launch(D)
-    forward_kernel[_grid(M, D, options)](x, y, M, D, **options)
+    y, M = x.new_empty(*x.shape[:-1], D), x.numel() // (2 * D)
+    grid, blocks = rows_launch(M, D)
+    forward_kernel[grid](x, y, M, D, **blocks, **SMALL)
     return y
 
 
 def backward(dy: Tensor, x: Tensor) -> Tensor:
-    """dx (..., 2 n) of dy (..., n) and x (..., 2 n)."""
     check_gradient(dy, x)
     x, dy, D = x.contiguous(), dy.contiguous(), x.shape[-1] // 2
-    dx, M, options = x.new_empty(x.shape), x.numel() // (2 * D), launch(D)
-    backward_kernel[_grid(M, D, options)](dy, x, dx, M, D, **options)
+    dx, M = x.new_empty(x.shape), x.numel() // (2 * D)
+    grid, blocks = rows_launch(M, D)
+    backward_kernel[grid](dy, x, dx, M, D, **blocks, **SMALL)
     return dx

@@ -3,16 +3,14 @@
     fused    linear_cross_entropy.py: no logits in memory; a tile of rows and one of the vocabulary fit the chip
     stored   linear_cross_entropy_chunked.py: logits of some rows at a time, where those tiles do not fit, D above 512
 
-Fused makes four products of 2 D flop a logit; stored makes three where the tokens' weights are known in the forward
-pass, and moves STORED_BYTES a logit besides; fused may reach a smaller share of the flop/s that cuBLAS does.
-`crossover` is the width where they are projected to break even. It is not measured yet.
+Fused makes four products of 2 D flop a logit. Stored makes three where the tokens' weights are known in the forward
+pass, and moves logits besides. bench/without_gpu/rates.py projects the width where both take as long.
 
 TDLM_FP16_ACCUMULATE=1 lets GeForce cards, whose tensor cores add in fp16 at twice the rate, take the 16-bit products
 of a model up to 64 wide in fp16: each tile of 64 is added up in fp16, the tiles in fp32.
 """
 
 import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,11 +20,11 @@ GEFORCE = (86, 89, 120)
 SCRATCH_BYTES = (16 << 20) - 1  # a call at tiny holds no more beside its inputs and outputs
 MAX_SPLITS, FOLD_ROWS = 16, 256
 CHUNK_BYTES = 256 << 20  # of logits that the stored form holds at once
-STORED_BYTES = 12  # 2 each: it writes z, reads it twice, writes the gradient in its place, reads that for dh and for dw
-# Dense 16-bit flop/s with fp32 sums and byte/s, of the data sheets (sm_86: RTX 3070 Ti Laptop) and, for 90, reported
-# of an H200; none is measured here.
-RATES = {80: (312e12, 1.56e12), 86: (33e12, 448e9), 89: (165e12, 1.01e12), 90: (790e12, 4.3e12),
-         100: (2250e12, 8e12), 120: (210e12, 1.79e12)}  # fmt: skip
+
+
+def _options(warps: int, stages: int) -> dict:
+    """Return a kernel's options; Triton 3.9 warns that its default of fp fusion will change."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 class Tiles(NamedTuple):
@@ -39,9 +37,7 @@ class Tiles(NamedTuple):
 
     @property
     def options(self) -> dict:
-        # Triton 3.9 warns that its default of fp fusion will change.
-        capped = {"maxnreg": self.registers} if self.registers else {}
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True} | capped
+        return _options(self.warps, self.stages) | ({"maxnreg": self.registers} if self.registers else {})
 
 
 class Product(NamedTuple):
@@ -55,29 +51,33 @@ class Product(NamedTuple):
 
     @property
     def options(self) -> dict:
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return _options(self.warps, self.stages)
 
 
 MAX_FUSED_WIDTH = 512
 MAX_T = 1 << 12  # of corruption by counts and next_token: a program holds its row, and a longer one spills
 MAX_D = 1 << 12  # of rms_norm: a program holds whole rows
-SMALL = Tiles(0, 0, 4, 1).options  # of the kernels that only move data
+SMALL = _options(4, 1)  # of the kernels that only move data
+
+
+def rows_launch(N: int, D: int) -> tuple[tuple[int, int], dict]:
+    """Return (grid, block sizes) of a kernel whose programs take tiles of 1024 entries of N rows of D."""
+    block = max(16, min(1024, 1 << (D - 1).bit_length()))
+    rows = 1024 // block
+    return (-(-N // rows), -(-D // block)), {"ROWS": rows, "BLOCK_D": block}
+
 
 # (forward, weight) per padded width, found by compiling (bench/without_gpu/resources.py): the largest tiles without
 # spills that leave room for as many programs on a multiprocessor as possible, in Triton 3.6 and 3.9 alike. Larger tiles
 # on Hopper and later halve the reads from L2; 128 registers let two programs of eight warps share a multiprocessor.
-_WGMMA = {
-    16: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
-    32: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
-    64: (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128)),
+_NARROW = (16, 32, 64)
+_WGMMA = dict.fromkeys(_NARROW, (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128))) | {
     128: (Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     512: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
 }
-_MMA = {  # 168 registers let three programs of four warps share a multiprocessor
-    16: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
-    32: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
-    64: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3)),
+# 168 registers let three programs of four warps share a multiprocessor.
+_MMA = dict.fromkeys(_NARROW, (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3))) | {
     128: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
     256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
     512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
@@ -140,21 +140,6 @@ def product_parts(plan: Product, rows: int, D: int, processors: int) -> int:
     return max(1, min(8, 2 * processors // (-(-rows // plan.m) * -(-D // plan.n))))
 
 
-def half_sums(card: int) -> bool:
-    """Return whether fp16 accumulation is requested and of use on this card."""
-    return os.environ.get("TDLM_FP16_ACCUMULATE") == "1" and card in GEFORCE
-
-
-def crossover(card: int, share: float) -> float:
-    """The width from which the stored form is projected to be faster, if the fused one reaches `share` of its flop/s.
-
-    4 * 2 D / (share * flop/s) = 3 * 2 D / (flop/s) + (STORED_BYTES + 8 D / rows) / (byte/s), solved for D; dw is read
-    and written in fp32 for every chunk of stored_rows.
-    """
-    flops, bandwidth = RATES[card]
-    return STORED_BYTES / ((8 / share - 6) * bandwidth / flops - 8 / stored_rows(50257, torch.bfloat16))
-
-
 def padded(V: int) -> int:
     """Logits from one row of the stored form to the next: no tile of it reaches past them."""
     return -(-V // 256) * 256
@@ -191,7 +176,8 @@ def fused(
 ) -> Plan | None:  # fmt: skip
     """The launch of the fused form on a card with so many multiprocessors; None where the stored form runs."""
     block_d = max(16, 1 << (D - 1).bit_length())
-    half = (half_sums(card) if half is None else half and card in GEFORCE) and block_d <= 64 and dtype != torch.float32
+    half = os.environ.get("TDLM_FP16_ACCUMULATE") == "1" if half is None else half
+    half = half and card in GEFORCE and block_d <= 64 and dtype != torch.float32
     dtype = torch.float16 if half else dtype
     found = tiles(card, dtype, block_d, D % 16 != 0)
     if found is None:
@@ -209,20 +195,3 @@ def fused(
         dtype, half, block_d, forward, weight, programs, row_parts,
         forward_scratch=copies + programs * part, weight_scratch=copies + 12 * padded + partial,
     )  # fmt: skip
-
-
-def configurations(card: int) -> Iterator[tuple[str, dict, Tiles]]:
-    """Every fused kernel that can be launched on a card: its name, what it is specialised to, its tiles."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for D in (16, 32, 64, 128, 256, 512, 15, 31, 63, 127, 255, 511):
-            for half in (False, True):
-                plan = fused(card, 8192, D, 50257, dtype, dtype, dtype, processors=64, half=half)
-                if plan is None or plan.half_sums != half or plan.dtype != dtype:
-                    continue
-                of = {"dtype": dtype, "block_d": plan.block_d, "half_sums": half, "headroom": plan.headroom}
-                of["odd_width"] = D % 16 != 0
-                of["combine_rows"] = plan.combine_rows
-                yield "forward", of | {"need_dh": True}, plan.forward
-                yield "weight", of, plan.weight
-                if not of["odd_width"]:  # there too it takes less than with dh
-                    yield "forward", of | {"need_dh": False}, plan.forward

@@ -20,7 +20,7 @@ from ..data import dataset
 from ..data.token_cache import token_dtype
 from ..data.tokenizer import TOKENIZERS
 from ..kernels import hardware
-from ..kernels.triton import tiles as lce_plan
+from ..kernels.triton import tiles
 from ..model import build_model
 from . import step
 from .cuda_graph import DeviceSteps
@@ -32,13 +32,13 @@ CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 
 def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
     """Return the scratch bytes of tdlm::lce_forward, lce_backward_weight or lce_sum, beside inputs and outputs."""
     (N, D), V = h.shape, len(weight)
-    card = lce_plan.card(CAPABILITY) or 86
-    plan = lce_plan.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
+    card = tiles.card(CAPABILITY) or 86
+    plan = tiles.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
     if plan is not None:
         return plan.forward_scratch if name == "lce_forward" else plan.weight_scratch
-    rows = min(lce_plan.stored_rows(V, dtype), N)
-    chunk = rows * lce_plan.padded(V) * dtype.itemsize
-    parts = lce_plan.product_parts(lce_plan.product(card, dtype, "towards_h"), rows, D, PROCESSORS)
+    rows = min(tiles.stored_rows(V, dtype), N)
+    chunk = rows * tiles.padded(V) * dtype.itemsize
+    parts = tiles.product_parts(tiles.product(card, dtype, "towards_h"), rows, D, PROCESSORS)
     dh = 4 * (N + (parts + 1) * rows) * D  # in fp32, and the parts of a chunk that become it
     sums = {"lce_forward": dh, "lce_backward_weight": 4 * V * D, "lce_sum": dh + 4 * V * D}
     return chunk + (N + V) * D * dtype.itemsize + sums[name]

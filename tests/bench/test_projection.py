@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 from bench.without_gpu import launches, projection
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 
 pytestmark = pytest.mark.slow
 
@@ -57,13 +57,13 @@ def test_the_heads_mix_is_that_of_the_compiled_loops(card):
         half = title != "bf16"
         if triton.__version__ == FILE["triton"]:
             assert projection.head(card, half) == found
-        plan = lce_plan.fused(card, 8192, 64, 50257, *[torch.bfloat16] * 3,
-                              processors=projection.CHIPS[card].multiprocessors, half=half)  # fmt: skip
-        for side, tiles in (("forward", plan.forward), ("weight", plan.weight)):
-            mix, warps = found[side]["mix"], tiles.warps
+        plan = tiles.fused(card, 8192, 64, 50257, *[torch.bfloat16] * 3,
+                           processors=projection.CHIPS[card].multiprocessors, half=half)  # fmt: skip
+        for side, tile in (("forward", plan.forward), ("weight", plan.weight)):
+            mix, warps = found[side]["mix"], tile.warps
             made = sum(n * 2 * (64 * 64 * 16 / 4 if k.startswith("HGMMA") else 16 * 8 * 16)
                        for k, n in mix.items() if "MMA" in k)  # fmt: skip
-            assert made * warps == 2 * 2 * tiles.rows * tiles.vocab * 64, (title, side)
-            logits = tiles.rows * tiles.vocab / warps / 32
+            assert made * warps == 2 * 2 * tile.rows * tile.vocab * 64, (title, side)
+            logits = tile.rows * tile.vocab / warps / 32
             assert logits <= mix["MUFU.EX2"] <= 1.15 * logits
         assert found["projected_ms"]["all overlapped"] <= found["projected_ms"]["products and exp in turn"]

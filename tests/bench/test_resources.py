@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 from bench.without_gpu import resources
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ REPRESENTATIVE = (
 
 
 def test_every_card_is_in_the_file():
-    assert set(FILE["cards"]) == {str(card) for card in lce_plan.SHARED_KB}
+    assert set(FILE["cards"]) == {str(card) for card in tiles.SHARED_KB}
 
 
 @pytest.mark.parametrize("card", [int(card) for card in FILE["cards"]])

@@ -7,7 +7,7 @@ from tdlm_fast import config as settings
 from tdlm_fast import memory
 from tdlm_fast.kernels.ops.corrupt import SAMPLINGS
 from tdlm_fast.kernels.schedules import SCHEDULES
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.objective import LOSS_WEIGHTS
 from tdlm_fast.training import memory_estimate, step
 
@@ -92,16 +92,14 @@ def test_the_step_fits(name, limit_mb, objective):
 def test_the_head_is_counted_with_its_scratch():
     """Stored form: at least the chunk of logits; fused form: its plan."""
     h, w = torch.empty(8192, 768, dtype=torch.bfloat16), torch.empty(50257, 768)
-    chunk = lce_plan.CHUNK_BYTES * 0.9
+    chunk = tiles.CHUNK_BYTES * 0.9
     for op in ("lce_backward_weight", "lce_sum"):
         assert memory_estimate.head_scratch(op, h, w, torch.bfloat16) > chunk + 4 * w.numel()
     forward = memory_estimate.head_scratch("lce_forward", h, w, torch.bfloat16)
     assert memory_estimate.head_scratch("lce_sum", h, w, torch.bfloat16) == forward + 4 * w.numel() > chunk
-    rows = lce_plan.stored_rows(50257, torch.bfloat16)
-    parts = lce_plan.product_parts(
-        lce_plan.product(86, torch.bfloat16, "towards_h"), rows, 768, memory_estimate.PROCESSORS
-    )
-    logits, casts = 2 * rows * lce_plan.padded(50257), 2 * (8192 + 50257) * 768
+    rows = tiles.stored_rows(50257, torch.bfloat16)
+    parts = tiles.product_parts(tiles.product(86, torch.bfloat16, "towards_h"), rows, 768, memory_estimate.PROCESSORS)
+    logits, casts = 2 * rows * tiles.padded(50257), 2 * (8192 + 50257) * 768
     assert forward == logits + casts + 4 * 768 * (8192 + (parts + 1) * rows)
     assert memory_estimate.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
 

@@ -5,31 +5,21 @@
 TARGET_BEGIN("avx2,fma")
 #include <immintrin.h>
 
-#include "linear_cross_entropy.h"
-#include "norm_and_gate.h"
-#include "exp2.h"
-#include "attention.h"
+#include "kernels_of.h"
 
 namespace {
 struct Avx2 {
-    typedef float E;
     typedef __m256 F;
     typedef uint32_t U __attribute__((vector_size(32)));
     typedef int32_t I __attribute__((vector_size(32)));
-    typedef F X;
-    static constexpr int ROWS = 6, VECS = 2, LANES = 8, PAIR = 1;  // 12 sums of 16 registers
-    static constexpr int64_t BLOCK = 256;
+    static constexpr int ROWS = 6, VECS = 2, LANES = 8;  // 12 sums of 16 registers
     INLINE F set1(float x) { return _mm256_set1_ps(x); }
     INLINE F load(const float *p) { return _mm256_loadu_ps(p); }
     INLINE void store(float *p, F x) { _mm256_storeu_ps(p, x); }
-    INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
-    INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
-    INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
     INLINE F fmsub(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
-    INLINE X vector(const E *p) { return load(p); }
-    INLINE X broadcast(const E *p) { return _mm256_broadcast_ss(p); }
-    INLINE F dot(F sum, X a, X b) { return _mm256_fmadd_ps(a, b, sum); }
+    INLINE F broadcast(const float *p) { return _mm256_broadcast_ss(p); }
+    INLINE F dot(F sum, F a, F b) { return _mm256_fmadd_ps(a, b, sum); }
     INLINE float highest(F a) {
         float x[LANES], m = -INFINITY;
         store(x, a);
@@ -43,10 +33,10 @@ struct Avx2 {
     }
     INLINE F exp2(F t) {
         t = max(set1(-127), _mm256_min_ps(set1(127), t));  // in this order a NaN passes; 2^-127 comes out as 0
-        F n = _mm256_floor_ps(t), f = sub(t, n), q = set1(EXP2_5[4]);
+        F n = _mm256_floor_ps(t), f = t - n, q = set1(EXP2_5[4]);
         for (int i = 3; i >= 0; i--) q = _mm256_fmadd_ps(q, f, set1(EXP2_5[i]));
         __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-        return mul(_mm256_fmadd_ps(q, f, set1(1)), _mm256_castsi256_ps(e));
+        return _mm256_fmadd_ps(q, f, set1(1)) * _mm256_castsi256_ps(e);
     }
     INLINE U count() { return U{0, 1, 2, 3, 4, 5, 6, 7}; }
     INLINE void multiply(U a, uint32_t m, U &high, U &low) {  // the 64 bits of a m
@@ -55,18 +45,10 @@ struct Avx2 {
         high = (U)_mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xF5), odd, 0xAA);
         low = (U)_mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xA0), 0xAA);
     }
-    INLINE void store_p(E *p, const F (&t)[VECS]) {
-        for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
-    }
-    INLINE void publish() {}
-    INLINE void keep_rows(E *to, const E *p, int64_t) { memcpy(to, p, VECS / 2 * LANES * sizeof(E)); }
 };
 }  // namespace
 
-const Kernels avx2_kernels = {
-    Attend<Avx2>::sizes, Attend<Avx2>::pack, Attend<Avx2>::rows_of, Attend<Avx2>::words_of, Attend<Avx2>::weight,
-    Between<Avx2>::swiglu_of, Between<Avx2>::rms_norm_of, Tile<Avx2>::scratch, Tile<Avx2>::head_of,
-};
+const Kernels avx2_kernels = KERNELS_OF<Fp32<Avx2>>;
 TARGET_END
 #else
 const Kernels avx2_kernels = {};

@@ -2,10 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "linear_cross_entropy.h"
-#include "norm_and_gate.h"
-#include "exp2.h"
-#include "attention.h"
+#include "kernels_of.h"
 
 namespace {
 
@@ -17,9 +14,6 @@ struct Avx512Base {
     INLINE F set1(float x) { return _mm512_set1_ps(x); }
     INLINE F load(const float *p) { return _mm512_loadu_ps(p); }
     INLINE void store(float *p, F x) { _mm512_storeu_ps(p, x); }
-    INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
-    INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-    INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
     INLINE F fmsub(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
     INLINE float highest(F a) { return _mm512_reduce_max_ps(a); }

@@ -10,7 +10,6 @@ struct Avx512Bf16 : Avx512Base {
     typedef uint16_t E;
     typedef __m512bh X;
     static constexpr int PAIR = 2;
-    static constexpr int64_t BLOCK = 256;
     INLINE X vector(const E *p) { return (X)_mm512_loadu_si512(p); }
     INLINE X broadcast(const E *p) {
         int32_t pair;
@@ -37,7 +36,8 @@ struct Avx512Bf16 : Avx512Base {
 }  // namespace
 
 const Kernels avx512_bf16_kernels = {
-    Attend<Avx512Bf16>::sizes, Attend<Avx512Bf16>::pack, Attend<Avx512Bf16>::rows_of, Attend<Avx512Bf16>::words_of, Attend<Avx512Bf16>::weight,
+    Attend<Avx512Bf16>::sizes, Attend<Avx512Bf16>::pack, Attend<Avx512Bf16>::rows_of, Attend<Avx512Bf16>::words_of,
+    Attend<Avx512Bf16>::weight,
     nullptr, nullptr, nullptr, nullptr,
 };
 TARGET_END

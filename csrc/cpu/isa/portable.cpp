@@ -1,29 +1,19 @@
 // fp32 products in the vector extension of GCC and Clang: SSE2, NEON, or whatever the target has.
-#include "linear_cross_entropy.h"
-#include "norm_and_gate.h"
-#include "exp2.h"
-#include "attention.h"
+#include "kernels_of.h"
 
 namespace {
 struct Portable {
-    typedef float E;
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
     typedef uint32_t U __attribute__((vector_size(16)));
-    typedef F X;
-    static constexpr int ROWS = 6, VECS = 2, LANES = 4, PAIR = 1;
-    static constexpr int64_t BLOCK = 256;
+    static constexpr int ROWS = 6, VECS = 2, LANES = 4;
     INLINE F set1(float x) { return F{x, x, x, x}; }
     INLINE F load(const float *p) { F x; memcpy(&x, p, sizeof x); return x; }
     INLINE void store(float *p, F x) { memcpy(p, &x, sizeof x); }
-    INLINE F add(F a, F b) { return a + b; }
-    INLINE F sub(F a, F b) { return a - b; }
-    INLINE F mul(F a, F b) { return a * b; }
     INLINE F max(F a, F b) { return a > b ? a : b; }
     INLINE F fmsub(F a, F b, F c) { return a * b - c; }
-    INLINE X vector(const E *p) { return load(p); }
-    INLINE X broadcast(const E *p) { return set1(*p); }
-    INLINE F dot(F sum, X a, X b) { return sum + a * b; }
+    INLINE F broadcast(const float *p) { return set1(*p); }
+    INLINE F dot(F sum, F a, F b) { return sum + a * b; }
     INLINE float highest(F a) {
         float m = -INFINITY;
         for (int i = 0; i < LANES; i++) m = a[i] > m ? a[i] : m;
@@ -49,15 +39,7 @@ struct Portable {
             high[i] = uint32_t(x >> 32), low[i] = uint32_t(x);
         }
     }
-    INLINE void store_p(E *p, const F (&t)[VECS]) {
-        for (int c = 0; c < VECS; c++) store(p + c * LANES, t[c]);
-    }
-    INLINE void publish() {}
-    INLINE void keep_rows(E *to, const E *p, int64_t) { memcpy(to, p, VECS / 2 * LANES * sizeof(E)); }
 };
 }  // namespace
 
-const Kernels portable_kernels = {
-    Attend<Portable>::sizes, Attend<Portable>::pack, Attend<Portable>::rows_of, Attend<Portable>::words_of, Attend<Portable>::weight,
-    Between<Portable>::swiglu_of, Between<Portable>::rms_norm_of, Tile<Portable>::scratch, Tile<Portable>::head_of,
-};
+const Kernels portable_kernels = KERNELS_OF<Fp32<Portable>>;

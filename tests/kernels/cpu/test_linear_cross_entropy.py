@@ -284,7 +284,7 @@ def test_a_confident_tokens_nll_is_not_negative(isa):
 
 
 def test_the_references_run_without_the_library(monkeypatch):
-    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "handle", None)
     monkeypatch.setattr(native, "_missing", "the library was not built")
     try:
         native.use(None)

@@ -14,7 +14,7 @@ from tdlm_fast.kernels.ops.corrupt import SAMPLINGS, corrupt_op, corrupt_ref
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import corrupt as corrupt_triton
 from tdlm_fast.kernels.triton import tiles
-from tdlm_fast.kernels.triton.philox import random_words
+from tdlm_fast.kernels.triton.corrupt import random_words
 
 SMALL = [c for c in CORRUPT if c.B * c.T < 2000 or torch.cuda.is_available()]
 
@@ -44,7 +44,7 @@ def both(x0, valid, seed, step, schedule, sampling, row_offset=0, batch_rows=Non
     batch_rows = batch_rows or row_offset + len(x0)
     found = corrupt(x0, valid=valid, seed=seed, step=step, mask_token_id=999, schedule=schedule, sampling=sampling,
                     row_offset=row_offset, batch_rows=batch_rows)  # fmt: skip
-    same(found, corrupt_ref(x0, valid, seed, step, 999, schedule, sampling, row_offset, batch_rows))
+    same(found, corrupt_ref(x0, valid, seed, step, None, None, 999, schedule, sampling, row_offset, batch_rows))
     return found
 
 

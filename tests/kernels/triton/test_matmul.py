@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdlm_fast.kernels.triton import matmul as product_triton
-from tdlm_fast.kernels.triton import tiles as lce_plan
+from tdlm_fast.kernels.triton import tiles
 from tests.kernels.triton.guard import guarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
-SMALL = lce_plan.Product(32, 32, 16, 4, 2)
+SMALL = tiles.Product(32, 32, 16, 4, 2)
 
 
 def close(found, truth, dtype):
@@ -26,7 +26,7 @@ def check(rows, D, V, count, first, dtype, processors, plan=SMALL):
     x, w = torch.randn(rows, D, generator=g).to(DEVICE, dtype), torch.randn(V, D, generator=g).to(DEVICE, dtype)
     n_rows, live = torch.tensor(count, device=DEVICE), min(max(count - first, 0), rows)
     z = product_triton.logits(x, w, n_rows, first, plan)
-    assert z.shape == (rows, V) and z.stride(0) == lce_plan.padded(V) and z.dtype == dtype
+    assert z.shape == (rows, V) and z.stride(0) == tiles.padded(V) and z.dtype == dtype
     truth = x[:live].double() @ w.double().T
     error = (z[:live].double() - truth).abs().max() if live else 0
     assert error <= torch.finfo(dtype).eps * (truth.abs().max() if live else 0) + 1e-5
@@ -52,13 +52,13 @@ def test_counts(count, first, dtype):
     check(70, 48, 133, count, first, dtype, processors=4)
 
 
-@pytest.mark.parametrize("of", lce_plan.PRODUCTS)
+@pytest.mark.parametrize("of", tiles.PRODUCTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("card", lce_plan.SHARED_KB)
+@pytest.mark.parametrize("card", tiles.SHARED_KB)
 def test_the_tiles_of_every_card(card, dtype, of):
     if DEVICE == "cuda":
-        card = lce_plan.card(torch.cuda.get_device_capability())
-    check(150, 80, 300, 140, 0, dtype, processors=8, plan=lce_plan.product(card, dtype, of))
+        card = tiles.card(torch.cuda.get_device_capability())
+    check(150, 80, 300, 140, 0, dtype, processors=8, plan=tiles.product(card, dtype, of))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -168,9 +168,9 @@ def config_hash(config: Config) -> str:
 
     The text has its own hash (Corpus.hash), so the same text read from another folder is the same run.
     """
-    where = ("device", "data.corpus", "data.path", "data.if_unreachable", "data.cache")
-    kept = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in where}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    sources = ("device", "data.corpus", "data.path", "data.if_unreachable", "data.cache")
+    deciding = {k: v for k, v in flatten(config).items() if not k.startswith("run.") and k not in sources}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _nearest(key: str, known) -> str:

@@ -14,9 +14,9 @@ def main(argv=None) -> None:
     from .runs.device import chains, kernels, pick_device, versions
 
     device = pick_device(a.device)
-    found, served = versions(device), chains(device)
+    ran, served = versions(device), chains(device)
     graph = "one CUDA graph" if device.type == "cuda" else "eager: CUDA graphs need a GPU"
-    rows = {"device": found["device"]} | {name: v or "not installed" for name, v in found["versions"].items()}
+    rows = {"device": ran["device"]} | {name: v or "not installed" for name, v in ran["versions"].items()}
     rows |= {"step": graph, "cuda": kernels().cuda.library.describe()}
     asked = kernels().dispatch.chosen(device.type) == "reference"
     alone = "reference (chosen)" if asked else "reference (no kernel is written for this device)"

@@ -19,12 +19,12 @@ def main(argv=None) -> int:
     p.add_argument("overrides", nargs="*", help="key=value")
     p.add_argument("--resume", action="store_true", help="resume the run in its folder, if there is one")
     args = p.parse_intermixed_args(argv)
-    again = command("train", args.config, *args.overrides, "--resume")
+    resume = command("train", args.config, *args.overrides, "--resume")
     folder = None
 
     def kept() -> str:
         has = folder and (folder / LAST).is_file()
-        return f"the last checkpoint is intact; to resume: {again}" if has else "no checkpoint was saved yet"
+        return f"the last checkpoint is intact; to resume: {resume}" if has else "no checkpoint was saved yet"
 
     try:
         config = settings.load(args.config, args.overrides)
@@ -39,16 +39,16 @@ def main(argv=None) -> int:
         raise settings.NonFinite(f"{e}; {kept()}") from None
     memory = f", peak memory {summary['peak_memory_mb']:,.0f} MB" if summary["peak_memory_mb"] else ""
     for name in ("valid", "test"):
-        found, error = summary[name], f" ± {summary[name]['stderr']:.4f}" if summary[name]["samples"] else ""
-        nats, bits = f"{found['nats_per_token']:.4f}{error} nats/token", f"{found['bits_per_byte']:.4f} bits/byte"
-        print(f"{name:5}  {nats}, ppl {found['ppl']:.2f}, {bits} ({found['bound']})")
+        score, error = summary[name], f" ± {summary[name]['stderr']:.4f}" if summary[name]["samples"] else ""
+        nats, bits = f"{score['nats_per_token']:.4f}{error} nats/token", f"{score['bits_per_byte']:.4f} bits/byte"
+        print(f"{name:5}  {nats}, ppl {score['ppl']:.2f}, {bits} ({score['bound']})")
     print(f"best   these are of the weights of step {summary['best_step']}, of {summary['steps']} trained")
     print(f"speed  {summary['tokens_per_s']:,.0f} tokens/s over {summary['seconds']:,.1f} s{memory}")
     if summary["note"]:
         print(f"NOTE   {summary['note']}")
     print(f"run    {folder}")
     if not summary["finished"]:
-        print(f"stopped early; to resume: {again}")
+        print(f"stopped early; to resume: {resume}")
         return 130
     tokens = max(1, min(64, config.model.seq_len // 2))
     print("sample " + command("sample", folder, "--prompt", "The ", "--tokens", tokens))

@@ -160,9 +160,11 @@ def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
     for c in load()["claims"]:
         row = {k: c[k] for k in ("id", "claim", "published", "kind")} | {"claimed": math.log(c.get("ratio", 1.0))}
         if c["kind"] == "loss":
-            found, exact = advantages(pairs, c["at"]), exact_advantage(pairs) if c["at"] == "test" else None
-            row |= found | {"exact": exact}
-            row["verdict"], row["reason"] = verdict(row["claimed"], found["as_published"], found["right"], exact)
+            intervals, exact = advantages(pairs, c["at"]), exact_advantage(pairs) if c["at"] == "test" else None
+            row |= intervals | {"exact": exact}
+            row["verdict"], row["reason"] = verdict(
+                row["claimed"], intervals["as_published"], intervals["right"], exact
+            )
         elif c["kind"] == "time":
             row |= _time(row["claimed"], pairs)
         else:

@@ -41,15 +41,15 @@ def _documents(file: Path) -> list[str]:
         raise ConfigError(f"data.path: {file} cannot be read as UTF-8 text ({e})") from None
     if file.suffix.lower() != ".jsonl":
         return [text]
-    found = []
+    documents = []
     for number, line in enumerate(text.split("\n"), 1):  # a JSON string may hold other line ends
         if line.strip():
             try:
-                found.append(json.loads(line)["text"])
-                found[-1].encode()
+                documents.append(json.loads(line)["text"])
+                documents[-1].encode()
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ConfigError(f'data.path: {file} line {number} is not {{"text": "…"}}') from None
-    return found
+    return documents
 
 
 def _join(documents: list[str]) -> str:
@@ -74,7 +74,7 @@ def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) ->
     parts: dict[str, list[str]] = {s: [] for s in ("train", *missing)}
     for i, piece in enumerate(pieces):
         parts[split.get(i % 20, "train")].append(piece)
-    if not all(any(piece.strip() for piece in found) for found in parts.values()):
+    if not all(any(piece.strip() for piece in part) for part in parts.values()):
         fix = "give 20 lines or documents, or a folder with train, valid and test"
         raise ConfigError(f"{what} is too short to cut {' and '.join(missing)} from it: {fix}")
     return parts
@@ -86,10 +86,10 @@ def _split_of(file: Path) -> str | None:
         if part.lower() in NAMES:
             return NAMES[part.lower()]
     words = [w for w in re.split(r"[^a-z]+", file.stem.lower()) if w and w != "of"]  # train-00000-of-00002
-    found = {NAMES[w] for w in (words[:1] + words[-1:]) if w in NAMES}
-    if len(found) > 1:
-        raise ConfigError(f"data.path: {file} could be {' or '.join(sorted(found))}; rename it")
-    return next(iter(found), None)
+    splits = {NAMES[w] for w in (words[:1] + words[-1:]) if w in NAMES}
+    if len(splits) > 1:
+        raise ConfigError(f"data.path: {file} could be {' or '.join(sorted(splits))}; rename it")
+    return next(iter(splits), None)
 
 
 def _local(path: Path) -> dict[str, str]:

@@ -23,11 +23,11 @@ COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # needed
 
 def digest(tensors: dict, text: str = "") -> str:
     """Return the SHA-256 of a text and of the names and bytes of tensors."""
-    found = hashlib.sha256(text.encode())
+    sha = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def weights_hash(model) -> str:
@@ -48,8 +48,8 @@ def save(path: Path, model, optimizer, state: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_beside(path, lambda p: save_file(tensors, p, about))
     except (SafetensorError, OSError) as e:
-        kept = "the one before it is intact" if path.is_file() else "there is none before it"
-        raise ConfigError(f"{path} cannot be written ({e}); {kept}; free space, then --resume") from None
+        previous = "the one before it is intact" if path.is_file() else "there is none before it"
+        raise ConfigError(f"{path} cannot be written ({e}); {previous}; free space, then --resume") from None
 
 
 def peek(path: Path) -> dict:

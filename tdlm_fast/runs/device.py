@@ -92,6 +92,6 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
         scalars.clip_scale: (g, one, 1.0),
         scalars.record: (floats(4, 4, dtype=torch.float64), n, one, one, n, n),
     }
-    found = {name(op): answers(op, *args) for op, args in calls.items()}
+    links = {name(op): answers(op, *args) for op, args in calls.items()}
     chosen = attention.backend(q, masked=True)
-    return found | {"attention": [({"tile": "tile_attention", "sdpa": "PyTorch's SDPA"}.get(chosen, chosen), "")]}
+    return links | {"attention": [({"tile": "tile_attention", "sdpa": "PyTorch's SDPA"}.get(chosen, chosen), "")]}

@@ -44,13 +44,13 @@ def figures(file: Path, keys=(), mend: str = "remove it, and it is made again") 
     Raises ConfigError, which ends with `mend`, where the file is damaged or one of `keys` is missing.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             raise ValueError("not a JSON object")
-        if missing := [k for k in keys if k not in found]:
+        if missing := [k for k in keys if k not in content]:
             raise ValueError(f"no {', '.join(missing)}")
     except FileNotFoundError:
         return {}
     except ValueError as e:
         raise settings.ConfigError(f"{file} is damaged ({e}); {mend}") from None
-    return found
+    return content

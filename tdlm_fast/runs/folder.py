@@ -96,12 +96,12 @@ def resumes(config, folder: Path, resume: bool) -> bool:
         raise settings.ConfigError(f"{folder} holds a run already: --resume continues it, run.dir=OTHER starts another")
     if not has_last and not (has_config and finished(folder)):
         left = [name for name in MADE if has_config and (folder / name).exists()]
-        kept = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
+        earlier = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
         if left:
-            kept.mkdir()
+            earlier.mkdir()
         for name in left:
-            os.replace(folder / name, kept / name)
-        moved = f"; earlier files are now in {kept}" if left else ""
+            os.replace(folder / name, earlier / name)
+        moved = f"; earlier files are now in {earlier}" if left else ""
         if resume:
             print(f"nothing to resume in {folder}: starting from the beginning{moved}", file=sys.stderr)
         return False
@@ -119,8 +119,10 @@ def trim_samples(folder: Path, step: int) -> None:
     file = folder / "samples.txt"
     if file.is_file():
         parts = re.split(r"(?m)^--- step (\d+)\n", file.read_text(encoding="utf-8"))
-        kept = (f"--- step {at}\n{text}" for at, text in zip(parts[1::2], parts[2::2], strict=True) if int(at) <= step)
-        write_beside(file, lambda p: p.write_text("".join(kept), encoding="utf-8"))
+        samples = (
+            f"--- step {at}\n{text}" for at, text in zip(parts[1::2], parts[2::2], strict=True) if int(at) <= step
+        )
+        write_beside(file, lambda p: p.write_text("".join(samples), encoding="utf-8"))
 
 
 def changes(config, folder: Path, counts) -> str:

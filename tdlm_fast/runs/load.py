@@ -26,9 +26,9 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     model = build_model(config, tokenizer)
     state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
     state["weights"] = checkpoint.weights_hash(model)  # figures computed with other weights do not count
-    where = pick_device(device)
-    tell_missing(where)
-    return config, tokenizer, model.to(where).eval(), state
+    target = pick_device(device)
+    tell_missing(target)
+    return config, tokenizer, model.to(target).eval(), state
 
 
 def trained_text(folder: Path, config, state: dict, layout: str | None = None) -> dataset.Corpus:

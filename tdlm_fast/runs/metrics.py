@@ -15,8 +15,8 @@ REPORTED = (
 
 def summary_of(folder: Path) -> dict:
     """Return the summary of a run, finished or not, {} if it is missing. Raises ConfigError where it is damaged."""
-    again, last = command("train", "CONFIG", "--resume"), (folder / LAST).is_file()
-    mend = f"remove it, and {again} makes it again" if last else f"restore it: without {LAST} it cannot be made again"
+    resume, last = command("train", "CONFIG", "--resume"), (folder / LAST).is_file()
+    mend = f"remove it, and {resume} makes it again" if last else f"restore it: without {LAST} it cannot be made again"
     return figures(folder / "summary.json", REPORTED, mend)
 
 
@@ -31,12 +31,12 @@ def finished(folder: Path) -> dict | None:
 
 def entries(file: Path) -> tuple[list[dict], int]:
     """Return the entries of a metrics.jsonl and the number of damaged lines (not a JSON object with a step)."""
-    found, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    whole, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            found.append(entry)
-    return found, len(lines) - len(found)
+            whole.append(entry)
+    return whole, len(lines) - len(whole)

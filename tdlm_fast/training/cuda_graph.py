@@ -139,13 +139,13 @@ class DeviceSteps:
 
         It waits only for what it returns. With keep=1 that is the window before the last, which has usually arrived.
         """
-        found = []
+        windows = []
         while len(self.unread) > keep:
             first, end, host, arrived = self.unread.popleft()
             if arrived is not None:
                 arrived.synchronize()
-            found.append((first, [_outcome(*host[s % len(host)].tolist()) for s in range(first, end)]))
-        return found
+            windows.append((first, [_outcome(*host[s % len(host)].tolist()) for s in range(first, end)]))
+        return windows
 
 
 def _outcome(loss: float, grad_norm: float, loss_tokens: float, tokens: float) -> dict:

@@ -54,9 +54,9 @@ class Log(contextlib.AbstractContextManager):
 
     def __init__(self, folder: Path, config: Config, steps: int, step: int, evaluated: int | None):
         self.file = folder / "metrics.jsonl"
-        kept, damaged = entries(self.file) if step else ([], 0)
-        kept = [e for e in kept if e["step"] < step or e["step"] == step and ("valid" not in e or evaluated == step)]
-        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        lines, damaged = entries(self.file) if step else ([], 0)
+        lines = [e for e in lines if e["step"] < step or e["step"] == step and ("valid" not in e or evaluated == step)]
+        text = "".join(json.dumps(entry) + "\n" for entry in lines)
         write_beside(self.file, lambda p: p.write_text(text, encoding="utf-8"))
         self.terminal = _shows_a_bar(sys.stderr)
         self.steps, self.last, self.started = steps, 0.0, time.monotonic()

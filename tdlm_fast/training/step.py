@@ -91,8 +91,8 @@ class EagerSteps:
         self.done = []
 
     def read(self, keep: int = 0) -> list[tuple[int, list[dict]]]:
-        found, self.unread = self.unread, []
-        return [(first, [{k: v.item() for k, v in o.items()} for o in done]) for first, done in found]
+        windows, self.unread = self.unread, []
+        return [(first, [{k: v.item() for k, v in o.items()} for o in done]) for first, done in windows]
 
 
 def where(config: Config, split: dataset.Split, step: int) -> str:

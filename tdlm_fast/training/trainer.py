@@ -175,9 +175,9 @@ class Trainer:
         config, progress, valid = self.config, self.progress, self.corpus.splits["valid"]
         n = config.eval.samples
         scoring: dict[str, Any] = self.scoring | dict(target_stderr=0.0, min_samples=n, max_samples=n)
-        found, metric = both(self.model, valid, config.objective, draws=config.eval.published, **scoring)
+        score, metric = both(self.model, valid, config.objective, draws=config.eval.published, **scoring)
         entry = {key: getattr(progress, key) for key in ("step", "seconds", "tokens", "loss_tokens")}
-        entry["valid"] = found.asdict()
+        entry["valid"] = score.asdict()
         if metric:
             entry["published"] = metric.asdict()
         if config.eval.probe:
@@ -192,9 +192,9 @@ class Trainer:
             x0, _ = batch(self.split, seed=config.seed, step=progress.step - 1, batch_size=size)
             entry["batch"] = checkpoint.digest({"x0": x0})[:16]
         self.log.record(entry)
-        self.log.say(f"step {progress.step}  valid {found}")
+        self.log.say(f"step {progress.step}  valid {score}")
         progress.evaluated = progress.step
-        nats = found.nats_per_token if math.isfinite(found.nats_per_token) else math.inf
+        nats = score.nats_per_token if math.isfinite(score.nats_per_token) else math.inf
         if progress.best is None or nats < progress.best:
             progress.best = nats
             checkpoint.save(self.folder / BEST, self.model, None, asdict(progress))

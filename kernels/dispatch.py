@@ -119,7 +119,7 @@ def answers(op, *args) -> list[tuple[str, str]]:
 
 
 def available_backends() -> list[str]:
-    """Return the names that use_backend takes on this machine."""
+    """Return the names that use_backend takes: the backends installed here, whether or not there is a GPU for them."""
     return [name for name, missing in _missing.items() if not missing()]
 
 
@@ -131,8 +131,9 @@ def chosen(device: str) -> str | None:
 def use_backend(name: str | None, devices: tuple[str, ...] = DEVICES):
     """Put one backend first in the chain of every op, or leave only the references: "reference"; None is the default.
 
-    An op that the backend does not serve walks the rest of its chain. The choice stays; as a context manager it ends
-    with the block. Raises ValueError for an unknown name and for a backend that this machine cannot use.
+    An op that the backend does not serve walks the rest of its chain. The choice is one for the whole process, threads
+    included, and stays; as a context manager it ends with the block. Raises ValueError for an unknown name and for a
+    backend that is not installed.
     """
     if name is not None and name not in _missing:
         raise ValueError(f"backend {name!r} is unknown; it must be one of {', '.join(_missing)}")

@@ -10,6 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 VERBS = ("train", "evaluate", "sample", "compare", "table", "check", "memory", "doctor")
 BACKENDS = ("cpu", "triton", "cuda")
+# From the bottom of the house to its top: a room imports from its own line and the lines before it.
+LEVELS = (
+    ("config", "statistics"), ("cli",), ("kernels",), ("data", "model"), ("objective",), ("runs",), ("evaluation",),
+    ("sampling",), ("training",), ("comparison",), VERBS, ("__main__",),
+)  # fmt: skip
 TORCH_FREE = ("config", "cli", "statistics", "comparison", "__main__", *VERBS)
 
 
@@ -101,6 +106,29 @@ def test_ops_import_no_backend_and_backends_no_other_backend():
 
 def test_nobody_imports_a_verb():
     breaches("a verb is run, not imported", lambda module, target, name: target.removeprefix("tdlm_fast.") in VERBS)
+
+
+def test_imports_go_down_only():
+    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+
+    def place(module: str) -> int:
+        return level[module.split(".")[1]] if "." in module else 0  # the package itself is its lazy names
+
+    breaches("imports go down only", lambda module, target, name: "." in module and place(target) > place(module))
+
+
+def test_nothing_is_replaced_or_reached_by_its_name():
+    """No unittest.mock in the product. Two files import by name: a verb in __main__, Triton's kernels at first use."""
+    lazy = ("tdlm_fast.__main__", "tdlm_fast.kernels.triton.register")
+    found = []
+    for module, file in FILES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            words = (
+                ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute | ast.Name) else ""
+            )
+            if "unittest" in words or "import_module" in words and module not in lazy:
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno} uses {words}")
+    assert not found, "\n".join(found)
 
 
 def test_no_private_name_crosses_a_file():

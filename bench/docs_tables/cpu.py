@@ -14,8 +14,8 @@ def ms(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def _steps() -> dict[str, dict]:
-    return {o: read(f"step-cpu-{o}.json") for o in OBJECTIVES}
+def _steps(kind: str = "cpu") -> dict[str, dict]:
+    return {o: read(f"step-{kind}-{o}.json") for o in OBJECTIVES}
 
 
 def _machine(run: dict) -> str:
@@ -36,9 +36,17 @@ def headline() -> str:
         d, a = (run["sides"][PEERS[peer]][key] / run["sides"]["ours"][key] for run in runs.values())
         lines.append(f"- **{won.format(d)}** for diffusion, {a:.1f} times for autoregressive")
     first = runs["diffusion"]
+    with_amx = (
+        run["sides"][PEERS[peer]]["step_ms"] / run["sides"]["ours"]["step_ms"]
+        for peer in ("plain PyTorch", "torch.compile") for run in _steps("cpu-amx").values()
+    )  # fmt: skip
+    plain_d, plain_a, compiled_d, compiled_a = (f"{ratio:.1f}" for ratio in with_amx)
     return "\n".join([
         f"A whole training step of `{first['config']}`, measured on {_machine(first)}:\n", *lines,
-        "\n![Time and memory of one training step: tdlm_fast, torch.compile, plain PyTorch](docs/step.svg)",
+        "\nOn a processor with AMX, which PyTorch uses and these kernels do not, the factors of time are "
+        f"{plain_d} and {plain_a} against plain PyTorch, {compiled_d} and {compiled_a} against `torch.compile`: "
+        "[docs/performance.md](docs/performance.md#cpu-the-whole-step).\n",
+        "![Time and memory of one training step: tdlm_fast, torch.compile, plain PyTorch](docs/step.svg)",
     ])  # fmt: skip
 
 
@@ -64,6 +72,11 @@ def cpu_step() -> str:
     return step_table(_steps())
 
 
+def cpu_step_amx() -> str:
+    """The whole training step on a processor with AMX."""
+    return step_table(_steps("cpu-amx"))
+
+
 def step_table(runs: dict) -> str:
     """The figures that bench.race.step wrote of both objectives, side by side."""
     shape, first = runs["diffusion"]["shape"], runs["diffusion"]
@@ -79,16 +92,16 @@ def step_table(runs: dict) -> str:
             time = f"{ms(s['step_ms'])} ({ms(s['fastest_ms'])} to {ms(s['slowest_ms'])})"
             cells += [time, f"{s['tokens_per_s']:,.0f}", f"{s['step_ms'] / ours['step_ms']:.1f}"]
             memory.append(s["peak_mb"] or 0)
-        rows.append((side, *cells, f"{max(memory):,.0f}"))
+        rows.append((side, *cells, f"{max(memory):,.0f}" if any(memory) else "–"))
     absent = "; ".join(f"{k}: {v}" for k, v in first["absent"].items())
     words = (
         f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, rows without "
         f"padding. {first['device']}; PyTorch {first['versions']['torch']}. Medians of {first['rounds']} rounds, in "
         "brackets the fastest and the slowest; all sides take turns in one process. Ratio: this side's time over ours. "
-        "Peak memory: that of the objective that needs more. "
-        f"Not installed: {absent}."
+        + ("Peak memory: that of the objective that needs more. " if any(memory) else "")
+        + (f"Not installed: {absent}." if absent else "")
     )
-    return f"{table(*rows)}\n\n{words}"
+    return f"{table(*rows)}\n\n{words.strip()}"
 
 
 def cpu_profile() -> str:
@@ -148,4 +161,10 @@ def precision() -> str:
     return f"{table(*rows)}\n\n{words}"
 
 
-TABLES = {"cpu-step": cpu_step, "cpu-head": cpu_head, "cpu-profile": cpu_profile, "cpu-precision": precision}
+TABLES = {
+    "cpu-step": cpu_step,
+    "cpu-step-amx": cpu_step_amx,
+    "cpu-head": cpu_head,
+    "cpu-profile": cpu_profile,
+    "cpu-precision": precision,
+}

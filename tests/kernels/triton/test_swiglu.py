@@ -1,0 +1,26 @@
+"""The SwiGLU gate, against fp64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.race.cases import GATE
+from tdlm_fast.kernels.ops.swiglu import swiglu_forward
+from tests.kernels.triton.accuracy import compare
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gate(x):
+    g, u = x.chunk(2, -1)
+    return [F.silu(g) * u]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GATE, ids=str)
+def test_gate(case, dtype):
+    x, dy = case.inputs(dtype, DEVICE)
+    compare(lambda x: [swiglu_forward(x)], gate, [x], [dy])

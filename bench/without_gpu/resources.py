@@ -58,6 +58,7 @@ def compiled(kernel, card: int, types: dict, constants: dict, options: dict, ali
     widths = [n for n, t in types.items() if t.endswith(":16") or n in ("D", "T", *STRIDES)]
     types = {n: t.removesuffix(":16") for n, t in types.items()}
     signature = {n: types.get(n, "constexpr") for n in names}
+    constants, options = constants | {"PDL": card >= 90}, options | {"launch_pdl": card >= 90}  # as on that card
     values = {(i,): constants.get(n) for i, n in enumerate(names) if n not in types}
     plain = {p.name for p in kernel.params if p.do_not_specialize}
     whole = [n for n in types if types[n][0] == "*" or aligned and n in widths and n not in plain]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..ops.attention import dropout_threshold, empty_rows_first
 from ..ops.rotary import kept_rotation
+from .launch import overlap, start_kernel
 
 
 @triton.jit
@@ -98,8 +99,8 @@ def _kept(KEY, program, i, T, THRESHOLD: tl.constexpr, BLOCK_T: tl.constexpr):
 def forward_kernel(
     Q, K, V, OUT, VALID, SEGMENTS, KEY, TURNS, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t, H, T, scale,
     rescale, HEAD_K: tl.constexpr, CAUSAL: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    BLOCK_K: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    overlap(PDL)
     program = tl.program_id(0)
     b, h, i = program // H, program % H, tl.arange(0, BLOCK_T)
     inside = (i[:, None] < T) & (tl.arange(0, BLOCK_K)[None, :] < HEAD_K)
@@ -117,8 +118,8 @@ def forward_kernel(
 def backward_kernel(
     Q, K, V, DOUT, DQ, DK, DV, VALID, SEGMENTS, KEY, TURNS, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t,
     o_b, o_h, o_t, H, T, scale, rescale, HEAD_K: tl.constexpr, CAUSAL: tl.constexpr, THRESHOLD: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    overlap(PDL)
     program = tl.program_id(0)
     b, h, i = program // H, program % H, tl.arange(0, BLOCK_T)
     inside = (i[:, None] < T) & (tl.arange(0, BLOCK_K)[None, :] < HEAD_K)
@@ -173,7 +174,7 @@ def forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     q, k, v = _dense(q, k, v)
     out = empty_rows_first(q)
     arguments, constants = _arguments(q, valid, segments, key, causal, dropout_p, rope, q, k, v, out)
-    forward_kernel[(q.shape[0] * q.shape[1],)](q, k, v, out, *arguments, **constants)
+    start_kernel(forward_kernel, (q.shape[0] * q.shape[1],), q, k, v, out, *arguments, **constants)
     return out
 
 
@@ -181,5 +182,5 @@ def backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False)
     q, k, v, dout = _dense(q, k, v, dout)
     dq, dk, dv = (empty_rows_first(q) for _ in range(3))
     arguments, constants = _arguments(q, valid, segments, key, causal, dropout_p, rope, q, k, v, dout, dq)
-    backward_kernel[(q.shape[0] * q.shape[1],)](q, k, v, dout, dq, dk, dv, *arguments, **constants)
+    start_kernel(backward_kernel, (q.shape[0] * q.shape[1],), q, k, v, dout, dq, dk, dv, *arguments, **constants)
     return dq, dk, dv

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..ops.corrupt import SAMPLINGS, check_inputs, empty_outputs
 from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK
 from ..schedules import count_weights, table
+from .launch import overlap, start_kernel
 from .tiles import SMALL
 
 WORD = tl.constexpr(UINT32_MASK)
@@ -40,7 +41,9 @@ def random_words(index, seed, step, STREAM: tl.constexpr):
 
 @triton.jit(do_not_specialize=["seed", "step", "mask_token_id", "row_offset", "batch_rows"])
 def mask_kernel(X0, VALID, SEED_AT, STEP_AT, THRESHOLD, WEIGHT, XT, MASKED, WEIGHTS, T_OUT, HOW_MANY, seed, step,
-                mask_token_id, row_offset, batch_rows, T, SAMPLING: tl.constexpr, BLOCK_T: tl.constexpr):  # fmt: skip
+                mask_token_id, row_offset, batch_rows, T, SAMPLING: tl.constexpr, BLOCK_T: tl.constexpr,
+                PDL: tl.constexpr):  # fmt: skip
+    overlap(PDL)
     if SEED_AT is not None:
         seed = tl.load(SEED_AT)
     if STEP_AT is not None:
@@ -89,7 +92,8 @@ def mask_kernel(X0, VALID, SEED_AT, STEP_AT, THRESHOLD, WEIGHT, XT, MASKED, WEIG
 
 @triton.jit(do_not_specialize=["chunks"])
 def compact_kernel(X0, MASKED, WEIGHTS, HOW_MANY, ROWS, TARGETS, ROW_WEIGHTS, N_MASKED, chunks, T,
-                   BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+                   BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    overlap(PDL)
     b, mine = tl.program_id(0), tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     before, n = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
     for start in range(0, chunks, BLOCK_C):
@@ -137,12 +141,12 @@ def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sa
     block, options = launch(T, counts)
     grid = (B, triton.cdiv(T, block))
     how_many = x0.new_empty(grid, dtype=torch.int32)
-    mask_kernel[grid](
-        x0, valid, seed_at, step_at, threshold, weight, xt, masked, weights, t, how_many, seed, step, mask_token_id,
-        row_offset, batch_rows, T, SAMPLING=SAMPLINGS.index(sampling), BLOCK_T=block, **options,
+    start_kernel(
+        mask_kernel, grid, x0, valid, seed_at, step_at, threshold, weight, xt, masked, weights, t, how_many, seed,
+        step, mask_token_id, row_offset, batch_rows, T, SAMPLING=SAMPLINGS.index(sampling), BLOCK_T=block, **options,
     )  # fmt: skip
-    compact_kernel[grid](
-        x0, masked, weights, how_many, rows, targets, row_weights, n, how_many.numel(), T, BLOCK_T=block,
-        BLOCK_C=BLOCK_C, **options,
+    start_kernel(
+        compact_kernel, grid, x0, masked, weights, how_many, rows, targets, row_weights, n, how_many.numel(), T,
+        BLOCK_T=block, BLOCK_C=BLOCK_C, **options,
     )  # fmt: skip
     return outputs

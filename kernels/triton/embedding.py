@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.stable_sort import stable_order
+from .launch import overlap, start_kernel
 from .tiles import rows_launch
 
 CHUNK = 32  # sorted positions a program
@@ -14,8 +15,9 @@ OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
 
 
 @triton.jit
-def chunk_kernel(SORTED, ORDER, DX, DW, PART, N, D, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr):
+def chunk_kernel(SORTED, ORDER, DX, DW, PART, N, D, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr):
     """Runs that lie within the chunk go to DW; the first and the last run of the chunk go to PART[chunk, 0 and 1]."""
+    overlap(PDL)
     chunk = tl.program_id(0)
     r, d = tl.arange(0, CHUNK), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     i = chunk * CHUNK + r
@@ -37,8 +39,11 @@ def chunk_kernel(SORTED, ORDER, DX, DW, PART, N, D, CHUNK: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def run_kernel(SORTED, DW, PART, N, D, CHUNK: tl.constexpr, LOOK: tl.constexpr, BLOCK_D: tl.constexpr):
+def run_kernel(
+    SORTED, DW, PART, N, D, CHUNK: tl.constexpr, LOOK: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr
+):
     """The run that starts in this chunk and ends in a later one, if there is one."""
+    overlap(PDL)
     chunk = tl.program_id(0)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     end = (chunk + 1) * CHUNK
@@ -62,7 +67,8 @@ def run_kernel(SORTED, DW, PART, N, D, CHUNK: tl.constexpr, LOOK: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=["M"])
-def put_kernel(DX, AT, N_ROWS, DH, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def put_kernel(DX, AT, N_ROWS, DH, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr):
+    overlap(PDL)
     j, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     on = j < M
     if N_ROWS is not None:
@@ -75,7 +81,7 @@ def put_kernel(DX, AT, N_ROWS, DH, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constex
 def put_rows(dx: Tensor, rows: Tensor, n_rows: Tensor | None, N: int) -> Tensor:
     (M, D), dh = dx.shape, dx.new_zeros(N, dx.shape[1])
     grid, blocks = rows_launch(M, D)
-    put_kernel[grid](dx.contiguous(), rows.contiguous(), n_rows, dh, M, D, **blocks, **OPTIONS)
+    start_kernel(put_kernel, grid, dx.contiguous(), rows.contiguous(), n_rows, dh, M, D, **blocks, **OPTIONS)
     return dh
 
 
@@ -87,6 +93,6 @@ def backward(dx: Tensor, tokens: Tensor, rows: int) -> Tensor:
     grid = (triton.cdiv(N, CHUNK), triton.cdiv(D, block_d))
     part = dx.new_empty(grid[0], 2, D, dtype=torch.float32)
     options = dict(CHUNK=CHUNK, BLOCK_D=block_d, **OPTIONS)
-    chunk_kernel[grid](ordered, order, dx, dw, part, N, D, **options)
-    run_kernel[grid](ordered, dw, part, N, D, LOOK=LOOK, **options)
+    start_kernel(chunk_kernel, grid, ordered, order, dx, dw, part, N, D, **options)
+    start_kernel(run_kernel, grid, ordered, dw, part, N, D, LOOK=LOOK, **options)
     return dw

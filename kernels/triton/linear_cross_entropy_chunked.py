@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import hardware
 from ..ops.linear_cross_entropy import check_shapes
 from . import matmul
+from .launch import overlap, start_kernel
 from .linear_cross_entropy import LOG2E, gradient_scale, live_rows
 from .tiles import PRODUCTS, SMALL, Product, card, product, stored_rows
 
@@ -26,8 +27,9 @@ HEADROOM, BLOCK = 12, 1024
 
 @triton.jit(do_not_specialize=["first", "N", "V"])
 def softmax_kernel(Z, Y, N_ROWS, LSE, NLL, G, GMAX, first, N, V, apart, WRITE: tl.constexpr, HEADROOM: tl.constexpr,
-                   BLOCK: tl.constexpr):  # fmt: skip
+                   BLOCK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Program i: row first + i of the batch, row i of Z. A target outside the vocabulary gives NaN."""
+    overlap(PDL)
     r = first + tl.program_id(0)
     z = Z + tl.program_id(0).to(tl.int64) * apart
     if r >= live_rows(N_ROWS, N):  # no product reads what lies there
@@ -58,7 +60,10 @@ def softmax_kernel(Z, Y, N_ROWS, LSE, NLL, G, GMAX, first, N, V, apart, WRITE: t
 
 
 @triton.jit(do_not_specialize=["first", "N", "V"])
-def weigh_kernel(Z, Y, N_ROWS, LSE, G, GMAX, first, N, V, apart, HEADROOM: tl.constexpr, BLOCK: tl.constexpr):
+def weigh_kernel(
+    Z, Y, N_ROWS, LSE, G, GMAX, first, N, V, apart, HEADROOM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    overlap(PDL)
     r = first + tl.program_id(0)
     if r >= live_rows(N_ROWS, N):
         return
@@ -100,7 +105,9 @@ def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -
     for i, j in _chunks(N, V, dtype):
         z = matmul.logits(x[i:j], w, n_rows, i, of_logits)
         grid = (j - i, triton.cdiv(V, BLOCK))
-        weigh_kernel[grid](z, y, n_rows, lse, g, top, i, N, V, z.stride(0), HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL)
+        start_kernel(
+            weigh_kernel, grid, z, y, n_rows, lse, g, top, i, N, V, z.stride(0), HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL
+        )
         matmul.towards_w(z, x[i:j], n_rows, i, of_w, dw[:V], add=i > 0)
     return _unscaled(dw, top)[:, :D].to(weight.dtype).contiguous()
 
@@ -122,9 +129,9 @@ def _softmaxes(x, w, targets, n_rows, dh, g=None, top=None, dw=None) -> tuple[Te
     nll, lse = (x.new_empty(N, dtype=torch.float32) for _ in range(2))
     for i, j in _chunks(N, V, x.dtype):
         z = matmul.logits(x[i:j], w, n_rows, i, of_logits)
-        softmax_kernel[(j - i,)](
-            z, y, n_rows, lse, nll, g, top, i, N, V, z.stride(0), WRITE=dh is not None, HEADROOM=HEADROOM, BLOCK=BLOCK,
-            **SMALL,
+        start_kernel(
+            softmax_kernel, (j - i,), z, y, n_rows, lse, nll, g, top, i, N, V, z.stride(0), WRITE=dh is not None,
+            HEADROOM=HEADROOM, BLOCK=BLOCK, **SMALL,
         )  # fmt: skip
         if dh is not None:
             dh[i:j] = matmul.towards_h(z, w, n_rows, i, of_h, processors)[:, : dh.shape[1]]

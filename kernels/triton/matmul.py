@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import overlap, start_kernel
 from .tiles import Product, padded, product_parts
 
 
@@ -33,8 +34,9 @@ def _add(acc, a, b, n, k, N, left, WHOLE: tl.constexpr, MASK_N: tl.constexpr):
 @triton.jit(do_not_specialize=["first", "rows"])
 def product_kernel(A, B, C, N_ROWS, first, rows, M, N, K, a_m, a_k, b_k, b_n, c_m, c_part, OF: tl.constexpr,
                    ADD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                   BLOCK_K: tl.constexpr):  # fmt: skip
+                   BLOCK_K: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """C (M, N) of A (M, K) and B (K, N), by part program_id(1) of K; OF is what the three products are called above."""
+    overlap(PDL)
     live = tl.minimum(tl.maximum(tl.load(N_ROWS) - first, 0), rows).to(tl.int32)
     if OF == "towards_w":  # neighbours read the same columns of z, else the same rows of w
         m_tile, n_tile = tl.program_id(0) // tl.cdiv(N, BLOCK_N), tl.program_id(0) % tl.cdiv(N, BLOCK_N)
@@ -75,9 +77,9 @@ def product_kernel(A, B, C, N_ROWS, first, rows, M, N, K, a_m, a_k, b_k, b_n, c_
 def _launch(of: str, a: Tensor, b: Tensor, c: Tensor, count: tuple, plan: Product, parts: int = 1, add: bool = False):
     (M, K), N, (n_rows, first, rows) = a.shape, b.shape[1], count
     grid = (triton.cdiv(M, plan.m) * triton.cdiv(N, plan.n), parts)
-    product_kernel[grid](
-        a, b, c, n_rows, first, rows, M, N, K, *a.stride(), *b.stride(), c.stride(-2), c.stride(0), OF=of, ADD=add,
-        BLOCK_M=plan.m, BLOCK_N=plan.n, BLOCK_K=plan.k, **plan.options,
+    start_kernel(
+        product_kernel, grid, a, b, c, n_rows, first, rows, M, N, K, *a.stride(), *b.stride(), c.stride(-2),
+        c.stride(0), OF=of, ADD=add, BLOCK_M=plan.m, BLOCK_N=plan.n, BLOCK_K=plan.k, **plan.options,
     )  # fmt: skip
 
 

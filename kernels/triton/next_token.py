@@ -6,13 +6,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.next_token import empty_outputs
+from .launch import overlap, start_kernel
 
 BLOCK = 1024  # places that are counted at once
 
 
 @triton.jit(do_not_specialize=["N", "start"])
 def next_token_kernel(READ, X0, VALID, SHIFTED, SEEN, ORDER, TARGETS, COUNT, N, T, start, BLOCK_T: tl.constexpr,
-                      BLOCK: tl.constexpr):  # fmt: skip
+                      BLOCK: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    overlap(PDL)
     first = tl.program_id(0) * T
     before, n = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
     for k in range(0, N, BLOCK):
@@ -47,5 +49,5 @@ def next_token(read, x0, valid, start) -> tuple[Tensor, Tensor, Tensor, Tensor, 
         raise ValueError("read and x0 must be (B, T) int64, and valid must be (B, T) bool")
     read, x0, valid = read.contiguous(), x0.contiguous(), valid.contiguous()
     (B, T), outputs = x0.shape, empty_outputs(read, x0, valid, start)
-    next_token_kernel[(B,)](read, x0, valid, *outputs, B * T, T, start, **launch(T))
+    start_kernel(next_token_kernel, (B,), read, x0, valid, *outputs, B * T, T, start, **launch(T))
     return outputs

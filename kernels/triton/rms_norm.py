@@ -9,13 +9,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.rms_norm import check_shapes
+from .launch import overlap, start_kernel
 
 PROGRAMS = 256  # of the backward pass, at most
 TILE = 1024  # entries that a program holds at once, or one row
 
 
 @triton.jit(do_not_specialize=["N"])
-def forward_kernel(X, A, W, S, Y, N, D, eps, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def forward_kernel(X, A, W, S, Y, N, D, eps, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr):
+    overlap(PDL)
     r, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     at = r[:, None].to(tl.int64) * D + d[None, :]
     inside = (r < N)[:, None] & (d < D)[None, :]
@@ -30,8 +32,11 @@ def forward_kernel(X, A, W, S, Y, N, D, eps, ROWS: tl.constexpr, BLOCK_D: tl.con
 
 
 @triton.jit(do_not_specialize=["N", "tiles"])
-def backward_kernel(DY, DS, X, W, DX, DA, PART, N, D, eps, tiles, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def backward_kernel(
+    DY, DS, X, W, DX, DA, PART, N, D, eps, tiles, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr
+):
     """Program p: dx, and da if there is one, of its tiles of rows; their share of dw into PART[p]."""
+    overlap(PDL)
     d = tl.arange(0, BLOCK_D)
     w = tl.load(W + d, mask=d < D, other=0.0).to(tl.float32)
     dw = tl.zeros([ROWS, BLOCK_D], tl.float32)
@@ -66,7 +71,7 @@ def forward(x, a, weight, eps, dtype) -> tuple[Tensor, Tensor]:
     N, x, a = x.numel() // D, x.contiguous(), None if a is None else a.contiguous()
     s, y = x.new_empty(0) if a is None else torch.empty_like(x), torch.empty_like(x, dtype=dtype)
     grid = (triton.cdiv(N, options["ROWS"]),)
-    forward_kernel[grid](x, a, weight.contiguous(), None if a is None else s, y, N, D, eps, **options)
+    start_kernel(forward_kernel, grid, x, a, weight.contiguous(), None if a is None else s, y, N, D, eps, **options)
     return s, y
 
 
@@ -79,9 +84,10 @@ def backward(dy, ds, x, weight, eps, dtype) -> tuple[Tensor, Tensor, Tensor]:
     rows = triton.cdiv(N, options["ROWS"])
     tiles = triton.cdiv(rows, PROGRAMS)
     part = x.new_empty(triton.cdiv(rows, tiles), D, dtype=torch.float32)
-    backward_kernel[(len(part),)](
-        dy, ds, x, weight.contiguous(), dx, da if other else None, part, N, D, eps, tiles, **options
-    )
+    start_kernel(
+        backward_kernel, (len(part),), dy, ds, x, weight.contiguous(), dx, da if other else None, part, N, D, eps,
+        tiles, **options,
+    )  # fmt: skip
     return dx, da, part.sum(0).to(weight.dtype)
 
 

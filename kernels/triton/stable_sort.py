@@ -5,12 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import overlap, start_kernel
+
 BLOCK, LOOK = 32, 128  # keys a program ranks, and keys it compares them with at once
 OPTIONS = dict(num_warps=4, num_stages=1, enable_fp_fusion=True)
 
 
 @triton.jit
-def rank_kernel(KEYS, SORTED, ORDER, N, BLOCK: tl.constexpr, LOOK: tl.constexpr):
+def rank_kernel(KEYS, SORTED, ORDER, N, BLOCK: tl.constexpr, LOOK: tl.constexpr, PDL: tl.constexpr):
+    overlap(PDL)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(KEYS + i, mask=i < N, other=0).to(tl.int32)
     mine = key * N + i
@@ -27,5 +30,6 @@ def rank_kernel(KEYS, SORTED, ORDER, N, BLOCK: tl.constexpr, LOOK: tl.constexpr)
 def stable_order(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     keys = keys.contiguous()
     ordered, order = torch.empty_like(keys, dtype=torch.int32), torch.empty_like(keys, dtype=torch.int64)
-    rank_kernel[(triton.cdiv(len(keys), BLOCK),)](keys, ordered, order, len(keys), BLOCK=BLOCK, LOOK=LOOK, **OPTIONS)
+    grid = (triton.cdiv(len(keys), BLOCK),)
+    start_kernel(rank_kernel, grid, keys, ordered, order, len(keys), BLOCK=BLOCK, LOOK=LOOK, **OPTIONS)
     return ordered, order

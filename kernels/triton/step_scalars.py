@@ -4,12 +4,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import overlap, start_kernel
+
 BLOCK = 128  # norms that are added up at once
 OPTIONS = dict(num_warps=1, num_stages=1, enable_fp_fusion=True)
 
 
 @triton.jit
-def clip_kernel(NORMS, LOSS, NORM, SCALE, SKIP, P, clip, BLOCK: tl.constexpr):
+def clip_kernel(NORMS, LOSS, NORM, SCALE, SKIP, P, clip, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    overlap(PDL)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, P, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -23,7 +26,8 @@ def clip_kernel(NORMS, LOSS, NORM, SCALE, SKIP, P, clip, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def record_kernel(LOG, STEP, LOSS, NORM, LOSS_TOKENS, TOKENS, window):
+def record_kernel(LOG, STEP, LOSS, NORM, LOSS_TOKENS, TOKENS, window, PDL: tl.constexpr):
+    overlap(PDL)
     step = tl.load(STEP)
     line = LOG + step % window * 4
     tl.store(line, tl.load(LOSS).to(tl.float64))
@@ -35,9 +39,9 @@ def record_kernel(LOG, STEP, LOSS, NORM, LOSS_TOKENS, TOKENS, window):
 
 def clip_scale(norms: Tensor, loss: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
     norm, scale, skip = (norms.new_empty(()) for _ in range(3))
-    clip_kernel[(1,)](norms, loss, norm, scale, skip, len(norms), clip, BLOCK=BLOCK, **OPTIONS)
+    start_kernel(clip_kernel, (1,), norms, loss, norm, scale, skip, len(norms), clip, BLOCK=BLOCK, **OPTIONS)
     return norm, scale, skip
 
 
 def record(log: Tensor, step: Tensor, loss: Tensor, norm: Tensor, loss_tokens: Tensor, tokens: Tensor) -> None:
-    record_kernel[(1,)](log, step, loss, norm, loss_tokens, tokens, len(log), **OPTIONS)
+    start_kernel(record_kernel, (1,), log, step, loss, norm, loss_tokens, tokens, len(log), **OPTIONS)

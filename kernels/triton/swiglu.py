@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.swiglu import check_gradient
+from .launch import overlap, start_kernel
 from .tiles import SMALL, rows_launch
 
 
@@ -19,14 +20,16 @@ def _gate(X, r, c, M, D):
 
 
 @triton.jit(do_not_specialize=["M"])
-def forward_kernel(X, Y, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def forward_kernel(X, Y, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr):
+    overlap(PDL)
     r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     g, u, s, _, inside = _gate(X, r, c, M, D)
     tl.store(Y + r[:, None].to(tl.int64) * D + c[None, :], (g * s * u).to(Y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["M"])
-def backward_kernel(DY, X, DX, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def backward_kernel(DY, X, DX, M, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr):
+    overlap(PDL)
     r, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     g, u, s, at, inside = _gate(X, r, c, M, D)
     dy = tl.load(DY + r[:, None].to(tl.int64) * D + c[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -38,7 +41,7 @@ def forward(x: Tensor) -> Tensor:
     x, D = x.contiguous(), x.shape[-1] // 2
     y, M = x.new_empty(*x.shape[:-1], D), x.numel() // (2 * D)
     grid, blocks = rows_launch(M, D)
-    forward_kernel[grid](x, y, M, D, **blocks, **SMALL)
+    start_kernel(forward_kernel, grid, x, y, M, D, **blocks, **SMALL)
     return y
 
 
@@ -47,5 +50,5 @@ def backward(dy: Tensor, x: Tensor) -> Tensor:
     x, dy, D = x.contiguous(), dy.contiguous(), x.shape[-1] // 2
     dx, M = x.new_empty(x.shape), x.numel() // (2 * D)
     grid, blocks = rows_launch(M, D)
-    backward_kernel[grid](dy, x, dx, M, D, **blocks, **SMALL)
+    start_kernel(backward_kernel, grid, dy, x, dx, M, D, **blocks, **SMALL)
     return dx

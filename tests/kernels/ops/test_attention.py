@@ -132,7 +132,7 @@ def test_compiled_ahead_of_time_no_tile_spills(kernel, T, K, dtype, arch, shared
 
     assert A.tile_fits(T, K, (8, 6)) and not A.tile_fits(128, 64, (8, 6))
     fn, options = getattr(attention_triton, kernel), attention_triton.launch(T, K)
-    constants = dict(HEAD_K=K, CAUSAL=True, THRESHOLD=A.dropout_threshold(0.1)) | {
+    constants = dict(HEAD_K=K, CAUSAL=True, THRESHOLD=A.dropout_threshold(0.1), PDL=arch >= 90) | {
         name: options.pop(name) for name in ("BLOCK_T", "BLOCK_K")
     }
     types_ = dict(VALID="*u8", SEGMENTS="*i64", KEY="*i64", scale="fp32", rescale="fp32", H="i32", T="i32")

@@ -1,0 +1,54 @@
+"""Start a Triton kernel: on the GPU where its tensors lie, beside the end of the kernel before it, or compile it only.
+
+Triton starts kernels on PyTorch's current device, which need not be the one of the tensors: start_kernel changes it
+for the launch.
+
+From compute capability 9.0 on, a kernel may start while the last programs of the kernel before it still run, which
+hides the microseconds of a launch (programmatic dependent launch, CUDA programming guide). So every kernel calls
+overlap(PDL) before it touches memory: it waits there until the kernel before it has ended and its writes are visible,
+and allows the next kernel to start and wait in turn. TDLM_PDL=0 turns this off.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .. import hardware
+
+_ahead: list = []  # not empty: kernels are compiled and not started
+
+
+@triton.jit
+def overlap(PDL: tl.constexpr):
+    """Wait for the kernel before this one and let the next one start, where the launch says PDL."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+def overlaps(device: torch.device) -> bool:
+    """Return whether kernels on a device may start before the one before them has ended."""
+    return device.type == "cuda" and hardware.card(device).capability >= (9, 0) and os.environ.get("TDLM_PDL") != "0"
+
+
+def start_kernel(kernel, grid: tuple[int, ...], *args, **options) -> None:
+    """Start kernel[grid](*args, **options) on the device of its first tensor. options: constants, num_warps, …"""
+    device = next(a for a in args if isinstance(a, Tensor)).device
+    early = overlaps(device)
+    options |= {"PDL": early, "launch_pdl": early}
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        _start(kernel, grid, args, options)
+    else:
+        with torch.cuda.device(device):
+            _start(kernel, grid, args, options)
+
+
+def _start(kernel, grid, args, options) -> None:
+    if _ahead:
+        kernel.warmup(*args, grid=grid, **options)
+    else:
+        kernel[grid](*args, **options)

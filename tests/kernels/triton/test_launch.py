@@ -1,0 +1,69 @@
+"""The launch of a kernel: the GPU that it runs on, and what it may overlap with."""
+
+import contextlib
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
+
+from tdlm_fast.kernels import hardware  # noqa: E402
+from tdlm_fast.kernels.triton import launch  # noqa: E402
+
+
+class OnGpu(torch.Tensor):
+    """A CPU tensor that says it lies on the second GPU."""
+
+    @property
+    def device(self):
+        return torch.device("cuda", 1)
+
+
+class Kernel:
+    def __init__(self, log):
+        self.log = log
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.log.append((grid, args, options))
+
+    def warmup(self, *args, grid, **options):
+        self.log.append("compiled")
+
+
+@pytest.fixture
+def current(monkeypatch):
+    """The devices that were made current, the last one now."""
+    devices = [torch.device("cuda", 0)]
+
+    @contextlib.contextmanager
+    def change(device):
+        devices.append(device)
+        yield
+        devices.append(devices[0])
+
+    monkeypatch.setattr(torch.cuda, "device", change)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1].index)
+    monkeypatch.setattr(hardware, "_card_of_gpu", lambda device: hardware.Card((9, 0), 132))
+    return devices
+
+
+def test_a_kernel_runs_where_its_tensors_lie(current):
+    log = []
+    x = torch.zeros(2).as_subclass(OnGpu)
+    launch.start_kernel(Kernel(log), (3,), None, x, 7, BLOCK=4)
+    ((grid, args, options),) = log
+    assert grid == (3,) and args == (None, x, 7) and options["BLOCK"] == 4
+    assert [d.index for d in current] == [0, 1, 0]
+    current.append(torch.device("cuda", 1))
+    launch.start_kernel(Kernel(log), (3,), x)
+    assert [d.index for d in current] == [0, 1, 0, 1]  # it is current already
+
+
+def test_kernels_overlap_from_hopper_on_unless_turned_off(current, monkeypatch):
+    log, x = [], torch.zeros(2).as_subclass(OnGpu)
+    for card, setting in (((9, 0), None), ((9, 0), "0"), ((8, 6), None)):
+        monkeypatch.setattr(hardware, "_card_of_gpu", lambda device, card=card: hardware.Card(card, 46))
+        monkeypatch.delenv("TDLM_PDL", raising=False) if setting is None else monkeypatch.setenv("TDLM_PDL", setting)
+        launch.start_kernel(Kernel(log), (1,), x)
+    launch.start_kernel(Kernel(log), (1,), torch.zeros(2))
+    assert [(o["PDL"], o["launch_pdl"]) for *_, o in log] == [(True, True)] + [(False, False)] * 3

@@ -73,6 +73,7 @@ OURS = {
     "corrupt": lambda *_: 2,
     "tile_attention": lambda *_: 1,
     "tile_attention_backward": lambda *_: 1,
+    "rotary": lambda *_: 1,
     "rms_norm": lambda *_: 1,
     "rms_norm_backward": lambda *_: 2,
     "add_rms_norm": lambda *_: 1,
@@ -131,9 +132,9 @@ class Launches(memory_estimate.Meter):
         return mock.patch.object(owner, name, call)
 
 
-def counted(objective: str, *overrides: str, meter: Launches) -> Launches:
-    """The meter, after two steps of configs/tiny.yaml have passed through it."""
-    settings = config.load("configs/tiny.yaml", [f"objective={objective}", *overrides])
+def counted(objective: str, *overrides: str, meter: Launches, path: str = "configs/tiny.yaml") -> Launches:
+    """The meter, after two steps of a config have passed through it."""
+    settings = config.load(path, [f"objective={objective}", *overrides])
     places = (
         (DeviceSteps, "body", "draw and log"), (cuda_graph, "backward", "forward"), (cuda_graph, "update", "clip"),
         (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimizer"),
@@ -145,9 +146,9 @@ def counted(objective: str, *overrides: str, meter: Launches) -> Launches:
     return meter
 
 
-def count(objective: str, *overrides: str) -> dict:
-    """{part: {op: launches}} of a step of configs/tiny.yaml."""
-    figures = counted(objective, *overrides, meter=Launches()).found
+def count(objective: str, *overrides: str, path: str = "configs/tiny.yaml") -> dict:
+    """{part: {op: launches}} of a step of a config."""
+    figures = counted(objective, *overrides, meter=Launches(), path=path).found
     return {part: dict(figures[part].most_common()) for part in PARTS}
 
 

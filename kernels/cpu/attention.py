@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from ..ops.attention import dropout_threshold, empty_rows_first, tile_attention, tile_attention_backward
-from ..ops.rotary import kept_rotation
+from ..ops.attention import dropout_threshold, tile_attention, tile_attention_backward
+from ..ops.rotary import empty_rows_first, kept_rotation
 from . import library
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import hardware
 from ..dispatch import chosen, differentiate, op, reference, server
 from ..philox import UINT32_MASK, philox4x32
-from .rotary import rotate
+from .rotary import empty_rows_first, rotate, rotate_both
 
 TILE_T, TILE_K = 128, 64
 TILE = 128 * 32  # entries of q: a larger tile's backward pass spills registers on sm_86
@@ -75,12 +75,6 @@ def _probabilities(q, k, valid, segments, key, causal, dropout_p) -> tuple[Tenso
 def dropout_threshold(p: float) -> int:
     """Return what a word >> 1 must reach for its entry to be kept."""
     return round(p * 2**31)
-
-
-def empty_rows_first(q: Tensor) -> Tensor:
-    """Return an empty (B, H, T, K) in the memory order (B, T, H, K), which the output projection reads."""
-    B, H, T, K = q.shape
-    return q.new_empty(B, T, H, K).transpose(1, 2)
 
 
 @op("tdlm::tile_attention", fake=lambda q, *_: empty_rows_first(q))
@@ -191,7 +185,7 @@ def attention(
     # The tile's kernels turn rows as they read them.
     is_inside = rope and choice == "tile" and (not q.is_cuda or turns_fit(*q.shape[2:]))
     if rope and not is_inside:
-        q, k = rotate(q), rotate(k)
+        q, k = rotate_both(q, k)
     if choice == "tile":
         key = torch.randint(2**32, (2,), device=q.device) if dropout_p else None
         return tile_attention(q, k, v, valid, segments, key, causal, dropout_p, is_inside)

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.attention import dropout_threshold, empty_rows_first
-from ..ops.rotary import kept_rotation
+from ..ops.attention import dropout_threshold
+from ..ops.rotary import empty_rows_first, kept_rotation
 from .launch import overlap, start_kernel
 
 

@@ -123,7 +123,7 @@ def launch(T: int, counts: bool) -> tuple[int, dict]:
     return block, SMALL | {"num_warps": min(32, max(4, block // 256))}
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # for ever: a captured graph reads the tables at their address
 def _tables(schedule: str, counts: bool, T: int, padding: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """(threshold int64, weight fp32) on the device; made once, so that a captured step copies nothing from the host."""
     threshold, weight = table(schedule)

@@ -20,6 +20,7 @@ from ..ops.embedding import embedding_backward
 from ..ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward, lce_sum
 from ..ops.next_token import next_token
 from ..ops.rms_norm import add_rms_norm_backward, add_rms_norm_forward, rms_norm_backward, rms_norm_forward
+from ..ops.rotary import turn
 from ..ops.rows import put_rows
 from ..ops.stable_sort import serves as sorts_at_once
 from ..ops.stable_sort import stable_order
@@ -97,6 +98,10 @@ def sorts(keys, bound) -> str:
     return machine(keys) or ("" if sorts_at_once(len(keys), bound) else "there are too many keys to compare them all")
 
 
+def turns(q, k, back) -> str:
+    return typed(q, k) or ("it takes pairs" if q.shape[-1] % 2 else "")
+
+
 HEAD, WIDE_HEAD = "linear_cross_entropy", "linear_cross_entropy_chunked"
 KERNELS = (  # op, module and function of the kernel, and when it serves
     (lce_forward, HEAD, "forward", lambda h, w, y, n, V, dtype, need_dh: fused(h, w, dtype)),
@@ -108,6 +113,7 @@ KERNELS = (  # op, module and function of the kernel, and when it serves
     (corrupt_op, "corrupt", "corrupt", corrupts),
     (tile_attention, "attention", "forward", lambda q, *_: typed(q)),
     (tile_attention_backward, "attention", "backward", lambda dout, q, *_: typed(q)),
+    (turn, "rotary", "turn", turns),
     (rms_norm_forward, "rms_norm", "norm", lambda x, weight, eps: normalizes(x, weight)),
     (rms_norm_backward, "rms_norm", "norm_gradients", lambda dy, x, weight, eps: normalizes(x, weight)),
     (add_rms_norm_forward, "rms_norm", "forward", lambda x, a, weight, *_: normalizes(x, weight, a)),

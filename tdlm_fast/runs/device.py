@@ -56,7 +56,7 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     """Return {op: [(backend, "" where it serves, else why not)]} at the sizes of configs/tiny.yaml in bf16."""
     kernels()  # raises ConfigError, where an import would raise ValueError
     from ..kernels.dispatch import answers, name
-    from ..kernels.ops import attention, batch, corrupt, embedding, next_token, rms_norm, rows, stable_sort, swiglu
+    from ..kernels.ops import attention, batch, corrupt, embedding, next_token, rms_norm, rotary, rows, stable_sort, swiglu
     from ..kernels.ops import linear_cross_entropy as head
     from ..kernels.ops import step_scalars as scalars
 
@@ -78,6 +78,7 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
         corrupt.corrupt_op: (x0, None, 0, 0, None, n, V, "linear", "stratified", 0, 2),
         attention.tile_attention: (q, q, q, *how),
         attention.tile_attention_backward: (q, q, q, q, *how),
+        rotary.turn: (q, q, False),
         rms_norm.rms_norm_forward: (x, weight, eps),
         rms_norm.rms_norm_backward: (x, x, weight, eps),
         rms_norm.add_rms_norm_forward: (x, h, weight, eps, h.dtype),

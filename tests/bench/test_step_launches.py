@@ -20,6 +20,14 @@ def test_the_count_is_the_files_and_does_not_rise(objective):
         assert found == FILE["launches"][objective] and FILE["totals"][objective] == total
 
 
+@pytest.mark.parametrize("path, most", [("configs/small.yaml", 800), ("configs/base.yaml", 4600)])
+def test_wide_heads_turn_their_queries_and_keys_in_one_launch(path, most):
+    found = launches.count("diffusion", path=path)
+    assert found["forward"]["tdlm::rotary"] == found["backward"]["tdlm::rotary"] > 0
+    assert not {"sin", "cos", "pow"} & found["forward"].keys()
+    assert sum(n for ops in found.values() for n in ops.values()) < most
+
+
 def test_more_work_is_counted_as_more():
     small = launches.count("diffusion")
     deep, parts = launches.count("diffusion", "model.layers=3"), launches.count("diffusion", "train.accumulation=2")

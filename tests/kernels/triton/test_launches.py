@@ -71,6 +71,7 @@ def calls():
     rest = (valid, None, torch.tensor([1, 2]), True, 0.1, True)
     yield "tile_attention", (q, k, v, *rest)
     yield "tile_attention_backward", (dout, q, k, v, *rest)
+    yield "rotary", (q, k, False)
     (x, w, a), (dy, ds) = Norm("", 40, 32, add=True).inputs(F32)
     yield "rms_norm", (x, w, 1e-6)
     yield "rms_norm_backward", (dy, x, w, 1e-6)

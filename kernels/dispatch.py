@@ -26,6 +26,7 @@ _ops: dict = {}  # op -> (its name, its body)
 _links: dict[tuple, list[Implementation]] = {}  # (op, device) -> every link
 _chains: dict[tuple, list[Implementation]] = {}  # (op, device) -> the links in use, in order
 _missing: dict[str, Callable[[], str]] = {"reference": lambda: ""}
+_compilers: list[Callable] = []  # of backends that compile while a program runs
 _chosen: dict[str, str | None] = dict.fromkeys(DEVICES)  # device -> what use_backend puts first there
 
 
@@ -71,9 +72,20 @@ def name(op) -> str:
     return _ops[op][0]
 
 
-def backend(name: str, missing: Callable[[], str]) -> None:
-    """Add a backend that can be chosen; missing returns "" or why it cannot be used on this machine."""
+def backend(name: str, missing: Callable[[], str], compile_ahead: Callable | None = None) -> None:
+    """Add a backend that can be chosen; missing returns "" or why it cannot be used on this machine.
+
+    compile_ahead(work) compiles what work() will run, where the backend compiles while a program runs.
+    """
     _missing[name] = missing
+    if compile_ahead is not None:
+        _compilers.append(compile_ahead)
+
+
+def compile_ahead(work: Callable[[], None]) -> None:
+    """Compile in parallel the kernels that work() runs on a GPU. They do not run now, and their outputs are all 0."""
+    for compiler in _compilers:
+        compiler(work)
 
 
 def implement(op, device: str, backend: str, serves: Callable[..., str], run: Callable) -> None:

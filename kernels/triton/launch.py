@@ -10,6 +10,8 @@ and allows the next kernel to start and wait in turn. TDLM_PDL=0 turns this off.
 """
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import triton
@@ -19,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .. import hardware
 
-_ahead: list = []  # not empty: kernels are compiled and not started
+_compiles_only = False
 
 
 @triton.jit
@@ -48,7 +50,26 @@ def start_kernel(kernel, grid: tuple[int, ...], *args, **options) -> None:
 
 
 def _start(kernel, grid, args, options) -> None:
-    if _ahead:
+    if _compiles_only:
         kernel.warmup(*args, grid=grid, **options)
     else:
         kernel[grid](*args, **options)
+
+
+def compiles_only() -> bool:
+    """Return whether kernels are compiled now and not started."""
+    return _compiles_only
+
+
+def compile_ahead(work: Callable[[], None], threads: int | None = None) -> None:
+    """Compile the kernels that work() starts, in parallel, without starting them: their outputs are all 0.
+
+    The compilers of the first step take about a second a kernel, one after the other. They run outside Python's lock.
+    """
+    global _compiles_only
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
+        _compiles_only = True
+        try:
+            work()
+        finally:
+            _compiles_only = False

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import batches, dataset
+from ..kernels.dispatch import compile_ahead
 from ..kernels.ops.batch import draw
 from ..kernels.ops.step_scalars import record
 from .optimizer import learning_rate
@@ -97,6 +98,8 @@ class DeviceSteps:
     def run(self, step: int) -> None:
         """Start step `step`; it may still run on the device when this returns."""
         self.data.begin(step)
+        if self.warm == 0 and self.device.type == "cuda":
+            compile_ahead(self._gradients)
         self.generator.manual_seed((self.config.seed << 32) + step)
         if self.graph is None and not self.why and self.warm >= WARM_UP:
             self._capture()
@@ -110,6 +113,12 @@ class DeviceSteps:
                 self.body()
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
         self.warm += 1
+
+    def _gradients(self) -> None:
+        """A step up to its gradients, which are thrown away: the kernels of it, for their compilers."""
+        x0, valid = self.data.batch(self.step)
+        backward(self.model, self.loss_of, x0, valid, self.config, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _capture(self) -> None:
         before = self.generator.clone_state()

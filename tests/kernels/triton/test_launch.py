@@ -67,3 +67,31 @@ def test_kernels_overlap_from_hopper_on_unless_turned_off(current, monkeypatch):
         launch.start_kernel(Kernel(log), (1,), x)
     launch.start_kernel(Kernel(log), (1,), torch.zeros(2))
     assert [(o["PDL"], o["launch_pdl"]) for *_, o in log] == [(True, True)] + [(False, False)] * 3
+
+
+class Compiler(contextlib.nullcontext):
+    """Stands for Triton's mode of compiling in the threads of a pool."""
+
+
+def test_kernels_that_are_compiled_ahead_do_not_start_and_give_zeros(monkeypatch):
+    from tdlm_fast.kernels import dispatch
+    from tdlm_fast.kernels.triton import register, step_scalars
+
+    started = []
+    monkeypatch.setattr(launch.triton, "AsyncCompileMode", Compiler)
+    monkeypatch.setattr(step_scalars, "clip_kernel", Kernel(started))
+    run = register._lazily("step_scalars", "clip_scale")
+    norms, loss = torch.full((3,), 7.0), torch.tensor(1.0)
+    outputs = []
+    dispatch.compile_ahead(lambda: outputs.extend(run(norms, loss, 1.0)))
+    assert started == ["compiled"] and [a.item() for a in outputs] == [0, 0, 0]
+    run(norms, loss, 1.0)
+    assert len(started) == 2 and started[1][0] == (1,)
+    assert not launch.compiles_only()
+
+
+def test_a_failure_while_compiling_ahead_leaves_kernels_that_start(monkeypatch):
+    monkeypatch.setattr(launch.triton, "AsyncCompileMode", Compiler)
+    with pytest.raises(ZeroDivisionError):
+        launch.compile_ahead(lambda: 1 / 0)
+    assert not launch.compiles_only()

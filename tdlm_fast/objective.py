@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .kernels import Corruption, corrupt, linear_cross_entropy, take_rows
+from .kernels.ops.gathered_cross_entropy import cross_entropy_of_rows
 from .kernels.ops.next_token import next_token, next_token_inputs
 from .kernels.philox import STREAM_TOKEN, random_words
 from .kernels.schedules import mask_probability
@@ -74,12 +75,12 @@ def diffusion_loss(
         x0, seed=seed, step=step, mask_token_id=model.mask_token_id, schedule=schedule, sampling=sampling,
         valid=valid, row_offset=part.row_offset, batch_rows=part.batch_rows,
     )  # fmt: skip
-    h = take_rows(model(c.xt, causal=False, valid=valid).flatten(0, 1), c.rows, c.n_masked)
+    h = model(c.xt, causal=False, valid=valid).flatten(0, 1)
     if divisor is None:
         valid_tokens = x0.numel() if valid is None else valid.sum()
         divisor = valid_tokens if loss_weight == "elbo" else c.n_masked.clamp(min=1)
     weights = _row_weights(c, schedule, loss_weight, divisor)
-    return linear_cross_entropy(h, model.head, c.targets, weights, n_rows=c.n_masked), c.n_masked
+    return cross_entropy_of_rows(h, c.rows, model.head, c.targets, weights, c.n_masked), c.n_masked
 
 
 def autoregressive_loss(
@@ -97,31 +98,32 @@ def autoregressive_loss(
         index = torch.arange(first * T, (first + len(x0)) * T, device=x0.device)
         words = random_words(index.view_as(x0), seed=seed, step=step, stream=STREAM_TOKEN)
         hidden = words < int(input_masking * 2**32)
-    h, targets, live, _ = _next_token_rows(model, x0, start_token_id, valid, hidden)
+    h, order, targets, live = _next_token_rows(model, x0, start_token_id, valid, hidden)
     n = x0.new_full((), x0.numel()) if live is None else live
     weights = torch.ones_like(targets, dtype=torch.float32) / (n if part.divisor is None else part.divisor)
-    return linear_cross_entropy(h, model.head, targets, weights, n_rows=live), n
+    return cross_entropy_of_rows(h, order, model.head, targets, weights, live), n
 
 
 def next_token_nll(model, x0: Tensor, *, start_token_id: int, valid: Tensor | None = None) -> Tensor:
     """Return -log p(x0_i | <start>, x0_<i), (B, T) fp32 nats, 0 at padding."""
-    h, targets, n, order = _next_token_rows(model, x0, start_token_id, valid, None)
+    h, order, targets, n = _next_token_rows(model, x0, start_token_id, valid, None)
+    h = h if order is None else take_rows(h, order)
     nll = linear_cross_entropy(h, model.head, targets, n_rows=n, reduction="none")
     return (nll if order is None else torch.zeros_like(nll).scatter(0, order, nll)).view_as(x0)
 
 
 def _next_token_rows(model, x0: Tensor, start_token_id: int, valid: Tensor | None, hidden: Tensor | None) -> tuple:
-    """Return (h (B T, D), targets (B T,), number of rows that are not padding, their places).
+    """Return (h (B T, D), order, targets, n): row order[i] predicts targets[i], both (B T,), for the first n rows.
 
-    hidden (B, T): inputs read as [MASK]. The last two are None where no row is padding: all rows count, in order.
+    hidden (B, T): inputs read as [MASK]. order and n are None where no row is padding: all rows count, in order.
     """
     read = x0 if hidden is None else torch.where(hidden, model.mask_token_id, x0)
     if valid is None:
         shifted, _ = next_token_inputs(read, start_token_id, None)
-        return model(shifted, causal=True).flatten(0, 1), x0.flatten(), None, None
+        return model(shifted, causal=True).flatten(0, 1), None, x0.flatten(), None
     shifted, seen, order, targets, n = next_token(read, x0, valid, start_token_id)
     h = model(shifted, causal=True, valid=seen).flatten(0, 1)
-    return take_rows(h, order), targets, n, order
+    return h, order, targets, n
 
 
 OBJECTIVES = {"diffusion": diffusion_loss, "autoregressive": autoregressive_loss}

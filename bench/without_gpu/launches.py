@@ -49,9 +49,8 @@ def _backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) 
         tiles.card(memory_estimate.CAPABILITY), *h.shape, len(weight), h.dtype, weight.dtype, dtype,
         processors=memory_estimate.PROCESSORS,
     )  # fmt: skip
-    half, cast = plan.dtype == torch.float16, weight.dtype != torch.float32
-    casts = (h.dtype != dtype) + (weight.dtype != dtype)
-    return 2 + casts + (2 if n_rows is None else 6) * half + (plan.row_parts > 1) * (1 + cast)
+    half, casts = plan.dtype == torch.float16, (h.dtype != dtype) + (weight.dtype != dtype)
+    return 3 + casts + (2 if n_rows is None else 6) * half + (weight.dtype != torch.float32)
 
 
 def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> int:
@@ -65,7 +64,16 @@ def _sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype) -> int:
     return 2 + rows + casts + 16 * (dtype == torch.float16) + chunks
 
 
+def _gathered_backward(dx, x, w, targets, lse, grad, rows, n_rows, height, rows_of_w, of) -> int:
+    plain = _backward_weight(x, w, targets, lse, grad, n_rows, len(w), x.dtype) - (w.dtype != torch.float32)
+    return plain + (of != torch.float32) + 1 + (rows is not None)
+
+
 OURS = {
+    "lce_gathered": lambda h, rows, weight, targets, n, V, dtype: (
+        4
+    ),  # on the card of the count; 5 where logits are bounded
+    "lce_gathered_backward": _gathered_backward,
     "lce_forward": _forward,
     "lce_backward_weight": _backward_weight,
     "lce_sum": _sum,

@@ -51,7 +51,7 @@ CHIPS = {86: Chip("RTX 3070 Ti Laptop", 46, 512), 90: Chip("H200", 132, 4096)}
 
 
 def loop_mix(sass: str) -> Counter:
-    """Count the instructions that a warp issues in one round of the main loop, without blocks that it branches over."""
+    """Count the instructions of a warp in one round of the innermost loop, without blocks that it branches over."""
     code, label = [], {}
     for line in sass.splitlines():
         if figures := re.match(r"(\.L\w+):", line):
@@ -60,7 +60,9 @@ def loop_mix(sass: str) -> Counter:
             code.append(re.sub(r"/\*[0-9a-f]+\*/", "", line).strip())
     jumps = [(i, label.get(m[1], i + 1)) for i, c in enumerate(code) if (m := re.search(r"BRA `\((\.L\w+)\)", c))]
     products = [i for i, c in enumerate(code) if re.search("HG?MMA", c)]
-    end, start = max(((i, to) for i, to in jumps if to <= i), key=lambda j: sum(j[1] <= p <= j[0] for p in products))
+    loops = [(to, i) for i, to in jumps if to <= i and any(to <= p <= i for p in products)]
+    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    start, end = max(inner, key=lambda loop: sum(loop[0] <= p <= loop[1] for p in products))
     rare = set()
     for i, to in jumps:
         if start <= i < to <= end and not any(i < p < to for p in products):

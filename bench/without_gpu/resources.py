@@ -33,6 +33,7 @@ from tdlm_fast.kernels.triton import (
     matmul,
     next_token,
     rms_norm,
+    rotary,
     stable_sort,
     step_scalars,
     swiglu,
@@ -90,6 +91,7 @@ def kernels(card: int):
     yield from head_kernels(card)
     yield from corruption_kernels()
     yield from attention_kernels(card)
+    yield from rotary_kernels()
     yield from embedding_kernels()
     yield from row_kernels()
     yield from small_kernels()
@@ -110,7 +112,7 @@ def configurations(card: int) -> Iterator[tuple[str, dict, tiles.Tiles]]:
                     continue
                 of = {"dtype": dtype, "block_d": plan.block_d, "half_sums": half, "headroom": plan.headroom}
                 of["odd_width"] = D % 16 != 0
-                of["combine_rows"] = plan.combine_rows
+                of |= {n: getattr(plan, n) for n in ("combine_rows", "gather_rows", "bounds_logits")}
                 yield "forward", of | {"need_dh": True}, plan.forward
                 yield "weight", of, plan.weight
                 if not of["odd_width"]:  # there too it takes less than with dh
@@ -127,29 +129,40 @@ def head_kernels(card: int):
         title += ", odd width" * of["odd_width"]
         if name == "forward":
             types |= {"M": "*fp32", "L": "*fp32"} | ({"ACC": "*fp32"} if of["need_dh"] else {})
-            constants |= {"NEED_DH": of["need_dh"], "MAX_SPLITS": tiles.MAX_SPLITS, "PEELED": tile.peeled}
+            constants |= {"NEED_DH": of["need_dh"], "PEELED": tile.peeled, "LOGITS": "any"}
+            types |= {"n_h": "i32", "n_w": "i32"}
             title = f"forward{'' if of['need_dh'] else ' without dh'}, {title}"
             yield title, linear_cross_entropy.forward_kernel, types, constants, tile.options
+            if of["need_dh"] and of["bounds_logits"]:
+                for logits in ("small", "large"):
+                    bounded = types | {"LONGEST_H": "*fp32", "LONGEST_W": "*fp32"}, constants | {"LOGITS": logits}
+                    yield f"{title}, {logits} logits", linear_cross_entropy.forward_kernel, *bounded, tile.options
             out = {"Y": "*i64", "NLL": "*fp32", "LSE": "*fp32", "programs": "i32"}
-            constants = {k: v for k, v in constants.items() if k in linear_cross_entropy.combine_kernel.arg_names}
+            types, constants = _pick(linear_cross_entropy.combine_kernel, types, constants)
             constants |= {"ROWS": of["combine_rows"]}
             for name, dh in gradients(f"combine of {title}", x)[: 2 if of["need_dh"] else 1]:
                 more = out | ({"DH": dh} if of["need_dh"] else {})
                 yield name, linear_cross_entropy.combine_kernel, types | more, constants, tiles.SMALL
         else:
-            types |= {"SHIFT": "*fp32", "GS": "*fp32", "CODE": "*i32", "rows_of_w": "i32"} | scaled
-            constants |= {"HEADROOM": of["headroom"]}
-            for name, dw in gradients(f"weight, {title}", x):
-                yield name, linear_cross_entropy.weight_kernel, types | {"DW": dw}, constants, tile.options
+            types |= {"SHIFT": "*fp32", "GS": "*fp32", "CODE": "*i32", "DW": "*fp32", "PART": "*fp32"} | scaled
+            types |= {"rows_of_w": "i32", "programs": "i32"}
+            constants |= {"HEADROOM": of["headroom"], "ROWS": of["gather_rows"]}
+            for name, kernel, options in (("weight", linear_cross_entropy.weight_kernel, tile.options),
+                                          ("gather", linear_cross_entropy.gather_kernel, tiles.SMALL)):  # fmt: skip
+                yield f"{name}, {title}", kernel, *_pick(kernel, types, constants), options
     f32, i64 = "*fp32", "*i64"
     per_row = {"Y": i64, "LSE": f32, "G": f32, "N_ROWS": i64, "N": "i32"}
     types = per_row | {"GMAX": f32, "SHIFT": f32, "GS": f32, "CODE": "*i32", "padded": "i32"}
     constants = {"HEADROOM": 12, "ROWS": tiles.FOLD_ROWS}
     yield "fold", linear_cross_entropy.fold_kernel, types, constants, tiles.SMALL
     for (dtype, x), D in itertools.product(POINTER.items(), (16, 64, 1024)):
-        types = {"DH": x, "OUT": x, "G": f32, "N_ROWS": i64, "N": "i32", "D": "i32"}
-        kernel, constants = linear_cross_entropy.rows_kernel, tiles.rows_launch(1, D)[1]
-        yield f"rows, {str(dtype)[6:]}, D {D}", kernel, types, constants, tiles.SMALL
+        types = {"N_ROWS": i64, "N": "i32", "D": "i32"}
+        constants, of = tiles.rows_launch(1, D)[1], f"{str(dtype)[6:]}, D {D}"
+        kernel, more = linear_cross_entropy.rows_kernel, {"DH": x, "OUT": x, "G": f32}
+        yield f"rows, {of}", kernel, types | more, constants, tiles.SMALL
+        yield f"rows scattered, {of}", kernel, types | more | {"TO": i64}, constants, tiles.SMALL
+        kernel, more = linear_cross_entropy.take_kernel, {"H": f32, "X": x, "FROM": i64, "LONGEST": f32}
+        yield f"rows taken, {of}", kernel, types | more, constants, tiles.SMALL
     yield from stored(card)
 
 
@@ -211,6 +224,14 @@ def attention_kernels(card: int):
             for name, kernel in (("attention", "forward_kernel"), ("attention's gradient", "backward_kernel")):
                 kernel = getattr(attention, kernel)
                 yield f"{name}, {of}", kernel, {n: types[n] for n in kernel.arg_names if n in types}, constants, options
+
+
+def rotary_kernels():
+    for (dtype, x), K in itertools.product(POINTER.items(), (16, 32, 64, 128)):
+        types = dict.fromkeys(("Q", "K", "OUT_Q", "OUT_K"), x) | {"TURNS": "*fp32"}
+        types |= dict.fromkeys(("M", "T", "H", *STRIDES[:6]), "i32")
+        constants = {"HALF": K // 2, "BACK": True} | rotary.launch(K)
+        yield f"rotary, {str(dtype)[6:]}, K {K}", rotary.turn_kernel, types, constants, tiles.SMALL
 
 
 def embedding_kernels():

@@ -112,14 +112,14 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(h, weight, targets, n_rows, output[1], output[2])
 
 
-def _first_only() -> None:
+def first_only() -> None:
     """Refuse second derivatives: gradients are outputs of the forward pass, and theirs would silently be zero."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # tracing always records
         raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy(h @ weight.T, targets)")
 
 
 def _backward(ctx, grad, _grad_lse, _grad_dh):
-    _first_only()
+    first_only()
     if grad is None:
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
@@ -173,7 +173,7 @@ def _unread(grad: Tensor) -> bool:
 
 
 def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
-    _first_only()
+    first_only()
     if grad is None:
         return (None,) * 7
     dh, dw = (a.detach() for a in ctx.saved_tensors)  # as outputs of the op they would require gradients
@@ -262,7 +262,7 @@ def linear_cross_entropy(
     return loss if total is None else torch.where(total == 0, torch.nan, loss)
 
 
-def _product_dtype(h: Tensor) -> torch.dtype:
+def product_dtype(h: Tensor) -> torch.dtype:
     """The dtype of the products: autocast's, else that of h."""
     device = h.device.type
     has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)  # 2.11 cannot trace that
@@ -272,7 +272,7 @@ def _product_dtype(h: Tensor) -> torch.dtype:
 def _losses(h, weight, targets, token_weights, n_rows, V: int) -> Tensor:
     """(N,): the loss of each token."""
     need_dh = torch.is_grad_enabled() and h.requires_grad
-    nll = lce_forward(h, weight, targets, n_rows, V, _product_dtype(h), need_dh)[0]
+    nll = lce_forward(h, weight, targets, n_rows, V, product_dtype(h), need_dh)[0]
     return nll if token_weights is None else nll * token_weights.to(nll.dtype)
 
 
@@ -282,7 +282,7 @@ def _sum(h, weight, targets, token_weights, n_rows, V: int) -> Tensor:
     # Gradients before the upstream factor may not fit in fp16, whose loss is scaled for that very reason.
     fits = torch.float16 not in (h.dtype, weight.dtype)
     needs_both = torch.is_grad_enabled() and h.requires_grad and weight.requires_grad
-    if needs_both and is_fixed and fits and _sums_in_forward(h, weight, targets, n_rows, V, _product_dtype(h)):
+    if needs_both and is_fixed and fits and _sums_in_forward(h, weight, targets, n_rows, V, product_dtype(h)):
         g = h.new_ones(len(h), dtype=torch.float32) if token_weights is None else token_weights
-        return lce_sum(h, weight, targets, g, n_rows, V, _product_dtype(h))[0]
+        return lce_sum(h, weight, targets, g, n_rows, V, product_dtype(h))[0]
     return _losses(h, weight, targets, token_weights, n_rows, V).sum()

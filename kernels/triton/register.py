@@ -17,6 +17,7 @@ from ..ops.attention import tile_attention, tile_attention_backward
 from ..ops.batch import draw
 from ..ops.corrupt import corrupt_op
 from ..ops.embedding import embedding_backward
+from ..ops.gathered_cross_entropy import lce_gathered, lce_gathered_backward
 from ..ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward, lce_sum
 from ..ops.next_token import next_token
 from ..ops.rms_norm import add_rms_norm_backward, add_rms_norm_forward, rms_norm_backward, rms_norm_forward
@@ -72,6 +73,14 @@ def chunked(h, weight, dtype) -> str:
     return narrow if h.shape[-1] <= tiles.MAX_FUSED_WIDTH else typed(h, weight, dtype=dtype)
 
 
+def gathers(h, rows, weight, targets, n_rows, valid_vocab, dtype) -> str:
+    if tiles.half_sums_asked():
+        return "sums in fp16 need copies in fp16"
+    if weight.dtype == dtype:
+        return "it is for weights that the products need in another dtype"
+    return fused(h, weight, dtype) or filled(targets)
+
+
 def corrupts(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, *_) -> str:
     if sampling == "counts" and x0.shape[1] > tiles.MAX_T:
         return f"sampling=counts takes rows of up to {tiles.MAX_T} tokens"
@@ -109,6 +118,8 @@ KERNELS = (  # op, module and function of the kernel, and when it serves
     (lce_backward_weight, HEAD, "backward_weight", lambda h, w, *rest: fused(h, w, rest[-1])),
     (lce_backward_weight, WIDE_HEAD, "backward_weight", lambda h, w, *rest: chunked(h, w, rest[-1])),
     (lce_sum, WIDE_HEAD, "loss_sum", lambda h, w, *rest: chunked(h, w, rest[-1])),
+    (lce_gathered, HEAD, "gathered_forward", gathers),
+    (lce_gathered_backward, HEAD, "gathered_backward", lambda dx, x, *_: filled(dx)),
     (lce_backward_rows, HEAD, "backward_rows", lambda dh, grad, n: typed(dh, grad)),
     (corrupt_op, "corrupt", "corrupt", corrupts),
     (tile_attention, "attention", "forward", lambda q, *_: typed(q)),

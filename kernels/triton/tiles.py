@@ -10,6 +10,7 @@ TDLM_FP16_ACCUMULATE=1 lets GeForce cards, whose tensor cores add in fp16 at twi
 of a model up to 64 wide in fp16: each tile of 64 is added up in fp16, the tiles in fp32.
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -17,8 +18,7 @@ import torch
 
 SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # a program's shared memory, by compute capability
 GEFORCE = (86, 89, 120)
-SCRATCH_BYTES = (16 << 20) - 1  # a call at tiny holds no more beside its inputs and outputs
-MAX_SPLITS, FOLD_ROWS = 16, 256
+FOLD_ROWS = 256
 CHUNK_BYTES = 256 << 20  # of logits that the stored form holds at once
 
 
@@ -32,12 +32,23 @@ class Tiles(NamedTuple):
     vocab: int
     warps: int
     stages: int
+    fit: int  # programs that the grid has for each multiprocessor: as many as fit it, or whole waves of them
     peeled: bool = False  # the forward kernel's last tile has code of its own
     registers: int = 0  # at most, a thread; 0 leaves it to the compiler
 
     @property
     def options(self) -> dict:
         return _options(self.warps, self.stages) | ({"maxnreg": self.registers} if self.registers else {})
+
+
+def efficiency(units: int, programs: int, resident: int) -> float:
+    """Return the share of the card's time that is work, if programs take equal runs of units of equal time.
+
+    resident: how many programs run on the card at once.
+    """
+    share = math.ceil(units / programs)
+    waves = math.ceil(math.ceil(units / share) / resident)
+    return units / (waves * resident * share)
 
 
 class Product(NamedTuple):
@@ -71,35 +82,52 @@ def rows_launch(N: int, D: int) -> tuple[tuple[int, int], dict]:
 # spills that leave room for as many programs on a multiprocessor as possible, in Triton 3.6 and 3.9 alike. Larger tiles
 # on Hopper and later halve the reads from L2; 128 registers let two programs of eight warps share a multiprocessor.
 _NARROW = (16, 32, 64)
-_WGMMA = dict.fromkeys(_NARROW, (Tiles(128, 64, 8, 3, True, 128), Tiles(64, 128, 8, 3, False, 128))) | {
-    128: (Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2)),
-    256: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
-    512: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
+_WGMMA = dict.fromkeys(_NARROW, (Tiles(128, 64, 8, 3, 2, True, 128), Tiles(64, 128, 8, 3, 2, False, 128))) | {
+    128: (Tiles(64, 64, 4, 3, 6), Tiles(64, 64, 8, 2, 6)),
+    256: (Tiles(64, 64, 8, 2, 1), Tiles(64, 64, 8, 2, 1)),
+    512: (Tiles(64, 32, 8, 2, 1), Tiles(32, 64, 8, 2, 1)),
 }
 # 168 registers let three programs of four warps share a multiprocessor.
-_MMA = dict.fromkeys(_NARROW, (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 4, 3))) | {
-    128: (Tiles(64, 64, 8, 2), Tiles(64, 64, 8, 2)),
-    256: (Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2)),
-    512: (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
+_MMA = {
+    16: (Tiles(64, 64, 4, 3, 4, True, 168), Tiles(32, 64, 4, 3, 5)),
+    32: (Tiles(64, 64, 4, 3, 3, True, 168), Tiles(32, 64, 4, 3, 5)),
+    64: (Tiles(64, 64, 4, 3, 3, True, 168), Tiles(32, 64, 4, 3, 3)),
+    128: (Tiles(64, 64, 8, 2, 2), Tiles(64, 64, 8, 2, 2)),
+    256: (Tiles(64, 32, 8, 2, 1), Tiles(32, 64, 8, 2, 1)),
+    512: (Tiles(32, 32, 8, 2, 1), Tiles(32, 32, 8, 2, 1)),
 }
-_MMA_120 = {32: (Tiles(64, 64, 4, 3, True, 168), Tiles(32, 64, 8, 3))}  # where the tile above spills
+_BOUNDED = (_WGMMA[64][0], Tiles(64, 64, 4, 3, 3, True))  # of sm_90 and sm_100, up to D = 64
+_MMA_120 = {  # where the tiles above spill
+    32: (Tiles(64, 64, 4, 3, 3, True, 168), Tiles(32, 64, 8, 3, 2)),
+    64: (Tiles(64, 32, 4, 3, 3, True, 168), Tiles(32, 64, 4, 3, 3)),
+}
 _WGMMA_ODD = {  # of odd widths
-    32: (Tiles(128, 64, 8, 3), Tiles(32, 128, 8, 3)),
-    256: (Tiles(64, 64, 8, 2), Tiles(32, 32, 8, 2)),
+    32: (Tiles(128, 64, 8, 3, 2), Tiles(32, 128, 8, 3, 2)),
+    256: (Tiles(64, 64, 8, 2, 1), Tiles(32, 32, 8, 2, 2)),
     512: _MMA[512],
 }
-_FP32 = {
-    16: (Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 2)),
-    32: (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
-    64: (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
-    128: (Tiles(32, 16, 4, 2), Tiles(32, 64, 8, 2)),
-    256: (Tiles(32, 16, 8, 2), Tiles(16, 32, 8, 2)),
-    512: (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
+_WGMMA_100 = {  # where the tiles above spill on sm_100
+    32: (Tiles(64, 64, 4, 3, 3, True), _WGMMA[32][1]),
+    64: (Tiles(64, 64, 4, 3, 3, True), _WGMMA[64][1]),
+    512: _MMA[512],
 }
-_FP32_90 = {64: (Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2))}  # here and below where the tiles above spill
+_WGMMA_ODD_100 = {256: (Tiles(64, 32, 8, 2, 1), Tiles(32, 32, 8, 2, 2))}
+_FP32 = {
+    16: (Tiles(64, 64, 4, 2, 4), Tiles(32, 64, 4, 2, 4)),
+    32: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 8, 2, 2)),
+    64: (Tiles(64, 32, 4, 2, 3), Tiles(32, 64, 8, 2, 3)),
+    128: (Tiles(32, 16, 4, 2, 3), Tiles(32, 64, 8, 2, 2)),
+    256: (Tiles(32, 16, 8, 2, 2), Tiles(16, 32, 8, 2, 2)),
+    512: (Tiles(16, 16, 8, 2, 2), Tiles(16, 16, 8, 2, 2)),
+}
+_FP32_90 = {  # here and below where the tiles above spill
+    64: (Tiles(64, 32, 4, 2, 3), Tiles(32, 32, 4, 2, 5)),
+    128: (Tiles(32, 16, 8, 2, 2), Tiles(32, 64, 8, 2, 2)),
+}
 _FP32_ELSEWHERE = {
-    64: (Tiles(64, 32, 8, 2), Tiles(32, 32, 4, 2)),
-    128: (Tiles(32, 16, 4, 2), Tiles(32, 32, 4, 2)),
+    16: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 4, 2, 3)),
+    64: (Tiles(64, 32, 8, 2, 2), Tiles(32, 32, 4, 2, 4)),
+    128: (Tiles(32, 16, 8, 2, 2), Tiles(32, 32, 4, 2, 2)),
 }
 
 
@@ -112,7 +140,8 @@ def card(capability: tuple[int, int] | int) -> int | None:
 def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) -> tuple[Tiles, Tiles] | None:
     """Return (forward, weight) tiles of the fused form; None where it does not fit. odd_width: D % 16 is not 0."""
     wgmma = _WGMMA | _WGMMA_ODD if odd_width else _WGMMA
-    halves = {90: wgmma, 100: wgmma, 120: _MMA | _MMA_120}.get(card, _MMA)
+    wgmma_100 = wgmma | _WGMMA_ODD_100 if odd_width else wgmma | _WGMMA_100
+    halves = {90: wgmma, 100: wgmma_100, 120: _MMA | _MMA_120}.get(card, _MMA)
     singles = _FP32 | {86: {}, 89: {}, 90: _FP32_90}.get(card, _FP32_ELSEWHERE)
     found = (singles if dtype == torch.float32 else halves).get(block_d)
     if found is None or not odd_width:
@@ -157,7 +186,8 @@ class Plan(NamedTuple):
     forward: Tiles
     weight: Tiles
     programs: int  # of the forward kernel
-    row_parts: int  # sums of dw that are added up afterwards
+    parts: int  # places for what they sum up: a program that ends within a tile shares the tile with the next
+    weight_programs: int
     forward_scratch: int  # bytes
     weight_scratch: int
 
@@ -166,8 +196,25 @@ class Plan(NamedTuple):
         return max(1, 1024 // self.block_d)
 
     @property
+    def gather_rows(self) -> int:
+        return min(self.weight.vocab, self.combine_rows)
+
+    @property
+    def bounds_logits(self) -> bool:
+        """Return whether the forward pass looks for small logits, whose loop issues 6.6 instructions and not 9.2.
+
+        On other cards the products take longer than that, and fp16 has too few exponents.
+        """
+        return self.forward in _BOUNDED and self.dtype == torch.bfloat16
+
+    @property
     def headroom(self) -> int:
         return 0 if self.half_sums else 12
+
+
+def half_sums_asked() -> bool:
+    """Return whether the environment asks for sums in fp16."""
+    return os.environ.get("TDLM_FP16_ACCUMULATE") == "1"
 
 
 def fused(
@@ -176,7 +223,7 @@ def fused(
 ) -> Plan | None:  # fmt: skip
     """The launch of the fused form on a card with so many multiprocessors; None where the stored form runs."""
     block_d = max(16, 1 << (D - 1).bit_length())
-    half = os.environ.get("TDLM_FP16_ACCUMULATE") == "1" if half is None else half
+    half = half_sums_asked() if half is None else half
     half = half and card in GEFORCE and block_d <= 64 and dtype != torch.float32
     dtype = torch.float16 if half else dtype
     found = tiles(card, dtype, block_d, D % 16 != 0)
@@ -185,13 +232,11 @@ def fused(
     forward, weight = found
     copies = sum(n * D * dtype.itemsize for n, of in ((N, h_dtype), (V, w_dtype)) if of != dtype)
     row_tiles, part = -(-N // forward.rows), forward.rows * (4 * D * need_dh + 8)
-    # Four programs a multiprocessor, twice over so that the last ones to end wait little, and within the scratch.
-    programs = max(row_tiles, min((SCRATCH_BYTES - copies) // part, 8 * processors), 1)
-    v_tiles = -(-V // weight.vocab)
-    row_parts = max(1, min(8, 2 * processors // v_tiles, -(-N // weight.rows)))
+    # The grid fills the card once: each program has an equal share of the work, and waits for no other.
+    programs, weight_programs, sums = forward.fit * processors, weight.fit * processors, 4 * weight.vocab * D
     padded = -(-N // weight.rows) * weight.rows
-    partial = 4 * row_parts * V * D if row_parts > 1 else 0
+    parts = programs + row_tiles - 1
     return Plan(
-        dtype, half, block_d, forward, weight, programs, row_parts,
-        forward_scratch=copies + programs * part, weight_scratch=copies + 12 * padded + partial,
+        dtype, half, block_d, forward, weight, programs, parts, weight_programs,
+        forward_scratch=copies + parts * part, weight_scratch=copies + 12 * padded + weight_programs * sums,
     )  # fmt: skip

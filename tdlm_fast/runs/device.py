@@ -56,7 +56,19 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     """Return {op: [(backend, "" where it serves, else why not)]} at the sizes of configs/tiny.yaml in bf16."""
     kernels()  # raises ConfigError, where an import would raise ValueError
     from ..kernels.dispatch import answers, name
-    from ..kernels.ops import attention, batch, corrupt, embedding, next_token, rms_norm, rotary, rows, stable_sort, swiglu
+    from ..kernels.ops import (
+        attention,
+        batch,
+        corrupt,
+        embedding,
+        next_token,
+        rms_norm,
+        rotary,
+        rows,
+        stable_sort,
+        swiglu,
+    )
+    from ..kernels.ops import gathered_cross_entropy as gathered
     from ..kernels.ops import linear_cross_entropy as head
     from ..kernels.ops import step_scalars as scalars
 
@@ -71,6 +83,8 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     x, weight, gate, q = floats(8, 64, dtype=fp32), floats(64, dtype=fp32), floats(8, 384), floats(1, 4, 128, 16)
     x0, one, how = integers(2, 128), floats(dtype=fp32), (None, None, None, False, 0.0, True)
     calls = {
+        gathered.lce_gathered: (h.float(), y, w, y, n, V, h.dtype),
+        gathered.lce_gathered_backward: (h, h, w.to(h.dtype), y, g, g, y, n, 8, V, fp32),
         head.lce_forward: (h, w, y, n, V, h.dtype, True),
         head.lce_backward_weight: (h, w, y, g, g, n, V, h.dtype),
         head.lce_backward_rows: (h, g, n),

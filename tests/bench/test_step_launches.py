@@ -8,7 +8,8 @@ import torch
 from bench.without_gpu import launches
 
 FILE = json.loads(launches.RESULTS.read_text())
-MOST = {"diffusion": 98, "autoregressive": 98}  # a change that needs more gives the reason here
+# A change that needs more gives the reason here. 99, not 98: adding up the parts of dW makes the last wave full.
+MOST = {"diffusion": 99, "autoregressive": 99}
 
 
 @pytest.mark.parametrize("objective", launches.OBJECTIVES)

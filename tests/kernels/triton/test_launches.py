@@ -58,6 +58,10 @@ def calls():
         yield "lce_forward", forward
         yield "lce_backward_weight", weight
         yield "lce_backward_weight", (*weight[:5], None, *weight[6:])
+    h, w, y, g, n = Lce("", 40, 32, 300, n_rows=21).inputs(F32)
+    for rows, count in ((torch.randperm(50)[:40], n), (None, None)):
+        yield "lce_gathered", (h.repeat(2, 1)[:50] if count is not None else h, rows, w, y, count, 300, F16)
+        yield "lce_gathered_backward", (h, h.half(), w.half(), y, torch.ones(40), g, rows, count, 50, 310, F32)
     wide, w, y, g, n = Lce("", 140, 528, 140, n_rows=130).inputs(F32)
     for count in (n, None):
         yield "lce_sum", (wide, w, y, g, count, 140, F32)

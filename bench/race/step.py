@@ -1,7 +1,8 @@
 """Race the whole training step against plain PyTorch and every peer's loss, sides taking turns in one process.
 
     python -m bench.race.step [--config configs/tiny.yaml] [key=value …] [--json FILE]
-        [--rounds K] [--seconds S] [--sides NAME …] [--threads T] [--no-compile] [--no-memory] [--no-profile]
+        [--rounds K] [--seconds S] [--ready S] [--sides NAME …] [--threads T]
+        [--no-compile] [--no-memory] [--no-profile]
 
 A step draws its batch, corrupts it, and updates the weights. Every round runs each side once for a number of steps;
 medians over the rounds are printed. "ours" is the step of training: one replayed graph on a GPU, the eager step on a
@@ -165,14 +166,18 @@ def unfit(result: dict) -> str:
     return "" if ours.get("captured", True) else f"ours is not captured: {ours['why_not']}"
 
 
-def bench(config, corpus, device, chosen, rounds: int, seconds: float) -> dict:
-    """{"sides": {side: figures}, "absent": {side: reason}}; a side that fails does not disturb the others."""
+def bench(config, corpus, device, chosen, rounds: int, seconds: float, ready: float = 0) -> dict:
+    """{"sides": {side: figures}, "absent": {side: reason}}; a side that fails does not disturb the others.
+
+    ready: seconds that a peer may take to compile and tune, 0 for any.
+    """
     sides, absent = {}, {}
     for name in chosen:
         try:
             memory = GpuMemory(device) if device.type == "cuda" else None  # what earlier sides hold is not counted
-            side = Side(name, config, corpus, device)
-            side.run(5 if memory else 1)  # compiles, warms up, captures
+            with peers.ready_within(ready if "ours" not in name else 0):
+                side = Side(name, config, corpus, device)
+                side.run(5 if memory else 1)  # compiles, warms up, captures
             side.memory = memory.peaks() if memory else {"peak_mb": None}
             side.per_step = side.run(2) / 2
             side.timed_from = side.next
@@ -259,6 +264,7 @@ def main(argv=None) -> int:
     parser.add_argument("--config", default="configs/tiny.yaml")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one side in one round, at least one step")
+    parser.add_argument("--ready", type=float, default=0, help="seconds for a peer to compile and tune (any)")
     parser.add_argument("--sides", nargs="*", help="parts of names of the sides to run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", help="write the figures to this file")
@@ -287,7 +293,7 @@ def main(argv=None) -> int:
                   "accumulation": config.train.accumulation},
         **versions(device), "peers": installed(), "python": platform.python_version(), "rounds": args.rounds,
         "estimated_peak_mb": round(memory_estimate.estimate(config, tokens=corpus.splits["train"].scored), 1),
-        **bench(config, corpus, device, chosen, args.rounds, args.seconds),
+        **bench(config, corpus, device, chosen, args.rounds, args.seconds, args.ready),
     }  # fmt: skip
     keep(result, args.json)  # the parts below can fail or be cut off
     if device.type != "cuda" and not args.no_memory:

@@ -11,18 +11,15 @@ of replayed CUDA graphs.
 import argparse
 import contextlib
 import json
-import multiprocessing
-import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 
-from bench.race import clock, peers
+from bench.race import clock, peers, processes
 from bench.race.cases import Lce
 from bench.without_gpu import resources
 from tdlm_fast.kernels import hardware
@@ -132,24 +129,10 @@ def outcome(problem: Problem, side: str, plan: Plan) -> tuple[list[torch.Tensor]
     }  # fmt: skip
 
 
-def compile_one(case: Lce, dtype: torch.dtype, device: str, side: str, tile: Tiles) -> str:
-    """Compile the kernel of a configuration by a small call; "" or why it cannot run. Runs in a process of its own."""
-    try:
-        problem = Problem.of(case, dtype, device)
-        outcome(problem, side, plan_of(problem, side, tile))
-    except Exception as error:
-        return peers.why_not(error)
-    return ""
-
-
-def compile_all(wanted: list[tuple[str, Tiles]], D: int, dtype: torch.dtype, device: str, processes: int) -> None:
-    """Fill Triton's cache: the counts of rows and words are not part of its keys. Failures show in the timed call."""
-    small = Lce("", 33, D, 65, n_rows=20, weights="ones")
-    if device == "cuda":  # each process takes about half a GB of the GPU
-        processes = max(1, min(processes, torch.cuda.mem_get_info()[0] >> 30))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(compile_one, small, dtype, device, *each) for each in wanted]:
-            future.result()
+def compile_one(case: Lce, dtype: torch.dtype, device: str, side: str, tile: Tiles) -> None:
+    """Compile the kernel of a configuration by a small call: counts of rows and words are not part of Triton's keys."""
+    problem = Problem.of(case, dtype, device)
+    outcome(problem, side, plan_of(problem, side, tile))
 
 
 def timed(problem: Problem, side: str, plan: Plan, counts: tuple[int, ...]) -> dict[str, float]:
@@ -235,7 +218,7 @@ def show(figures: dict) -> None:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=processes.CORES)
     parser.add_argument("--small", action="store_true", help="two configurations at a small shape, for the interpreter")
     parser.add_argument("--once", action="store_true", help="only run both passes three times, for a profiler")
     args = parser.parse_args(argv)
@@ -257,7 +240,9 @@ def main(argv=None) -> int:
         own = getattr(plan_of(problem, side, None), side)
         candidates[side] = [tile for tile in (Tiles(*f) for f in found) if tile != own][: 1 if args.small else None]
     begin = time.perf_counter()
-    compile_all([(side, t) for side in SIDES for t in candidates[side]], case.D, dtype, device, args.processes)
+    small = Lce("", 33, case.D, 65, n_rows=20, weights="ones")
+    tasks = [(compile_one, small, dtype, device, side, tile) for side in SIDES for tile in candidates[side]]
+    processes.run(tasks, device, args.processes)  # errors come again below, where they are recorded
     compiling = time.perf_counter() - begin
     figures = {
         **versions(problem.h.device), "shape": {"N": N, "D": case.D, "V": V}, "dtype": str(dtype)[6:],

@@ -2,7 +2,9 @@
 
 import enum
 import os
+import signal
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -111,6 +113,18 @@ def test_peers_run_at_their_best():
     """cut-cross-entropy is tuned, and torch.compile makes no slower code for every shape."""
     assert os.environ["CCE_AUTOTUNE"] == "1" and peers.compiled.keywords == {"dynamic": False}
     assert "torch.compile(" not in Path(peers.__file__).read_text()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms")
+def test_a_peer_that_is_not_ready_in_time_is_absent():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(peers.Absent, match="not ready after 0.05 s"), peers.ready_within(0.05):
+        time.sleep(5)
+    with peers.ready_within(0.05):
+        pass
+    with peers.ready_within(0):
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_every_race_begins_with_an_empty_compiler(monkeypatch):

@@ -32,7 +32,7 @@ def test_every_op_of_a_step_is_called(dtype):
 def test_a_machine_that_computes_passes(tmp_path, capsys):
     assert smoke.main([*SMALL, "--small", "--json", str(tmp_path / "smoke.json")]) == 0
     found = json.loads((tmp_path / "smoke.json").read_text())
-    assert not found["failures"] and {r["dtype"] for r in found["ops"]} == {"float32", "bfloat16"}
+    assert not found["failures"] and {r["dtype"] for r in found["ops"]} == {"float32", "float16", "bfloat16"}
     assert {r["op"] for r in found["ops"]} == set(OPS)
     assert [len(r["losses"]) for r in found["steps"]] == [smoke.STEPS] * 2
     assert smoke.main([*SMALL, "--small", "--each"]) == 0
@@ -56,15 +56,15 @@ def broken(monkeypatch, name: str, change) -> None:
 def test_a_wrong_answer_is_named(monkeypatch, name, change):
     args = call(name)
     broken(monkeypatch, name, lambda out: out)
-    assert smoke.check_op(name, args, torch.float32, CPU)["why"] == ""
+    assert smoke.check_op(name, args, CPU)["why"] == ""
     broken(monkeypatch, name, change)
-    assert "is allowed" in smoke.check_op(name, args, torch.float32, CPU)["why"]
+    assert "is allowed" in smoke.check_op(name, args, CPU)["why"]
 
 
 def test_on_a_gpu_triton_must_run_it(monkeypatch):
     args = call("swiglu")
     monkeypatch.setattr(smoke.dispatch, "server", lambda *a: None)
-    row = smoke.check_op("swiglu", args, torch.float32, torch.device("cuda"))
+    row = smoke.check_op("swiglu", args, torch.device("cuda"))
     assert row["why"] == "reference runs it, not Triton"
 
 
@@ -75,7 +75,7 @@ def test_an_op_that_raises_is_one_line(monkeypatch):
     monkeypatch.setitem(smoke.OPS, "swiglu", fails)
     monkeypatch.setattr(smoke.dispatch, "server", lambda *a: None)
     monkeypatch.setattr(smoke.dispatch, "reference", lambda op: fails)
-    row = smoke.check_op("swiglu", call("swiglu"), torch.float32, CPU)
+    row = smoke.check_op("swiglu", call("swiglu"), CPU)
     assert row["why"] == "failed: RuntimeError: no kernel image"
 
 

@@ -28,8 +28,9 @@ KEEP=${KEEP:-}
 read -r -a train <<< "${TRAIN:-}"
 read -r -a bench <<< "${BENCH:-}"
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
-# All parts share what Triton compiles. A killed part must not lose what it printed.
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/tdlm-fast-triton} PYTHONUNBUFFERED=1 PY
+# All parts share what Triton compiles, and what it tunes for peers. A killed part must not lose what it printed.
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/tdlm-fast-triton} TRITON_CACHE_AUTOTUNING=1
+export PYTHONUNBUFFERED=1 PY
 pytest=("$PY" -m pytest -p no:cacheprovider -rfE --tb=short)
 small=()                                 # options that make a module small
 steps=(--rounds 5)                       # of bench.race.step
@@ -135,7 +136,7 @@ second() {
     part "step-tiny-$objective" 100 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
       "${steps[@]}" --seconds 0.3 --ready 30 "${bench[@]}" --json "$OUT/step-tiny-$objective.json"
   done
-  part kernels 150 "${pytest[@]}" -q bench/race/ops.py --benchmark-disable-gc "${races[@]}" --figures "$OUT/kernels.json"
+  part kernels 180 "${pytest[@]}" -q bench/race/ops.py --benchmark-disable-gc "${races[@]}" --figures "$OUT/kernels.json"
   # Each kernel once: the smoke part compiled them. Without its cache PyTorch asks CUDA for every tensor.
   for tool in memcheck initcheck; do
     with compute-sanitizer "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \

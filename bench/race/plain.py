@@ -63,7 +63,10 @@ def corrupted(model, x0, valid):
 
 
 def loss_of(model, objective, x0, valid, start_token_id, head_loss=logits_in_memory, only_masked=False):
-    """(loss per valid token, tokens that bear loss) of a batch."""
+    """(loss per valid token, tokens that bear loss) of a batch.
+
+    Where that is every token it is a number: a tensor on the CPU would keep torch.compile from using CUDA graphs.
+    """
     n = x0.numel() if valid is None else valid.sum()
     if objective == "diffusion":
         xt, masked, weights = corrupted(model, x0, valid)
@@ -78,7 +81,7 @@ def loss_of(model, objective, x0, valid, start_token_id, head_loss=logits_in_mem
     h = model(shifted, causal=True, valid=seen)
     if only_masked and valid is not None:
         h, x0, weights = h[valid], x0[valid], weights[valid]
-    return head_loss(h.flatten(0, -2), model.head, x0.flatten(), weights.flatten()) / n, torch.as_tensor(n)
+    return head_loss(h.flatten(0, -2), model.head, x0.flatten(), weights.flatten()) / n, n
 
 
 class PlainSteps:

@@ -1,5 +1,6 @@
 """bench/gpu.sh keeps what was computed, whatever happens to a part, and its commands run: once, on a CPU."""
 
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from bench.docs_tables import gpu as tables
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu.sh"
-pytestmark = pytest.mark.skipif(shutil.which("timeout") is None, reason="bench/gpu.sh needs coreutils' timeout")
+pytestmark = pytest.mark.skipif(
+    os.name == "nt" or shutil.which("timeout") is None, reason="bench/gpu.sh needs Linux and coreutils' timeout"
+)
 
 STUB = """#!/usr/bin/env bash
 case "$*" in
@@ -123,6 +126,7 @@ def test_the_command_of_the_page_is_one_line():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
 def test_a_dry_run_has_no_errors(tmp_path):
     """The commands of both halves at small sizes on a CPU. Tools of a GPU may be missing, nothing else."""
     env = os.environ | {"OUT": str(tmp_path / "out"), "KEEP": str(tmp_path / "kept.tgz"), "PY": sys.executable}

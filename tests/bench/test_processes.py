@@ -2,9 +2,12 @@
 
 import os
 
+import pytest
 import torch
 
 from bench.race import processes
+
+pytestmark = pytest.mark.slow
 
 
 def leave(folder, n: int) -> None:

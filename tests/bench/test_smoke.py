@@ -28,7 +28,6 @@ def test_every_op_of_a_step_is_called(dtype):
     assert found == set(launches.OURS) == set(OPS) and set(EXACT) < found
 
 
-@pytest.mark.slow
 def test_a_machine_that_computes_passes(tmp_path, capsys):
     assert smoke.main([*SMALL, "--small", "--json", str(tmp_path / "smoke.json")]) == 0
     found = json.loads((tmp_path / "smoke.json").read_text())

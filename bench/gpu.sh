@@ -52,6 +52,9 @@ if [ "${DRY:-0}" = 1 ]; then
   native=()
   export CUDA_VISIBLE_DEVICES=
 fi
+for folder in /usr/local/cuda/bin /opt/nvidia/nsight-compute/*; do # where ncu and compute-sanitizer often are
+  if [ -d "$folder" ]; then PATH+=":$folder"; fi
+done
 failed=0
 
 part() { # NAME SECONDS COMMAND…: run it for at most SECONDS, or for the time that is left
@@ -84,7 +87,13 @@ ended() { # NAME SECONDS STATUS: list the part, and save the results so far
 with() { # TOOL NAME SECONDS COMMAND…: a part of a tool that may be missing
   local tool=$1
   shift
-  if command -v "$tool" > /dev/null; then part "$@"; else ended "$1" 0 "$tool is not on the PATH"; fi
+  if ! command -v "$tool" > /dev/null; then
+    ended "$1" 0 "$tool is not on the PATH"
+  elif [ "${DRY:-0}" = 1 ]; then
+    ended "$1" 0 "$tool is left out of a dry run"
+  else
+    part "$@"
+  fi
 }
 
 # shellcheck disable=SC2329  # it runs in a bash of its own, under timeout

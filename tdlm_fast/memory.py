@@ -15,9 +15,12 @@ def main(argv=None) -> None:
     a = p.parse_args(argv)
     config = settings.load(a.config, a.overrides)
     announce(f"tracing a step of {a.config}")
-    from .training.memory_estimate import estimate
+    from .training.memory_estimate import estimate, scoring
 
-    print(f"{a.config}, {config.objective}: about {estimate(config, tokens=a.tokens):,.0f} MB at the peak of a step")
+    step = estimate(config, tokens=a.tokens)
+    print(f"{a.config}, {config.objective}: about {step:,.0f} MB at the peak of a step")
+    beside = scoring(config).peak / 1e6
+    print(f"about {step + beside:,.0f} MB with an evaluation, whose {beside:,.0f} MB lie beside the captured step's")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def main(argv=None) -> int:
         nats, bits = f"{score['nats_per_token']:.4f}{error} nats/token", f"{score['bits_per_byte']:.4f} bits/byte"
         print(f"{name:5}  {nats}, ppl {score['ppl']:.2f}, {bits} ({score['bound']})")
     print(f"best   these are of the weights of step {summary['best_step']}, of {summary['steps']} trained")
-    print(f"speed  {summary['tokens_per_s']:,.0f} tokens/s over {summary['seconds']:,.1f} s{memory}")
+    start = f", after a start of {summary['startup_seconds']:,.1f} s" if "startup_seconds" in summary else ""
+    print(f"speed  {summary['tokens_per_s']:,.0f} tokens/s over {summary['seconds']:,.1f} s{start}{memory}")
     if summary["note"]:
         print(f"NOTE   {summary['note']}")
     print(f"run    {folder}")

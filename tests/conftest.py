@@ -6,6 +6,20 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported: no test depends on a network
 
+
+def pytest_collection_modifyitems(items):
+    """TDLM_EXAMPLES=N: hypothesis draws at most N examples and shrinks none, for a GPU, which compiles every shape."""
+    if not (most := int(os.environ.get("TDLM_EXAMPLES", "0"))):
+        return
+    import hypothesis
+
+    for test in {item.obj for item in items if hasattr(getattr(item, "obj", None), "hypothesis")}:
+        own = getattr(test, "_hypothesis_internal_use_settings", None) or hypothesis.settings()
+        phases = [p for p in own.phases if p not in (hypothesis.Phase.shrink, hypothesis.Phase.explain)]
+        fewer = hypothesis.settings(own, max_examples=min(most, own.max_examples), phases=phases)
+        test._hypothesis_internal_use_settings = fewer
+
+
 WORDS = "the old river runs by the mill and the mill turns by the river while the miller sleeps".split()
 
 

@@ -77,13 +77,39 @@ def cpu_step_amx() -> str:
     return step_table(_steps("cpu-amx"))
 
 
+def rows_of_text(runs: dict) -> str:
+    """How full the rows of a race of steps were, in words. Raises ValueError where the files do not say it, or differ.
+
+    Files without tokens_per_step counted every place of a batch as a token, which is right only for packed rows.
+    """
+    words = set()
+    for run in runs.values():
+        layout = next((o.partition("=")[2] for o in run["overrides"] if o.startswith("data.layout=")), "")
+        layout = run.get("layout", layout)
+        if layout == "packed":
+            words.add("packed rows, without padding")
+            continue
+        tokens = run["sides"]["ours"].get("tokens_per_step")
+        if layout != "paragraphs" or tokens is None:
+            raise ValueError(
+                f"the rows of {run['objective']} may be padded, and its file counts no tokens: measure again"
+            )
+        words.add(
+            f"a paragraph a row: {tokens:,.0f} tokens of {run['shape']['B'] * run['shape']['T']:,} places on average"
+        )
+    if len(words) > 1 and not all("paragraph" in w for w in words):
+        raise ValueError("one objective was measured on packed rows, the other on padded ones")
+    return sorted(words)[0]
+
+
 def step_table(runs: dict) -> str:
     """The figures that bench.race.step wrote of both objectives, side by side."""
     shape, first = runs["diffusion"]["shape"], runs["diffusion"]
+    reserved = any(s.get("reserved_mb") for run in runs.values() for s in run["sides"].values())
     rows = [("whole step", "diffusion, ms", "tokens/s", "ratio", "autoregressive, ms", "tokens/s", "ratio",
-             "peak memory, MB")]  # fmt: skip
+             "peak memory, MB", *["reserved, MB"] * reserved)]  # fmt: skip
     for side in first["sides"]:
-        cells, memory = [], []
+        cells, memory, held = [], [], [0.0]
         for run in runs.values():
             s, ours = run["sides"].get(side), run["sides"]["ours"]
             if s is None:
@@ -92,13 +118,17 @@ def step_table(runs: dict) -> str:
             time = f"{ms(s['step_ms'])} ({ms(s['fastest_ms'])} to {ms(s['slowest_ms'])})"
             cells += [time, f"{s['tokens_per_s']:,.0f}", f"{s['step_ms'] / ours['step_ms']:.1f}"]
             memory.append(s["peak_mb"] or 0)
-        rows.append((side, *cells, f"{max(memory):,.0f}" if any(memory) else "–"))
+            held.append(s.get("reserved_mb") or 0)
+        peaks = [max(memory)] + [max(held)] * reserved
+        rows.append((side, *cells, *(f"{peak:,.0f}" if peak else "–" for peak in peaks)))
     absent = "; ".join(f"{k}: {v}" for k, v in first["absent"].items())
     words = (
-        f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, rows without "
-        f"padding. {first['device']}; PyTorch {first['versions']['torch']}. Medians of {first['rounds']} rounds, in "
-        "brackets the fastest and the slowest; all sides take turns in one process. Ratio: this side's time over ours. "
+        f"B {shape['B']}, T {shape['T']}, D {shape['D']}, V {shape['V']:,}, {shape['layers']} layers, "
+        f"{rows_of_text(runs)}. {first['device']}; PyTorch {first['versions']['torch']}. "
+        f"Medians of {first['rounds']} rounds, in brackets the fastest and the slowest; all sides take turns in one "
+        "process. Ratio: this side's time over ours. "
         + ("Peak memory: that of the objective that needs more. " if any(memory) else "")
+        + ("Reserved: with what PyTorch's allocator keeps for later, the pool of the graph included. " * reserved)
         + (f"Not installed: {absent}." if absent else "")
     )
     return f"{table(*rows)}\n\n{words.strip()}"

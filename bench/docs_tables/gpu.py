@@ -64,8 +64,10 @@ def projected_step() -> str:
     launches, mb = (sum(row[k] for row in first.values()) for k in ("launches", "mb"))
     rows.append(("**step**", str(launches), f"{mb:.0f}", *(f"**{span(*w['ms'])}**" for w in wholes)))
     speeds = [f"{w['tokens_per_s'][1] / 1e6:.1f} to {w['tokens_per_s'][0] / 1e6:.1f}" for w in wholes]
-    rows.append(("million tokens/s", "", "", *speeds))
-    steps = claims.runs("diffusion")[0]["summary"]["steps"]
+    rows.append(("million places/s", "", "", *speeds))
+    published = claims.runs("diffusion")[0]
+    steps, tokens = (published["summary"][k] for k in ("steps", "tokens"))
+    places = published["config"]["train.batch_size"] * published["config"]["model.seq_len"]
     lengths = [f"{steps * low / 1e3:.1f} to {steps * high / 1e3:.1f}" for low, high in (w["ms"] for w in wholes)]
     rows.append((f"the {steps:,} steps of the published run, s", "", "", *lengths))
     chips = "; ".join(
@@ -75,7 +77,10 @@ def projected_step() -> str:
     words = (
         "Launches and MB are those of diffusion on sm_86. The lower figure is the limit of each launch: its bytes, "
         "none of them from a cache, over bandwidth, and for the head the slowest pipe too. The higher figure assumes "
-        f"at least {figures['floor_us']} µs per launch, and that the head's products and exps take turns. {chips}."
+        f"at least {figures['floor_us']} µs per launch, and that the head's products and exps take turns. A step has "
+        f"{places:,} places. In packed rows each place is a token. The published run has a paragraph in each row, and "
+        f"only {tokens / steps:,.0f} tokens a step; the rest is padding, and its tokens per second are fewer by that "
+        f"factor. {chips}."
     )
     return f"{table(*rows)}\n\n{words}"
 
@@ -145,9 +150,12 @@ def limit_table(profile: list[dict]) -> str:
 
 
 def steps(folder: Path) -> dict | None:
-    """{objective: the file of bench.race.step}, None where one is missing."""
-    files = {o: folder / f"step-tiny-{o}.json" for o in OBJECTIVES}
-    return {o: json.loads(f.read_text()) for o, f in files.items()} if all(map(Path.is_file, files.values())) else None
+    """{objective: the file of bench.race.step} with the peers, else those of our side only; None without both."""
+    for name in ("step-tiny", "step-ours"):
+        files = {o: folder / f"{name}-{o}.json" for o in OBJECTIVES}
+        if all(map(Path.is_file, files.values())):
+            return {o: json.loads(f.read_text()) for o, f in files.items()}
+    return None
 
 
 def measured(folder: Path = GPU) -> str:

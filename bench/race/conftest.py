@@ -12,6 +12,18 @@ def pytest_addoption(parser):
     parser.addoption("--rounds", type=int, help="per race (default: enough for steady medians)")
 
 
+def place(name: str) -> int:
+    """The place of a race by its case: tiny, then the others, then the sweeps over widths and rows."""
+    case = name.partition("[")[2]
+    return 0 if case.startswith("tiny") else 2 if case.startswith(("D ", "N ")) else 1
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    ours = iter(sorted((item for item in items if item.path.parent == folder), key=lambda item: place(item.name)))
+    items[:] = [next(ours) if item.path.parent == folder else item for item in items]
+
+
 def _figure(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 

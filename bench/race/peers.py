@@ -5,8 +5,11 @@ the device and a weight per token in one call. Its peers get only the live rows,
 without weights per token do less work. A loss that cannot run here raises Absent with the reason.
 """
 
+import contextlib
 import functools
 import importlib.util
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,9 +26,32 @@ from tdlm_fast.kernels.ops.rms_norm import rms_norm_ref
 from tdlm_fast.training import step
 from tdlm_fast.training.optimizer import adamw
 
+os.environ.setdefault("CCE_AUTOTUNE", "1")  # cut-cross-entropy reads it when imported; by default it runs untuned
+# Each race has one shape: without dynamic=False Dynamo compiles a slower, dynamic form at the second shape it sees.
+compiled = functools.partial(torch.compile, dynamic=False)
+
 
 class Absent(Exception):
     """A side that cannot run here; the message says why."""
+
+
+@contextlib.contextmanager
+def ready_within(seconds: float):
+    """Raise Absent where the block, which compiles or tunes a side, takes longer; 0 or no alarms: never."""
+    if not seconds or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def late(*_):
+        raise Absent(f"not ready after {seconds:g} s of compiling and tuning")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Side(NamedTuple):
@@ -135,7 +161,7 @@ def lce_sides(case: Lce, dtype: torch.dtype, device: str) -> list[Side]:
     return [
         Side("tdlm_fast", ours, recomputes=device != "cpu" and case.D <= 512),  # the fused form recomputes the logits
         Side("PyTorch", both(plain_loss, weights_live)),
-        Side("torch.compile of it", both(torch.compile(plain_loss), weights_live)),
+        Side("torch.compile of it", both(compiled(plain_loss), weights_live)),
         Side("F.linear_cross_entropy, auto", both(torch_loss), note),
         tuned("F.linear_cross_entropy, chunks", lambda c: both(torch_loss, chunk=c), chunks, device, note),
         Side("liger-kernel, default", both(liger_loss), note),
@@ -149,7 +175,7 @@ def corrupt_sides(case: Corrupt, device: str) -> list[Side]:
     x0, valid = case.inputs(device)
     rest = (None, None, 50257, "linear", "stratified", 0, case.B)
     step = torch.tensor(7, device=device)
-    compiled = torch.compile(corrupt_ref)
+    compiled_ref = compiled(corrupt_ref)
     slow = "not on a CPU: compiling Philox's ten rounds takes minutes there (five were not enough)"
     return [
         Side("tdlm_fast", lambda: corrupt(x0, valid=valid, seed=1, step=7, mask_token_id=50257)),
@@ -157,7 +183,7 @@ def corrupt_sides(case: Corrupt, device: str) -> list[Side]:
         Side("PyTorch", lambda: corrupt_ref(x0, valid, 1, 7, *rest)),
         Side("torch.compile of it", None, slow)
         if device == "cpu"
-        else Side("torch.compile of it", lambda: compiled(x0, valid, 1, 7, *rest)),
+        else Side("torch.compile of it", lambda: compiled_ref(x0, valid, 1, 7, *rest)),
     ]
 
 
@@ -188,7 +214,7 @@ def attention_sides(case: Attention, dtype: torch.dtype, device: str) -> list[Si
         Side("F.scaled_dot_product_attention",
              both(functools.partial(F.scaled_dot_product_attention, attn_mask=keep, is_causal=causal))),
         Side("scores in memory", both(plain)),
-        Side("torch.compile of it", both(torch.compile(plain))),
+        Side("torch.compile of it", both(compiled(plain))),
         Side("flash-attn", both(flash), recomputes=True),
     ]  # fmt: skip
 
@@ -226,11 +252,11 @@ def norm_sides(case: Norm, dtype: torch.dtype, device: str) -> list[Side]:
     def torchs(x, weight):
         return F.rms_norm(x, weight.shape, weight, EPS)
 
-    compiled = torch.compile(lambda x, weight: rms_norm_ref(x, weight, EPS).to(x.dtype))
+    compiled_ref = compiled(lambda x, weight: rms_norm_ref(x, weight, EPS).to(x.dtype))
     sides = [
         Side("tdlm_fast", lambda: torch.autograd.grad(ours(*inputs), inputs, grads)),
         Side("F.rms_norm", both(torchs)),
-        Side("torch.compile of the reference", both(compiled)),
+        Side("torch.compile of the reference", both(compiled_ref)),
         Side("liger-kernel", both(liger)),
     ]
     if case.add:
@@ -258,7 +284,7 @@ def gate_sides(case: Gate, dtype: torch.dtype, device: str) -> list[Side]:
     return [
         Side("tdlm_fast", both(swiglu)),
         Side("PyTorch", both(torchs)),
-        Side("torch.compile of it", both(torch.compile(torchs))),
+        Side("torch.compile of it", both(compiled(torchs))),
         Side("liger-kernel", both(liger)),
     ]
 
@@ -279,7 +305,7 @@ def embedding_sides(case: Embed, dtype: torch.dtype, device: str) -> list[Side]:
     return [
         Side("tdlm_fast", both(embedding)),
         Side("F.embedding", both(F.embedding)),
-        Side("torch.compile of it", both(torch.compile(F.embedding)), "atomic additions"),
+        Side("torch.compile of it", both(compiled(F.embedding)), "atomic additions"),
         Side("liger-kernel", both(liger), "atomic additions"),
     ]
 
@@ -305,7 +331,7 @@ def update_sides(case: Update, device: str) -> list[Side]:
     config = settings.Config()
     loss = torch.zeros((), device=device)
 
-    def make(compiled=False, **options):
+    def make(is_compiled=False, **options):
         weights = _Weights(case, device)
         optimizer = adamw(weights, config.optim)
         if options:
@@ -317,7 +343,7 @@ def update_sides(case: Update, device: str) -> list[Side]:
             optimizer.step()
 
         of = (lambda: step.update(weights, optimizer, loss, config)) if not options else plain
-        of = torch.compile(of) if compiled else of
+        of = compiled(of) if is_compiled else of
 
         def run():
             weights.receive()

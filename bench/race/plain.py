@@ -63,7 +63,10 @@ def corrupted(model, x0, valid):
 
 
 def loss_of(model, objective, x0, valid, start_token_id, head_loss=logits_in_memory, only_masked=False):
-    """(loss per valid token, tokens that bear loss) of a batch."""
+    """(loss per valid token, tokens that bear loss) of a batch.
+
+    Where that is every token it is a number: a tensor on the CPU would keep torch.compile from using CUDA graphs.
+    """
     n = x0.numel() if valid is None else valid.sum()
     if objective == "diffusion":
         xt, masked, weights = corrupted(model, x0, valid)
@@ -78,16 +81,20 @@ def loss_of(model, objective, x0, valid, start_token_id, head_loss=logits_in_mem
     h = model(shifted, causal=True, valid=seen)
     if only_masked and valid is not None:
         h, x0, weights = h[valid], x0[valid], weights[valid]
-    return head_loss(h.flatten(0, -2), model.head, x0.flatten(), weights.flatten()) / n, torch.as_tensor(n)
+    return head_loss(h.flatten(0, -2), model.head, x0.flatten(), weights.flatten()) / n, n
 
 
 class PlainSteps:
-    """The interface of EagerSteps. precision "bf16" is autocast, as tdlm_fast trains; "fp32" casts nothing."""
+    """The interface of EagerSteps. precision "bf16" is autocast, as tdlm_fast trains; "fp32" casts nothing.
 
-    def __init__(self, model, optimizer, split, config, start_token_id, *, precision, compiled=False, **loss):
+    compiled: the mode of torch.compile, "" for no compiling. "reduce-overhead" replays forward and backward pass as
+    CUDA graphs; clipping and AdamW stay eager.
+    """
+
+    def __init__(self, model, optimizer, split, config, start_token_id, *, precision, compiled="", **loss):
         self.model, self.optimizer, self.split, self.config = model, optimizer, split, config
         self.precision, self.start, self.kwargs = precision, start_token_id, loss
-        self.loss_of = torch.compile(loss_of) if compiled else loss_of
+        self.loss_of = torch.compile(loss_of, mode=compiled, dynamic=False) if compiled else loss_of
 
     def run(self, step: int) -> None:
         device, size, parts = self.model.head.device, self.config.train.batch_size, self.config.train.accumulation
@@ -96,6 +103,7 @@ class PlainSteps:
         for i in range(0, size, size // parts):
             rows = slice(i, i + size // parts)
             part = None if valid is None else valid[rows]
+            torch.compiler.cudagraph_mark_step_begin()
             with autocast(device, self.precision):
                 loss, k = self.loss_of(self.model, self.config.objective, x0[rows], part, self.start, **self.kwargs)
             (loss / parts).backward()

@@ -1,14 +1,16 @@
 """Race the whole training step against plain PyTorch and every peer's loss, sides taking turns in one process.
 
     python -m bench.race.step [--config configs/tiny.yaml] [key=value …] [--json FILE]
-        [--rounds K] [--seconds S] [--sides NAME …] [--threads T] [--no-compile] [--no-memory] [--no-profile]
+        [--rounds K] [--seconds S] [--ready S] [--sides NAME …] [--threads T]
+        [--no-compile] [--no-memory] [--no-profile]
 
 A step draws its batch, corrupts it, and updates the weights. Every round runs each side once for a number of steps;
 medians over the rounds are printed. "ours" is the step of training: one replayed graph on a GPU, the eager step on a
-CPU. It trains in bf16 autocast where the config says bf16, as do the sides marked bf16. Peak memory is the allocator's
-on a GPU, and on a CPU that of a process which runs only this side. A peer that is not installed, or fails, is named
-with the reason. F.linear_cross_entropy, Liger's default and cut-cross-entropy get no weight per token here: they
-average over the tokens that bear loss, which is less work than the bound needs.
+CPU. It trains in bf16 autocast where the config says bf16, as do the sides marked bf16. Tokens are those of the text:
+padding is not counted. Peak memory is the allocator's on a GPU, allocated and reserved, and on a CPU that of a process
+which runs only this side. A peer that is not installed, or fails, is named with the reason. F.linear_cross_entropy,
+Liger's default and cut-cross-entropy get no weight per token here: they average over the tokens that bear loss, which
+is less work than the bound needs. The exit code is 1 where our side fails, or is not captured on a GPU.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from bench.race.plain import PlainModel, PlainSteps
 from bench.without_gpu import work
 from tdlm_fast import config as settings
 from tdlm_fast import model
-from tdlm_fast.data import dataset
+from tdlm_fast.data import batches, dataset
 from tdlm_fast.runs.device import pick_device, versions
 from tdlm_fast.training import memory_estimate, step
 from tdlm_fast.training.cuda_graph import DeviceSteps, start
@@ -58,7 +60,8 @@ def cce_head(h, head, y, weights):
 PLAIN = {
     "plain, bf16": dict(precision="bf16"),
     "plain, fp32": dict(precision="fp32"),
-    "plain, compiled, bf16": dict(precision="bf16", compiled=True),
+    "plain, compiled, bf16": dict(precision="bf16", compiled="default"),
+    "plain, compiled, reduce-overhead, bf16": dict(precision="bf16", compiled="reduce-overhead"),
     "F.linear_cross_entropy, auto, bf16": dict(precision="bf16", head_loss=torch_head, only_masked=True),
     "F.linear_cross_entropy, chunks of 1024, bf16": dict(
         precision="bf16", head_loss=functools.partial(torch_head, chunk=1024), only_masked=True
@@ -68,13 +71,14 @@ PLAIN = {
     "cut-cross-entropy, bf16": dict(precision="bf16", head_loss=cce_head, only_masked=True),
 }
 SIDES = ("ours", "ours, eager", *PLAIN)
+ONLY_ON_A_GPU = ("ours, eager", "plain, compiled, reduce-overhead, bf16")  # on a CPU they are the side before them
 
 
 class Side:
     """One side's model, optimizer and steps, made when first run."""
 
     def __init__(self, name: str, config, corpus, device):
-        self.name, self.next, self.times, self.tokens, self.loss_tokens = name, 0, [], 0, 0
+        self.name, self.next, self.times, self.timed_from = name, 0, [], 0
         self.split, self.config, self.device = corpus.splits["train"], config, device
         self.per_step = 0
         tokenizer, kwargs = corpus.tokenizer, dict(steps=1_000_000)
@@ -101,13 +105,22 @@ class Side:
         synchronize(self.device)
         return time.perf_counter() - begin
 
-    def outcome(self, steps: int) -> tuple[float, float]:
-        """(loss of the last step, tokens that bore loss per step) of the last `steps` steps."""
+    def tokens(self, first: int, end: int) -> int:
+        """Tokens of the batches of steps first to end, without padding."""
+        options = dict(seed=self.config.seed, batch_size=self.config.train.batch_size)
+        drawn = (batches.batch(self.split, step=step, **options) for step in range(first, end))
+        return sum(x0.numel() if valid is None else int(valid.sum()) for x0, valid in drawn)
+
+    def outcome(self) -> tuple[float, float]:
+        """(loss, share of the tokens that bore loss) of the last step. Raises where its tokens are not those drawn."""
+        drawn = self.tokens(self.next - 1, self.next)
         if isinstance(self.steps, PlainSteps):
-            return float(self.steps.loss), float(self.steps.loss_tokens)
-        self.steps.mark(max(0, self.next - steps), self.next)
-        figures = [o for _, window in self.steps.read() for o in window][-steps:]
-        return figures[-1]["loss"], statistics.mean(o["loss_tokens"] for o in figures)
+            return float(self.steps.loss), float(self.steps.loss_tokens) / drawn
+        self.steps.mark(self.next - 1, self.next)
+        last = [o for _, window in self.steps.read() for o in window][-1]
+        if last["tokens"] != drawn:
+            raise RuntimeError(f"the step counted {last['tokens']} tokens, and its batch holds {drawn}")
+        return last["loss"], last["loss_tokens"] / drawn
 
 
 def plain_model(config, tokenizer):
@@ -126,23 +139,48 @@ def synchronize(device) -> None:
 
 def names(device, compiled: bool, wanted) -> list[str]:
     """The sides to run, in order."""
-    chosen = [n for n in SIDES if (device.type == "cuda" or n != "ours, eager") and (compiled or "compiled" not in n)]
+    on_gpu = device.type == "cuda"
+    chosen = [n for n in SIDES if (on_gpu or n not in ONLY_ON_A_GPU) and (compiled or "compiled" not in n)]
     return [n for n in chosen if not wanted or any(w in n for w in wanted)]
 
 
-def bench(config, corpus, device, chosen, rounds: int, seconds: float) -> dict:
-    """{"sides": {side: figures}, "absent": {side: reason}}; a side that fails does not disturb the others."""
-    sides, absent, tokens = {}, {}, config.train.batch_size * config.model.seq_len
+class GpuMemory:
+    """The peaks of PyTorch's allocator from here on, beyond what is held now. A graph's pool stays reserved."""
+
+    def __init__(self, device):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        self.device, self.held = device, (torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device))
+
+    def peaks(self) -> dict:
+        most = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+        allocated, reserved = ((peak - held) / 1e6 for peak, held in zip(most, self.held, strict=True))
+        return {"peak_mb": allocated, "reserved_mb": reserved}
+
+
+def unfit(result: dict) -> str:
+    """Return why the figures of our own side cannot be used, "" where they can: it failed, or was not captured."""
+    if "ours" in result["absent"]:
+        return f"ours: {result['absent']['ours']}"
+    ours = result["sides"].get("ours", {})
+    return "" if ours.get("captured", True) else f"ours is not captured: {ours['why_not']}"
+
+
+def bench(config, corpus, device, chosen, rounds: int, seconds: float, ready: float = 0) -> dict:
+    """{"sides": {side: figures}, "absent": {side: reason}}; a side that fails does not disturb the others.
+
+    ready: seconds that a peer may take to compile and tune, 0 for any.
+    """
+    sides, absent = {}, {}
     for name in chosen:
         try:
-            held = 0.0
-            if device.type == "cuda":  # memory that earlier sides hold is not counted
-                torch.cuda.reset_peak_memory_stats(device)
-                held = torch.cuda.memory_allocated(device) / 1e6
-            side = Side(name, config, corpus, device)
-            side.run(5 if device.type == "cuda" else 1)  # compiles, warms up, captures
-            side.peak_mb = peak_memory_mb(device) - held if device.type == "cuda" else None
+            memory = GpuMemory(device) if device.type == "cuda" else None  # what earlier sides hold is not counted
+            with peers.ready_within(ready if "ours" not in name else 0):
+                side = Side(name, config, corpus, device)
+                side.run(5 if memory else 1)  # compiles, warms up, captures
+            side.memory = memory.peaks() if memory else {"peak_mb": None}
             side.per_step = side.run(2) / 2
+            side.timed_from = side.next
             sides[name] = side
         except Exception as e:
             absent[name] = peers.why_not(e)
@@ -153,11 +191,17 @@ def bench(config, corpus, device, chosen, rounds: int, seconds: float) -> dict:
             side.times.append(side.run(n) / n)
     figures = {}
     for name, side in sides.items():
-        s, (loss, loss_tokens) = statistics.median(side.times), side.outcome(1)
+        s = statistics.median(side.times)
+        try:
+            loss, bears_loss = side.outcome()
+        except RuntimeError as e:
+            absent[name] = peers.why_not(e)
+            continue
+        tokens = side.tokens(side.timed_from, side.next) / (side.next - side.timed_from)
         figures[name] = {
             "step_ms": s * 1e3, "fastest_ms": min(side.times) * 1e3, "slowest_ms": max(side.times) * 1e3,
-            "tokens_per_s": tokens / s, "loss_tokens_per_s": loss_tokens / s, "peak_mb": side.peak_mb, "loss": loss,
-            "steps": side.next,
+            "tokens_per_step": tokens, "tokens_per_s": tokens / s, "loss_tokens_per_s": bears_loss * tokens / s,
+            **side.memory, "loss": loss, "steps": side.next,
         }  # fmt: skip
         if name == "ours" and device.type == "cuda":
             figures[name]["captured"] = side.steps.graph is not None
@@ -220,6 +264,7 @@ def main(argv=None) -> int:
     parser.add_argument("--config", default="configs/tiny.yaml")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one side in one round, at least one step")
+    parser.add_argument("--ready", type=float, default=0, help="seconds for a peer to compile and tune (any)")
     parser.add_argument("--sides", nargs="*", help="parts of names of the sides to run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", help="write the figures to this file")
@@ -242,12 +287,13 @@ def main(argv=None) -> int:
     chosen = names(device, not args.no_compile, args.sides)
     result = {
         "config": args.config, "overrides": args.overrides, "objective": config.objective, "corpus": corpus.name,
+        "layout": config.data.layout,
         "shape": {"B": config.train.batch_size, "T": config.model.seq_len, "D": config.model.width,
                   "V": corpus.tokenizer.vocab, "layers": config.model.layers,
                   "accumulation": config.train.accumulation},
         **versions(device), "peers": installed(), "python": platform.python_version(), "rounds": args.rounds,
         "estimated_peak_mb": round(memory_estimate.estimate(config, tokens=corpus.splits["train"].scored), 1),
-        **bench(config, corpus, device, chosen, args.rounds, args.seconds),
+        **bench(config, corpus, device, chosen, args.rounds, args.seconds, args.ready),
     }  # fmt: skip
     keep(result, args.json)  # the parts below can fail or be cut off
     if device.type != "cuda" and not args.no_memory:
@@ -257,12 +303,15 @@ def main(argv=None) -> int:
         limits = {}
         if device.type == "cuda":
             result["rates"], ours = rates.measure("cuda"), result["sides"].get("ours")
-            live = ours["loss_tokens_per_s"] / ours["tokens_per_s"] if ours else 1.0
+            places = config.train.batch_size * config.model.seq_len  # the trace counts padding too
+            live = ours["loss_tokens_per_s"] * ours["step_ms"] / 1e3 / places if ours else 1.0
             limits = work.limits(config, device, result["rates"], live, corpus.splits["train"].scored)
         result["profile"] = profile(config, corpus, device, limits)
     keep(result, args.json)
     show(result)
-    return 0
+    if why := unfit(result):
+        print(f"error: {why}", file=sys.stderr)
+    return int(bool(why))
 
 
 def keep(result: dict, path: str | None) -> None:
@@ -273,7 +322,9 @@ def keep(result: dict, path: str | None) -> None:
 
 
 def show(result: dict) -> None:
-    print(f"{result['objective']}, {result['config']}, {result['corpus']}, {result['device']}")
+    for row in result.get("profile", ()):
+        print(f"  {row['share']:6.1%} {row['ms']:9.3f} ms {row['calls']:7.1f} calls  {row['op'][:80]}")
+    print(f"{result['objective']}, {result['config']}, {result['corpus']}, {result['layout']}, {result['device']}")
     ours = result["sides"].get("ours", {}).get("step_ms")
     for name, f in result["sides"].items():
         memory_mb = f"{f['peak_mb']:9,.0f} MB" if f["peak_mb"] else " " * 12
@@ -282,8 +333,6 @@ def show(result: dict) -> None:
         print(f"{name:46} {f['step_ms']:10.2f} ms {rates} {memory_mb} {ratio}")
     for name, why in result["absent"].items():
         print(f"{name:46} {why}")
-    for row in result.get("profile", ()):
-        print(f"  {row['share']:6.1%} {row['ms']:9.3f} ms {row['calls']:7.1f} calls  {row['op'][:80]}")
 
 
 if __name__ == "__main__":

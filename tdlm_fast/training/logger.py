@@ -37,6 +37,18 @@ def peak_memory_mb(device) -> float | None:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def reserved_memory_mb(device) -> float | None:
+    """Return the peak memory in MB that PyTorch's allocator held on a GPU, free blocks included; None on a CPU.
+
+    It is more than what tensors took: the pool of a captured step stays reserved while evaluations take memory beside.
+    """
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_reserved(device) / 1e6
+
+
 def _shows_a_bar(stream) -> bool:
     """Return whether a bar can be shown: on a terminal of at least two columns and lines (some containers have 0)."""
     try:
@@ -96,6 +108,10 @@ class Log(contextlib.AbstractContextManager):
             f.write(json.dumps(plain(entry), allow_nan=False) + "\n")
         values = {k: v for k, v in entry.items() if k != "step"}
         self._report(lambda wandb: wandb.log(values, step=entry["step"]))
+
+    def starts_here(self, step: int) -> None:
+        """Estimate the time that is left from the steps after `step`: those before it compiled kernels."""
+        self.first, self.started = step, time.monotonic()
 
     def result(self, summary: dict) -> None:
         """Report the final results to Weights & Biases."""

@@ -4,6 +4,9 @@ The whole step of cuda_graph.py runs under fake tensors, which have shapes and l
 wait for the device (.item(), nonzero, a copy from the host) cannot run. Every storage is counted from its first
 appearance to its release, in the 512-byte units of PyTorch's CUDA allocator, and the head's scratch is added while the
 head runs. Not counted: the scratch of other ops, fragments, and the CUDA context (some 300 to 500 MB, no allocator's).
+
+Once the step is captured, its graph keeps its memory for itself. An evaluation then takes new memory beside it, so the
+GPU needs both: the peak of the step, and what scoring a batch takes beyond the weights.
 """
 
 import weakref
@@ -19,9 +22,9 @@ from .. import config as settings
 from ..data import dataset
 from ..data.token_cache import token_dtype
 from ..data.tokenizer import TOKENIZERS
-from ..kernels import hardware
+from ..kernels import hardware, linear_cross_entropy
 from ..kernels.triton import tiles
-from ..model import build_model
+from ..model import autocast, build_model
 from . import step
 from .cuda_graph import DeviceSteps
 from .optimizer import adamw
@@ -108,3 +111,21 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
 def estimate(config: settings.Config, **kwargs) -> float:
     """Return the peak memory of a step in MB, as described at the top of the file."""
     return trace(config, **kwargs).peak / 1e6
+
+
+def scoring(config: settings.Config) -> Meter:
+    """Score a batch of an evaluation on fake tensors, every token masked; returns the Meter, which counts no weights.
+
+    Evaluations mask a part of the tokens, and know how many only on the host. All of them take the most memory.
+    """
+    vocabulary, meter = TOKENIZERS[config.data.tokenizer], Meter()
+    with FakeTensorMode(), hardware.pretend(CAPABILITY, PROCESSORS), torch.no_grad():
+        model = build_model(config, vocabulary).eval()
+        with meter:
+            shape = config.eval.batch_size, config.model.seq_len
+            x0 = torch.empty(shape, dtype=torch.int64)
+            valid = torch.empty(shape, dtype=torch.bool) if config.data.layout == "paragraphs" else None
+            with autocast(x0.device, config.precision):
+                h = model(x0, causal=config.objective == "autoregressive", valid=valid).flatten(0, -2)
+                linear_cross_entropy(h, model.head, x0.flatten(), reduction="none")
+    return meter

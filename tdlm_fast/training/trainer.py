@@ -22,7 +22,7 @@ from ..runs.files import BEST, LAST, write_beside, write_json
 from ..runs.folder import changes, trim_samples
 from ..sampling.generate import generate
 from . import cuda_graph, step
-from .logger import Log, peak_memory_mb
+from .logger import Log, peak_memory_mb, reserved_memory_mb
 from .optimizer import adamw, learning_rate
 from .stop import Stop
 
@@ -36,14 +36,30 @@ class Progress:
     step: int = 0
     tokens: int = 0
     loss_tokens: int = 0
-    seconds: float = 0.0  # of training alone
+    seconds: float = 0.0  # of training only
     best: float | None = None  # lowest validation nats per token so far
     evaluated: int | None = None  # the step of the last evaluation
+    # Of the steps that compile and capture at the start of a process on a GPU; their seconds are not among those above.
+    startup_seconds: float = 0.0
+    startup_tokens: int = 0
+    startup_loss_tokens: int = 0
 
     @classmethod
     def of(cls, state: dict) -> "Progress":
         """The progress in a checkpoint's state."""
         return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of it; only a GPU has a start."""
+        return {k: v for k, v in asdict(self).items() if v or not k.startswith("startup_")}
+
+    def rates(self) -> dict:
+        """{"tokens_per_s", "loss_tokens_per_s"} after the start; of the whole run, where it was no longer than that."""
+        seconds, tokens, loss_tokens = self.seconds, self.tokens, self.loss_tokens
+        if seconds:
+            tokens, loss_tokens = tokens - self.startup_tokens, loss_tokens - self.startup_loss_tokens
+        seconds = max(seconds or self.startup_seconds, 1e-9)
+        return {"tokens_per_s": tokens / seconds, "loss_tokens_per_s": loss_tokens / seconds}
 
 
 class Trainer:
@@ -95,8 +111,11 @@ class Trainer:
                 progress.step += 1
                 self.report_eager_steps()
                 evaluates, saves = self.due()
-                if progress.step % config.train.log_every == 0 or saves or evaluates:
-                    self.collect_metrics(keep=0 if saves or evaluates else 1)
+                starts = progress.step == self.start_ends
+                if progress.step % config.train.log_every == 0 or saves or evaluates or starts:
+                    self.collect_metrics(keep=0 if saves or evaluates or starts else 1)
+                if starts:
+                    self.log.starts_here(progress.step)
                 if evaluates:
                     self.evaluate()
                 if saves:
@@ -124,6 +143,8 @@ class Trainer:
             steps=self.steps, first=self.progress.step,
         )  # fmt: skip
         self.why_eager, self.marked = "", self.progress.step
+        # On a GPU the first steps compile and capture, and the next one is the first replay.
+        self.start_ends = self.progress.step + cuda_graph.WARM_UP + 1 if self.device.type == "cuda" else 0
         self.saved_at = self.progress.step if self.resume else None
         self.window_began = time.monotonic()
         self.stop.patient = True
@@ -162,12 +183,18 @@ class Trainer:
         loss_tokens, tokens = (sum(o[k] for o in outcomes) for k in ("loss_tokens", "tokens"))
         progress.tokens += tokens
         progress.loss_tokens += loss_tokens
-        progress.seconds += seconds
+        if first < self.start_ends:
+            progress.startup_seconds += seconds
+            progress.startup_tokens += tokens
+            progress.startup_loss_tokens += loss_tokens
+        else:
+            progress.seconds += seconds
+        of_gpu = {"startup_seconds": progress.startup_seconds} if progress.startup_seconds else {}
         return {
             "step": last + 1, "loss": outcomes[-1]["loss"], "lr": learning_rate(last, self.steps, self.config.optim),
             "grad_norm": outcomes[-1]["grad_norm"], "tokens_per_s": tokens / seconds,
             "loss_tokens_per_s": loss_tokens / seconds, "tokens": progress.tokens, "loss_tokens": progress.loss_tokens,
-            "seconds": progress.seconds, "peak_memory_mb": peak_memory_mb(self.device),
+            "seconds": progress.seconds, "peak_memory_mb": peak_memory_mb(self.device), **of_gpu,
         }  # fmt: skip
 
     def evaluate(self) -> None:
@@ -197,7 +224,7 @@ class Trainer:
         nats = score.nats_per_token if math.isfinite(score.nats_per_token) else math.inf
         if progress.best is None or nats < progress.best:
             progress.best = nats
-            checkpoint.save(self.folder / BEST, self.model, None, asdict(progress))
+            checkpoint.save(self.folder / BEST, self.model, None, progress.state())
         for i in range(config.eval.text):
             tokens = min(64, config.model.seq_len)
             text = generate(self.model, self.corpus.tokenizer, config, tokens=tokens, seed=i)
@@ -206,7 +233,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint."""
-        checkpoint.save(self.folder / LAST, self.model, self.optimizer, asdict(self.progress))
+        checkpoint.save(self.folder / LAST, self.model, self.optimizer, self.progress.state())
         self.saved_at = self.progress.step
 
     def finish(self) -> dict:
@@ -225,13 +252,16 @@ class Trainer:
             at = checkpoint.load(self.folder / BEST, self.model)["step"]
         splits = {name: self.corpus.splits[name] for name in ("valid", "test")}
         results = {k: likelihood(self.model, s, config.objective, **self.scoring).asdict() for k, s in splits.items()}
-        seconds, counts = max(progress.seconds, 1e-9), self.model.count_by_part()
+        seconds, counts = max(progress.seconds or progress.startup_seconds, 1e-9), self.model.count_by_part()
+        of_gpu = {"startup_seconds": round(progress.startup_seconds, 3)} if progress.startup_seconds else {}
+        if reserved := reserved_memory_mb(self.device):
+            of_gpu["reserved_memory_mb"] = reserved
         summary = {
             "objective": config.objective, "corpus": self.corpus.name, "note": self.corpus.note,
             "steps": progress.step, "finished": progress.step >= self.steps, "best_step": at,
             "tokens": progress.tokens, "loss_tokens": progress.loss_tokens, "seconds": round(seconds, 3),
-            "tokens_per_s": progress.tokens / seconds, "loss_tokens_per_s": progress.loss_tokens / seconds,
-            "peak_memory_mb": peak_memory_mb(self.device), "parameters": sum(counts.values()),
+            **progress.rates(), "peak_memory_mb": peak_memory_mb(self.device), **of_gpu,
+            "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
             "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash,
             "weights": checkpoint.weights_hash(self.model),

@@ -1,13 +1,17 @@
 """The sides of bench/race/ops.py compute the same thing, and sides that cannot run here name the reason."""
 
 import enum
+import os
+import signal
 import sys
+import time
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench.race import peers
+from bench.race import conftest, ops, peers
 from bench.race.cases import Attention, Embed, Gate, Lce, Norm, Update
 
 
@@ -103,3 +107,51 @@ def test_who_is_absent_says_why():
     assert "liger-kernel" in sides["liger-kernel, budget"].note and sides["liger-kernel, budget"].run is None
     with pytest.raises(peers.Absent, match="cut-cross-entropy"):
         sides["cut-cross-entropy, exact"].run()
+
+
+def test_peers_run_at_their_best():
+    """cut-cross-entropy is tuned, and torch.compile makes no slower code for every shape."""
+    assert os.environ["CCE_AUTOTUNE"] == "1" and peers.compiled.keywords == {"dynamic": False}
+    assert "torch.compile(" not in Path(peers.__file__).read_text()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms")
+def test_a_peer_that_is_not_ready_in_time_is_absent():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(peers.Absent, match="not ready after 0.05 s"), peers.ready_within(0.05):
+        time.sleep(5)
+    with peers.ready_within(0.05):
+        pass
+    with peers.ready_within(0):
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_every_race_begins_with_an_empty_compiler(monkeypatch):
+    """Else Dynamo's limit of recompiles, which counts per function, lets the later shapes run eagerly."""
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    case = Norm("small", 7, 32)
+    request = types.SimpleNamespace(config=types.SimpleNamespace(getoption=lambda name: 1))
+    benchmark = types.SimpleNamespace(extra_info={}, pedantic=lambda run, rounds, warmup_rounds: [run(), run()])
+    sides = [peers.Side("tdlm_fast", lambda: None), peers.Side("host", lambda: None, "a note")]
+    beside = {"product": lambda: None, "copy": lambda: None}
+    late = iter([(1.0, False)] * 4 + [(1.0, True)] * 100)
+    monkeypatch.setattr(ops, "DEVICE", "cuda")
+    monkeypatch.setattr(ops, "peak_mb", lambda run: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(ops, "seconds", lambda run, calls: (1.0, run is sides[1].run))
+    ops.race(benchmark, request, sides, beside, case, 8)
+    assert resets == [1]
+    assert benchmark.extra_info["sides"]["host"]["note"] == "a note; timed with its host"
+    assert "note" not in benchmark.extra_info["sides"]["tdlm_fast"]
+    monkeypatch.setattr(ops, "seconds", lambda run, calls: next(late))
+    with pytest.raises(AssertionError, match="ours is timed with its host"):
+        ops.race(benchmark, request, sides, beside, case, 8)
+
+
+def test_the_cases_that_matter_most_are_raced_first():
+    names = ["test_a[small]", "test_a[D 128]", "test_a[tiny]", "test_b[tiny, masked half]", "test_b[wide, added]"]
+    ordered = sorted(names, key=conftest.place)
+    assert ordered == ["test_a[tiny]", "test_b[tiny, masked half]", "test_a[small]", "test_b[wide, added]",
+                       "test_a[D 128]"]  # fmt: skip

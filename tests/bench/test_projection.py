@@ -24,6 +24,13 @@ COUNTED = json.loads(launches.RESULTS.read_text())
 SAME_TORCH = FILE["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.parametrize("programs, resident, share", [
+    (264, 264, 1), (275, 264, 0.52), (528, 264, 1), (1, 264, 1 / 264), (393, 264, 0.74),
+])  # fmt: skip
+def test_a_last_wave_takes_as_long_as_a_full_one(programs, resident, share):
+    assert projection.full_waves(programs, resident) == pytest.approx(share, abs=5e-3)
+
+
 def test_every_op_has_its_row():
     assert projection.group("forward", "tdlm::lce_forward") == projection.group("backward", "tdlm::lce_sum") == "head"
     assert projection.group("optimizer", "mul") == "clip and AdamW"

@@ -1,10 +1,6 @@
-"""The step of plain PyTorch in the race is the same training step as ours; the benchmark and gpu.sh run."""
+"""The step of plain PyTorch in the race is the same training step as ours; the benchmark counts what it trains on."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,10 +8,12 @@ import torch
 from bench.race import plain
 from bench.race import step as race
 from tdlm_fast import config as settings
+from tdlm_fast.data import batches
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.model import build_model
 from tdlm_fast.objective import OBJECTIVES
 from tdlm_fast.training import memory_estimate, step
+from tests.conftest import corpus_of
 
 SMALL = ["data.tokenizer=bytes", "model.width=32", "model.heads=2", "model.inner=32"]
 SMALL += ["model.dropout=0", "precision=fp32"]
@@ -49,7 +47,8 @@ def test_the_benchmark_writes_its_figures(tiny, tmp_path, capsys):
     assert "liger-kernel, bf16" in found["absent"] and "cut-cross-entropy, bf16" in found["absent"]
     for side in found["sides"].values():
         assert side["fastest_ms"] <= side["step_ms"] <= side["slowest_ms"] and side["loss"] > 1
-        assert side["tokens_per_s"] == pytest.approx(16 * 64 / side["step_ms"] * 1e3)
+        assert side["tokens_per_s"] == pytest.approx(side["tokens_per_step"] / side["step_ms"] * 1e3)
+        assert 0 < side["tokens_per_step"] <= 16 * 64
         assert 0 < side["loss_tokens_per_s"] <= side["tokens_per_s"]
     assert 0.5 < sum(row["share"] for row in found["profile"]) <= 1.001
     ops = {row["op"] for row in found["profile"]}
@@ -57,14 +56,48 @@ def test_the_benchmark_writes_its_figures(tiny, tmp_path, capsys):
     assert "x ours" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(shutil.which("timeout") is None, reason="bench/gpu.sh needs coreutils' timeout")
-def test_gpu_sh_keeps_what_was_computed(tmp_path):
-    """With no time for most parts it still ends, lists how each part ended, and clears only its own figures."""
-    (tmp_path / "out").mkdir()
-    for name in ("kernels.json", "step-cpu-diffusion.json"):
-        (tmp_path / "out" / name).write_text("{}")
-    env = os.environ | {"OUT": str(tmp_path / "out"), "LIMIT": "4", "PY": sys.executable}
-    done = subprocess.run(["bash", "bench/gpu.sh"], env=env, capture_output=True, text=True, timeout=120)
-    parts = dict(line.split("\t")[::2] for line in (tmp_path / "out" / "parts.tsv").read_text().splitlines())
-    assert done.returncode == 1 and parts["tests"] == "no time left" and "experiment-diffusion" in parts
-    assert not (tmp_path / "out" / "kernels.json").exists() and (tmp_path / "out" / "step-cpu-diffusion.json").exists()
+@pytest.mark.parametrize("layout", ["paragraphs", "packed"])
+def test_tokens_are_counted_without_padding(tiny, tmp_path, layout):
+    """By the lengths of the rows that the timed steps drew: two of them, after three that warm up."""
+    file = tmp_path / "step.json"
+    keys = [*(o for o in tiny if not o.startswith("run.")), f"data.layout={layout}", "model.seq_len=96"]
+    options = ["--rounds", "2", "--seconds", "0", "--sides", "ours", "plain, fp32", "--no-memory", "--no-profile"]
+    assert race.main([*keys, *options, "--json", str(file)]) == 0
+    c = settings.load("configs/tiny.yaml", keys)
+    split = corpus_of(c).splits["train"]
+    order = batches.permutation(batches.usable(split), c.seed, 0)[3 * 16 : 5 * 16]
+    tokens = split.lengths[order].sum() / 2
+    assert (tokens < 16 * 96) == (layout == "paragraphs")
+    found = json.loads(file.read_text())
+    assert found["layout"] == layout and set(found["sides"]) == {"ours", "plain, fp32"}
+    for side in found["sides"].values():
+        assert side["tokens_per_step"] == tokens
+        assert side["tokens_per_s"] == pytest.approx(tokens / side["step_ms"] * 1e3)
+        assert 0 < side["loss_tokens_per_s"] < side["tokens_per_s"]
+
+
+@pytest.mark.parametrize("sides, absent, why", [
+    ({"ours": {"captured": True}}, {}, ""),
+    ({"ours": {}}, {}, ""),  # of a CPU
+    ({"plain, bf16": {}}, {}, ""),  # not asked for
+    ({"ours": {"captured": False, "why_not": "an op waits"}}, {}, "ours is not captured: an op waits"),
+    ({}, {"ours": "failed: RuntimeError: x"}, "ours: failed: RuntimeError: x"),
+])  # fmt: skip
+def test_a_step_that_is_not_captured_fails_the_benchmark(sides, absent, why):
+    assert race.unfit({"sides": sides, "absent": absent}) == why
+
+
+def test_what_runs_only_on_a_gpu_is_left_out_elsewhere():
+    cpu, gpu = (race.names(torch.device(kind), True, None) for kind in ("cpu", "cuda"))
+    assert gpu == list(race.SIDES) and [n for n in gpu if n not in cpu] == list(race.ONLY_ON_A_GPU)
+    assert "plain, compiled, reduce-overhead, bf16" in gpu
+    assert race.names(torch.device("cuda"), False, ["ours", "compiled"]) == ["ours", "ours, eager"]
+
+
+def test_the_memory_of_earlier_sides_is_not_counted(monkeypatch):
+    figures = {"memory_allocated": 100, "memory_reserved": 200, "max_memory_allocated": 350, "max_memory_reserved": 700}
+    for name, mb in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, mb=mb: mb * 1e6)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *a: None)
+    assert race.GpuMemory(torch.device("cuda")).peaks() == {"peak_mb": 250, "reserved_mb": 500}

@@ -61,6 +61,56 @@ def test_a_part_that_was_cut_off_does_not_disturb_the_others(folder):
     assert tables.measured(folder) == "No GPU figure has been measured yet."
 
 
+def changed(folder, objective: str, change) -> None:
+    file = folder / f"step-tiny-{objective}.json"
+    run = json.loads(file.read_text())
+    change(run)
+    file.write_text(json.dumps(run))
+
+
+def as_paragraphs(run: dict, tokens: float | None = 6000.0) -> None:
+    run["overrides"] = [o for o in run["overrides"] if not o.startswith("data.layout=")]
+    run["layout"] = "paragraphs"
+    if tokens:
+        run["sides"]["ours"]["tokens_per_step"] = tokens
+
+
+def test_the_words_about_padding_are_those_of_the_rows(folder):
+    assert "packed rows, without padding" in tables.measured(folder)
+    for objective in tables.OBJECTIVES:
+        changed(folder, objective, as_paragraphs)
+    text = tables.measured(folder)
+    assert "a paragraph a row: 6,000 tokens of 8,192 places on average" in text and "without padding" not in text
+
+
+def test_figures_that_may_count_padding_are_refused(folder):
+    changed(folder, "diffusion", as_paragraphs)
+    with pytest.raises(ValueError, match="one objective was measured on packed rows"):
+        tables.measured(folder)
+    changed(folder, "autoregressive", lambda run: as_paragraphs(run, None))
+    with pytest.raises(ValueError, match="counts no tokens: measure again"):
+        tables.measured(folder)
+    changed(folder, "autoregressive", lambda run: run.pop("layout"))  # of an older file, without data.layout=packed
+    with pytest.raises(ValueError, match="counts no tokens: measure again"):
+        tables.measured(folder)
+
+
+def test_reserved_memory_has_a_column_where_it_was_measured(folder):
+    assert "reserved, MB" not in tables.measured(folder)
+    for mb, objective in zip((4321, 1234), tables.OBJECTIVES, strict=True):
+        changed(folder, objective, lambda run, mb=mb: run["sides"]["ours"].update(reserved_mb=mb))
+    text = tables.measured(folder)
+    at = cells(text, "whole step").index("reserved, MB")
+    assert cells(text, "ours |")[at] == "4,321" and cells(text, "plain, fp32")[at] == "–"
+
+
+def test_our_own_step_is_drawn_where_the_peers_were_not_raced(folder):
+    text = tables.measured(folder)
+    for objective in tables.OBJECTIVES:
+        (folder / f"step-tiny-{objective}.json").rename(folder / f"step-ours-{objective}.json")
+    assert tables.measured(folder) == text
+
+
 def test_the_limits_are_bars(folder, tmp_path):
     svg = tables.limits_picture(folder)
     assert svg.count("<rect") == 2 * (15 + 5)  # for each objective fifteen ops, five of them with a limit

@@ -86,7 +86,15 @@ def test_the_step_fits(name, limit_mb, objective):
     c = settings.load(f"configs/{name}.yaml", [f"objective={objective}", *fewer])
     tokens = {"tiny": 2_500_000, "base": 120_000_000}[name]  # WikiText-2, WikiText-103
     weights = 16 * {"tiny": 6_539_776, "base": 90_000_000}[name] / 1e6  # weights, gradients, moments in fp32
-    assert weights < memory_estimate.estimate(c, tokens=tokens) < limit_mb
+    step = memory_estimate.estimate(c, tokens=tokens)
+    assert weights < step < step + memory_estimate.scoring(c).peak / 1e6 < limit_mb
+
+
+def test_an_evaluation_is_counted_beside_the_step():
+    """The loss of each token and its hidden state live at once; the weights are the step's, and not counted again."""
+    c = config("data.layout=packed", "precision=fp32", "eval.batch_size=32")
+    peak = memory_estimate.scoring(c).peak
+    assert 4 * 32 * 16 * 32 < peak < memory_estimate.scoring(config("data.layout=packed", "precision=fp32")).peak
 
 
 def test_the_head_is_counted_with_its_scratch():
@@ -106,5 +114,6 @@ def test_the_head_is_counted_with_its_scratch():
 
 def test_the_command_prints_it(capsys):
     assert memory.main(["configs/tiny.yaml", "model.layers=1"]) == 0
-    assert "MB at the peak of a step" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "MB at the peak of a step" in out and "with an evaluation" in out
     assert memory.main(["configs/tiny.yaml", "model.layer=1"]) == 2

@@ -2,14 +2,17 @@
 
 import json
 import signal
+import time
 
 import pytest
 import torch
 
+from tdlm_fast import config as settings
 from tdlm_fast import evaluate, sample, train
 from tdlm_fast.runs import load
-from tdlm_fast.training import trainer
-from tests.running import TINY
+from tdlm_fast.training import cuda_graph, logger, trainer
+from tdlm_fast.training.cuda_graph import DeviceSteps
+from tests.running import TINY, metrics, state_of
 
 
 def test_an_early_loss_that_is_no_number_claims_no_checkpoint(tiny, capsys):
@@ -90,3 +93,80 @@ def test_a_run_gives_the_signal_handlers_back(tiny):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=1"]) == 0
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+@pytest.fixture
+def with_a_start(monkeypatch):
+    """The first four steps pass for those of a GPU, which compile and capture; they are as slow as that."""
+
+    def begin(self):
+        real(self)
+        self.start_ends = self.progress.step + 4
+
+    def run(self, step):
+        time.sleep(0.1 * (step < 4))
+        steps(self, step)
+
+    real, steps = trainer.Trainer.begin, DeviceSteps.run
+    monkeypatch.setattr(trainer.Trainer, "begin", begin)
+    monkeypatch.setattr(DeviceSteps, "run", run)
+    monkeypatch.setattr(trainer, "reserved_memory_mb", lambda device: 123.0)
+    options = lambda args, kw: dict(kw, window=args[-1].train.log_every)  # noqa: E731
+    monkeypatch.setattr(cuda_graph, "start", lambda *args, **kw: DeviceSteps(*args, **options(args, kw)))
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 10])
+def test_the_start_of_a_gpu_is_not_part_of_its_speed(tiny, tmp_path, with_a_start, log_every, capsys):
+    args = [*tiny, "data.layout=packed", f"train.log_every={log_every}", "train.save_every=0", "eval.text=0"]
+    assert train.main([TINY, *args]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    lines = [e for e in metrics(tmp_path / "run") if "loss" in e]
+    of_start = [e for e in lines if e["step"] <= 4]
+    assert of_start[-1]["step"] == 4 and of_start[-1]["tokens"] == 4 * 16 * 64  # a line ends with the start
+    assert all(e["seconds"] == 0 for e in of_start) and of_start[-1]["startup_seconds"] >= 0.4
+    rest = [e for e in lines if e["step"] > 4]
+    assert {e["startup_seconds"] for e in rest} == {of_start[-1]["startup_seconds"]}
+    assert summary["startup_seconds"] == round(of_start[-1]["startup_seconds"], 3)
+    assert summary["seconds"] == round(rest[-1]["seconds"], 3) and summary["tokens"] == 30 * 16 * 64
+    assert summary["tokens_per_s"] == pytest.approx(26 * 16 * 64 / rest[-1]["seconds"])
+    assert 0 < summary["loss_tokens_per_s"] < summary["tokens_per_s"] and summary["reserved_memory_mb"] == 123.0
+    assert "after a start of" in capsys.readouterr().out
+
+
+def test_a_run_no_longer_than_its_start_has_a_speed(tiny, tmp_path, with_a_start):
+    assert train.main([TINY, *tiny, "data.layout=packed", "train.max_steps=3", "eval.text=0"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["seconds"] == summary["startup_seconds"] >= 0.3
+    assert summary["tokens_per_s"] == pytest.approx(3 * 16 * 64 / summary["seconds"], rel=0.01)
+
+
+def test_a_checkpoint_keeps_the_start(tiny, tmp_path, with_a_start):
+    """So that a run of several processes, each with a start, has the speed of its other steps."""
+    args = [*tiny, "data.layout=packed", "eval.text=0"]
+    assert train.main([TINY, *args, "train.max_steps=30"]) == 0
+    state = state_of(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert state["startup_tokens"] == 4 * 16 * 64
+    again = trainer.Progress.of(state)
+    assert again.state() == state and again.rates()["tokens_per_s"] == pytest.approx(26 * 1024 / state["seconds"])
+
+
+def test_the_time_left_is_estimated_without_the_start(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+    entry = {"loss": 1.0, "tokens_per_s": 1.0, "loss_tokens_per_s": 1.0}
+    with logger.Log(tmp_path, settings.Config(), 1000, 0, None) as log:
+        now[0] = 60.0  # a minute of compiling
+        log.starts_here(4)
+        now[0] = 80.0
+        log.progress(104, entry)  # 0.2 s a step from here on
+    assert f"{896 * 0.2 / 60:.1f} min left" in capsys.readouterr().err
+
+
+def test_a_cpu_has_no_start(tiny, tmp_path):
+    assert train.main([TINY, *tiny, "train.max_steps=6", "eval.text=0"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not {"startup_seconds", "reserved_memory_mb"} & summary.keys()
+    assert not any("startup_seconds" in e for e in metrics(tmp_path / "run"))
+    state = state_of(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert not [key for key in state if key.startswith("startup_")]
+    assert logger.reserved_memory_mb(torch.device("cpu")) is None

@@ -1,0 +1,75 @@
+"""One call of every op of ours that a training step makes on a GPU: what smoke.py checks and the sanitizer runs."""
+
+from collections.abc import Iterator
+
+import torch
+
+from bench.race.cases import Attention, Gate, Lce, Norm
+from tdlm_fast.kernels import dispatch
+from tdlm_fast.kernels.triton import register
+
+OPS = {dispatch.name(op): op for op, *_ in register.KERNELS}
+EXACT = ("corrupt", "draw", "next_token", "put_rows", "record", "stable_order")  # the reference's bits
+
+
+def _head(dtype: torch.dtype, small: bool) -> Iterator[tuple[str, tuple]]:
+    """The fused head with 16-bit hidden states and fp32 weights, as a step has them, and the stored form."""
+    N, V, wide = (40, 300, 140) if small else (2048, 50257, 1024)
+    h, w, y, g, n = Lce("", N, 64, V, n_rows=N // 2 + 1, scale=0.125).inputs(dtype)
+    w, lse = w.float(), torch.full((N,), 11.0)
+    yield "lce_forward", (h, w, y, n, V, dtype, True)
+    yield "lce_backward_weight", (h, w, y, lse, g, n, V, dtype)
+    yield "lce_backward_weight", (h, w, y, lse, g, None, V, dtype)
+    yield "lce_backward_rows", (h, g, n)
+    h, w, y, g, n = Lce("", wide, 528, wide, n_rows=wide - 10, scale=0.05, weights="ones").inputs(dtype)
+    yield "lce_sum", (h, w.float(), y, g, n, wide, dtype)
+    yield "lce_sum", (h, w.float(), y, g, None, wide, dtype)
+
+
+def _rows(dtype: torch.dtype, N: int) -> Iterator[tuple[str, tuple]]:
+    """Norms, the gate, and what moves rows."""
+    (x, w, a), (dy, ds) = Norm("", N, 64, add=True).inputs(torch.float32)
+    yield "rms_norm", (x.to(dtype), w, 1e-6)
+    yield "rms_norm_backward", (dy.to(dtype), x.to(dtype), w, 1e-6)
+    yield "add_rms_norm", (x, a.to(dtype), w, 1e-6, dtype)
+    yield "add_rms_norm_backward", (dy.to(dtype), ds, x, w, 1e-6, dtype)
+    x, dy = Gate("", N, 192).inputs(dtype)
+    yield "swiglu", (x,)
+    yield "swiglu_backward", (dy, x)
+    g = torch.Generator().manual_seed(N)
+    tokens, rows = torch.randint(0, 90, (N,), generator=g), torch.randperm(N, generator=g)
+    yield "embedding_backward", (torch.randn(N, 64, generator=g).to(dtype), tokens, 90)
+    yield "put_rows", (torch.randn(N, 64, generator=g).to(dtype), rows, torch.tensor(N // 2), N)
+    yield "stable_order", (tokens, 90)
+
+
+def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tuple[str, tuple]]:
+    """Yield (name of an op in OPS, arguments): activations in dtype; small: sizes for an interpreter.
+
+    Attention takes fp16 in place of fp32, for which a GPU runs another implementation.
+    """
+    B, T = (3, 32) if small else (16, 128)
+    found = [*_head(dtype, small), *_rows(dtype, 40 if small else 2048)]
+    half = torch.float16 if dtype == torch.float32 else dtype
+    (q, k, v), dout, valid = Attention("", B, 4, T, 16, padding=0.3).inputs(half)
+    for causal in (False, True):
+        rest = (valid, None, torch.tensor([1, 2]), causal, 0.1, True)
+        found += [("tile_attention", (q, k, v, *rest)), ("tile_attention_backward", (dout, q, k, v, *rest))]
+    g = torch.Generator().manual_seed(T)
+    x0, one, step = torch.randint(0, 9, (B, T), generator=g), torch.tensor(1.0), torch.tensor(1)
+    for sampling in ("stratified", "counts"):
+        found.append(("corrupt", (x0, valid, 1, 0, None, torch.tensor(2), 9, "linear", sampling, 0, B)))
+    found.append(("next_token", (x0, x0, valid, 9)))
+    lengths = torch.randint(1, T + 1, (2 * B,), generator=g)
+    tokens = torch.randint(-(2**15), 2**15, (int(lengths.sum()),), generator=g).short()
+    split = tokens, lengths.cumsum(0) - lengths, lengths, torch.randperm(2 * B, generator=g)
+    found.append(("draw", (*split, step, B, 2, T, 65535, True)))
+    found.append(("clip_scale", (torch.rand(23, generator=g), one, 0.5)))
+    found.append(("record", (torch.zeros(3, 4, dtype=torch.float64), step, one, one, step, step)))
+    for name, args in found:
+        yield name, tuple(_moved(a, device) for a in args)
+
+
+def _moved(a, device: str):
+    """Return a copy of a tensor on the device, so that an op may write to it; other values as they are."""
+    return a.to(device, copy=True) if isinstance(a, torch.Tensor) else a

@@ -1,0 +1,259 @@
+"""Time the fused head with other tiles than kernels/triton/tiles.py chooses: `python -m bench.race.sweep --json FILE`.
+
+tiles.py chose its tiles by registers and shared memory, without a GPU. Here both passes run with a dozen configurations
+each, at the shape of configs/tiny.yaml and three counts of rows that bear loss. Kernels are compiled in as many
+processes as there are cores, each of which makes one small call, so that Triton's cache holds what the timed call
+needs. A configuration whose answer differs from today's, or that cannot run, is listed with the reason. The forward
+pass is timed with the programs that tiles.py gives it and with those that are resident, once and twice over. Times are
+of replayed CUDA graphs.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from bench.race import clock, peers, processes
+from bench.race.cases import Lce
+from bench.without_gpu import resources
+from tdlm_fast.kernels import hardware
+from tdlm_fast.kernels.triton import linear_cross_entropy, tiles
+from tdlm_fast.kernels.triton.tiles import Plan, Tiles
+from tdlm_fast.runs.device import versions
+
+SIDES = ("forward", "weight")
+KERNELS = {side: f"{side}_kernel" for side in SIDES}
+# (rows, vocabulary, warps, stages, last tile peeled, registers at most) of sm_90 and sm_100, whose products (wgmma)
+# are made by four warps on 64 rows at a time; today's tiles are added where they are missing.
+WGMMA = {
+    "forward": (
+        (128, 64, 8, 3, True, 128), (128, 64, 8, 2, True, 128), (128, 64, 8, 4, True, 128), (128, 64, 8, 3, True, 0),
+        (128, 64, 8, 3, False, 0), (128, 128, 8, 2, True, 0), (128, 128, 8, 3, True, 0), (128, 64, 4, 3, True, 0),
+        (64, 64, 4, 3, True, 168), (64, 64, 4, 4, True, 128), (64, 128, 4, 3, True, 0), (256, 64, 8, 2, True, 0),
+    ),
+    "weight": (
+        (64, 128, 8, 3, False, 128), (64, 128, 8, 2, False, 128), (64, 128, 8, 4, False, 128),
+        (64, 128, 8, 3, False, 0), (128, 128, 8, 2, False, 0), (128, 128, 8, 3, False, 0), (64, 64, 4, 3, False, 0),
+        (64, 64, 4, 4, False, 128), (128, 64, 4, 3, False, 0), (32, 128, 8, 3, False, 0), (64, 256, 8, 2, False, 0),
+        (128, 64, 8, 3, False, 0),
+    ),
+}  # fmt: skip
+MMA = {  # of other cards, by warps of 16 rows
+    "forward": (
+        (64, 64, 4, 3, True, 168), (64, 64, 4, 2, True, 168), (64, 64, 4, 4, True, 168), (64, 64, 4, 3, True, 0),
+        (64, 64, 4, 3, False, 0), (128, 64, 8, 3, True, 0), (128, 64, 4, 2, True, 0), (128, 32, 4, 3, True, 0),
+        (64, 32, 4, 3, True, 128), (64, 128, 4, 2, True, 0), (128, 64, 8, 2, True, 128), (32, 64, 2, 3, True, 0),
+    ),
+    "weight": (
+        (32, 64, 4, 3, False, 0), (32, 64, 4, 2, False, 0), (32, 64, 4, 4, False, 0), (64, 64, 4, 2, False, 0),
+        (64, 64, 4, 3, False, 0), (64, 64, 8, 3, False, 0), (32, 128, 8, 3, False, 0), (32, 128, 4, 3, False, 0),
+        (64, 128, 8, 2, False, 0), (64, 32, 4, 3, False, 0), (32, 64, 8, 3, False, 0), (16, 64, 4, 4, False, 0),
+    ),
+}  # fmt: skip
+
+
+class Problem(NamedTuple):
+    """The arguments of both passes, in the type that they are multiplied in, so that nothing is cast."""
+
+    h: torch.Tensor
+    weight: torch.Tensor
+    targets: torch.Tensor
+    lse: torch.Tensor
+    grad: torch.Tensor
+    n_rows: torch.Tensor
+
+    @classmethod
+    def of(cls, case: Lce, dtype: torch.dtype, device: str) -> "Problem":
+        h, w, y, g, n = case.inputs(dtype, device)
+        return cls(h, w, y, torch.full((case.N,), 11.0, device=device), g.abs() / len(g), n)
+
+    def run(self, side: str):
+        h, w, y, lse, grad, n = self
+        if side == "forward":
+            return linear_cross_entropy.forward(h, w, y, n, len(w), h.dtype, True)
+        return (linear_cross_entropy.backward_weight(h, w, y, lse, grad, n, len(w), h.dtype),)
+
+
+def plan_of(problem: Problem, side: str, tile: Tiles | None) -> Plan:
+    """The plan of tiles.py for a problem, with other tiles for one of the passes; None: its own."""
+    gpu, (N, D), V, dtype = hardware.card(problem.h.device), problem.h.shape, len(problem.weight), problem.h.dtype
+    card = tiles.card(gpu.capability)
+    pair = dict(zip(SIDES, tiles.tiles(card, dtype, max(16, 1 << (D - 1).bit_length()), D % 16 != 0), strict=True))
+    pair |= {side: tile} if tile else {}
+    with mock.patch.object(tiles, "tiles", lambda *a, **k: tuple(pair.values())):
+        return tiles.fused(card, N, D, V, *[dtype] * 3, processors=gpu.multiprocessors, half=False)
+
+
+@contextlib.contextmanager
+def launched_by(plan: Plan):
+    """Let both passes run by this plan."""
+    with mock.patch.object(linear_cross_entropy, "fused", lambda *a, **k: plan):
+        yield
+
+
+class Watched:
+    """A kernel that keeps what its last launch compiled to."""
+
+    def __init__(self, kernel):
+        self.kernel, self.compiled = kernel, None
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            self.compiled = self.kernel[grid](*args, **kwargs)
+            return self.compiled
+
+        return launch
+
+
+def outcome(problem: Problem, side: str, plan: Plan) -> tuple[list[torch.Tensor], dict]:
+    """What a pass returns under a plan, and its kernel's registers, spills, shared memory and resident programs."""
+    watched = Watched(getattr(linear_cross_entropy, KERNELS[side]))
+    with launched_by(plan), mock.patch.object(linear_cross_entropy, KERNELS[side], watched):
+        found = [a.clone() for a in problem.run(side)]
+    compiled, warps = watched.compiled, getattr(plan, side).warps
+    if not hasattr(compiled, "n_regs"):  # the interpreter compiles nothing
+        return found, {}
+    gpu = hardware.card(problem.h.device)
+    card, granted = tiles.card(gpu.capability) or 80, -(-compiled.n_regs // 8) * 8 * 32 * warps
+    shared = compiled.metadata.shared
+    room = (resources.REGISTERS // granted, (resources.SHARED[card] << 10) // (shared + 1024))
+    programs = max(1, min(*room, resources.WARPS[card] // warps)) * gpu.multiprocessors
+    return found, {
+        "registers": compiled.n_regs, "spills": compiled.n_spills, "shared": shared, "resident": programs,
+    }  # fmt: skip
+
+
+def compile_one(case: Lce, dtype: torch.dtype, device: str, side: str, tile: Tiles) -> None:
+    """Compile the kernel of a configuration by a small call: counts of rows and words are not part of Triton's keys."""
+    problem = Problem.of(case, dtype, device)
+    outcome(problem, side, plan_of(problem, side, tile))
+
+
+def timed(problem: Problem, side: str, plan: Plan, counts: tuple[int, ...]) -> dict[str, float]:
+    """{rows that bear loss: milliseconds of the pass}."""
+    ms = {}
+    with launched_by(plan):
+        graph = clock.graph_of(lambda: problem.run(side)) if problem.h.is_cuda else None
+        for live in counts:
+            problem.n_rows.fill_(live)
+            if graph:
+                ms[str(live)] = clock.replayed(graph) * 1e3
+            else:
+                begin = time.perf_counter()
+                problem.run(side)
+                ms[str(live)] = (time.perf_counter() - begin) * 1e3
+    return ms
+
+
+def alike(found: list[torch.Tensor], truth: list[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether another order of sums explains the difference of two answers."""
+    close = 1e-4 if dtype == torch.float32 else 1e-2
+    return all((a.double() - b.double()).norm() <= close * b.double().norm() for a, b in zip(found, truth, strict=True))
+
+
+def measure(problem: Problem, side: str, tile: Tiles | None, truth, counts: tuple[int, ...]) -> dict:
+    """The row of a configuration: its tiles, resources, fastest number of programs, times, and why it failed or ""."""
+    row = {"tile": None, "why": "", "ms": {}}
+    try:
+        plan = plan_of(problem, side, tile)
+        row["tile"] = getattr(plan, side)._asdict()
+        problem.n_rows.fill_(len(problem.h) // 2)
+        found, about = outcome(problem, side, plan)
+        row |= about
+        if truth is not None and not alike(found, truth, problem.h.dtype):
+            return row | {"why": "its answer differs from that of today's tiles"}
+        programs = {plan.programs}
+        if side == "forward" and about:
+            row_tiles = -(-len(problem.h) // plan.forward.rows)
+            programs |= {max(row_tiles, k * about["resident"]) for k in (1, 2)}
+        tried = {n: timed(problem, side, plan._replace(programs=n), counts) for n in sorted(programs)}
+        row["programs"] = min(tried, key=lambda n: sum(tried[n].values()))
+        row["ms"] = tried[row["programs"]]
+        if side == "forward":
+            row["ms_by_programs"] = {str(n): ms for n, ms in tried.items()}
+    except Exception as error:
+        row["why"] = peers.why_not(error)
+    return row
+
+
+def sweep(problem: Problem, candidates: dict, counts: tuple[int, ...]) -> dict:
+    """{"forward", "weight"}: a row per configuration, today's first."""
+    figures = {}
+    for side in SIDES:
+        problem.n_rows.fill_(len(problem.h) // 2)
+        truth = outcome(problem, side, plan_of(problem, side, None))[0]
+        figures[side] = [measure(problem, side, None, None, counts) | {"today": True}]
+        for tile in candidates[side]:
+            figures[side].append(measure(problem, side, tile, truth, counts))
+    return figures
+
+
+def words(row: dict) -> str:
+    """A configuration in words."""
+    t = row["tile"]
+    more = f", {t['registers']} registers at most" if t["registers"] else ""
+    return f"{t['rows']} x {t['vocab']}, {t['warps']} warps, {t['stages']} stages{', peeled' * t['peeled']}{more}"
+
+
+def show(figures: dict) -> None:
+    for side in SIDES:
+        rows = [row for row in figures[side] if row["ms"]]
+        today = next((row for row in rows if row.get("today")), None)
+        for live in figures["live"]:
+            best = min(rows, key=lambda row: row["ms"][str(live)], default=None)
+            if best and today:
+                a, b = (row["ms"][str(live)] for row in (best, today))
+                print(f"{side}, {live} rows: {words(best)}: {a:.4f} ms; today {b:.4f} ms, {b / a:.2f} x")
+        for row in figures[side]:
+            if row["why"]:
+                print(f"{side}, {words(row) if row['tile'] else 'no plan'}: {row['why']}")
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--processes", type=int, default=processes.CORES)
+    parser.add_argument("--small", action="store_true", help="two configurations at a small shape, for the interpreter")
+    parser.add_argument("--once", action="store_true", help="only run both passes three times, for a profiler")
+    args = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # the interpreter multiplies bf16 wrongly
+    N, V, counts = (60, 150, (9, 60)) if args.small else (8192, 50257, (2300, 4096, 8192))
+    case = Lce("", N, 64, V, n_rows=N // 2, scale=0.125, weights="ones")
+    problem = Problem.of(case, dtype, device)
+    if args.once:
+        for _ in range(3):
+            for side in SIDES:
+                problem.run(side)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return 0
+    capability = hardware.card(problem.h.device).capability
+    candidates = {side: [] for side in SIDES}
+    for side, found in (WGMMA if tiles.card(capability) in (90, 100) else MMA).items():
+        own = getattr(plan_of(problem, side, None), side)
+        candidates[side] = [tile for tile in (Tiles(*f) for f in found) if tile != own][: 1 if args.small else None]
+    begin = time.perf_counter()
+    small = Lce("", 33, case.D, 65, n_rows=20, weights="ones")
+    tasks = [(compile_one, small, dtype, device, side, tile) for side in SIDES for tile in candidates[side]]
+    processes.run(tasks, device, args.processes)  # errors come again below, where they are recorded
+    compiling = time.perf_counter() - begin
+    figures = {
+        **versions(problem.h.device), "shape": {"N": N, "D": case.D, "V": V}, "dtype": str(dtype)[6:],
+        "live": counts, "compile_seconds": round(compiling, 1), **sweep(problem, candidates, counts),
+    }  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show(figures)
+    own = [figures[side][0] for side in SIDES]
+    return int(any(row["why"] for row in own))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

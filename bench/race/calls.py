@@ -21,6 +21,10 @@ def _head(dtype: torch.dtype, small: bool) -> Iterator[tuple[str, tuple]]:
     yield "lce_backward_weight", (h, w, y, lse, g, n, V, dtype)
     yield "lce_backward_weight", (h, w, y, lse, g, None, V, dtype)
     yield "lce_backward_rows", (h, g, n)
+    half = torch.float16 if dtype == torch.float32 else dtype
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(N))
+    yield "lce_gathered", (h.float(), order, w, y, n, V, half)
+    yield "lce_gathered_backward", (h.float(), h.to(half), w.to(half), y, lse, g, order, n, N, V, torch.float32)
     h, w, y, g, n = Lce("", wide, 528, wide, n_rows=wide - 10, scale=0.05, weights="ones").inputs(dtype)
     yield "lce_sum", (h, w.float(), y, g, n, wide, dtype)
     yield "lce_sum", (h, w.float(), y, g, None, wide, dtype)
@@ -46,7 +50,7 @@ def _rows(dtype: torch.dtype, N: int) -> Iterator[tuple[str, tuple]]:
 def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tuple[str, tuple]]:
     """Yield (name of an op in OPS, arguments): activations in dtype; small: sizes for an interpreter.
 
-    Attention takes fp16 in place of fp32, for which a GPU runs another implementation.
+    Attention and the head that gathers its rows take fp16 in place of fp32, where other implementations run.
     """
     B, T = (3, 32) if small else (16, 128)
     found = [*_head(dtype, small), *_rows(dtype, 40 if small else 2048)]
@@ -55,6 +59,7 @@ def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tupl
     for causal in (False, True):
         rest = (valid, None, torch.tensor([1, 2]), causal, 0.1, True)
         found += [("tile_attention", (q, k, v, *rest)), ("tile_attention_backward", (dout, q, k, v, *rest))]
+    found += [("rotary", (q, k, back)) for back in (False, True)]
     g = torch.Generator().manual_seed(T)
     x0, one, step = torch.randint(0, 9, (B, T), generator=g), torch.tensor(1.0), torch.tensor(1)
     for sampling in ("stratified", "counts"):

@@ -3,9 +3,9 @@
 tiles.py chose its tiles by registers and shared memory, without a GPU. Here both passes run with a dozen configurations
 each, at the shape of configs/tiny.yaml and three counts of rows that bear loss. Kernels are compiled in as many
 processes as there are cores, each of which makes one small call, so that Triton's cache holds what the timed call
-needs. A configuration whose answer differs from today's, or that cannot run, is listed with the reason. The forward
-pass is timed with the programs that tiles.py gives it and with those that are resident, once and twice over. Times are
-of replayed CUDA graphs.
+needs. A configuration whose answer differs from today's, or that cannot run, is listed with the reason. Each pass is
+timed with the programs that tiles.py gives it and with as many as are resident, once and twice over. Times are of
+replayed CUDA graphs. The forward pass is that of training: it makes its 16-bit copies of h and W too.
 """
 
 import argparse
@@ -59,10 +59,12 @@ MMA = {  # of other cards, by warps of 16 rows
 
 
 class Problem(NamedTuple):
-    """The arguments of both passes, in the type that they are multiplied in, so that nothing is cast."""
+    """The arguments of both passes: h and W in fp32, as in training, and x and w as they are multiplied."""
 
     h: torch.Tensor
     weight: torch.Tensor
+    x: torch.Tensor
+    w: torch.Tensor
     targets: torch.Tensor
     lse: torch.Tensor
     grad: torch.Tensor
@@ -70,24 +72,35 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, case: Lce, dtype: torch.dtype, device: str) -> "Problem":
-        h, w, y, g, n = case.inputs(dtype, device)
-        return cls(h, w, y, torch.full((case.N,), 11.0, device=device), g.abs() / len(g), n)
+        h, w, y, g, n = case.inputs(torch.float32, device)
+        lse = torch.full((case.N,), 11.0, device=device)
+        return cls(h, w, h.to(dtype), w.to(dtype), y, lse, g.abs() / len(g), n)
 
     def run(self, side: str):
-        h, w, y, lse, grad, n = self
         if side == "forward":
-            return linear_cross_entropy.forward(h, w, y, n, len(w), h.dtype, True)
-        return (linear_cross_entropy.backward_weight(h, w, y, lse, grad, n, len(w), h.dtype),)
+            order, dtype = torch.arange(len(self.h), device=self.h.device), self.x.dtype
+            return linear_cross_entropy.gathered_forward(
+                self.h, order, self.weight, self.targets, self.n_rows, len(self.w), dtype
+            )[:3]
+        rest = self.targets, self.lse, self.grad, self.n_rows, len(self.w), self.x.dtype
+        return (linear_cross_entropy.backward_weight(self.x, self.w, *rest),)
 
 
 def plan_of(problem: Problem, side: str, tile: Tiles | None) -> Plan:
     """The plan of tiles.py for a problem, with other tiles for one of the passes; None: its own."""
-    gpu, (N, D), V, dtype = hardware.card(problem.h.device), problem.h.shape, len(problem.weight), problem.h.dtype
+    gpu, (N, D), V, dtype = hardware.card(problem.x.device), problem.x.shape, len(problem.w), problem.x.dtype
     card = tiles.card(gpu.capability)
     pair = dict(zip(SIDES, tiles.tiles(card, dtype, max(16, 1 << (D - 1).bit_length()), D % 16 != 0), strict=True))
     pair |= {side: tile} if tile else {}
     with mock.patch.object(tiles, "tiles", lambda *a, **k: tuple(pair.values())):
         return tiles.fused(card, N, D, V, *[dtype] * 3, processors=gpu.multiprocessors, half=False)
+
+
+def with_programs(plan: Plan, side: str, programs: int, rows: int) -> Plan:
+    """The plan with another number of programs for one of the passes."""
+    if side == "weight":
+        return plan._replace(weight_programs=programs)
+    return plan._replace(programs=programs, parts=programs + -(-rows // plan.forward.rows) - 1)
 
 
 @contextlib.contextmanager
@@ -166,17 +179,17 @@ def measure(problem: Problem, side: str, tile: Tiles | None, truth, counts: tupl
         problem.n_rows.fill_(len(problem.h) // 2)
         found, about = outcome(problem, side, plan)
         row |= about
-        if truth is not None and not alike(found, truth, problem.h.dtype):
+        if truth is not None and not alike(found, truth, problem.x.dtype):
             return row | {"why": "its answer differs from that of today's tiles"}
-        programs = {plan.programs}
-        if side == "forward" and about:
-            row_tiles = -(-len(problem.h) // plan.forward.rows)
-            programs |= {max(row_tiles, k * about["resident"]) for k in (1, 2)}
-        tried = {n: timed(problem, side, plan._replace(programs=n), counts) for n in sorted(programs)}
+        programs = {k * about["resident"] for k in (1, 2)} if about else set()
+        if tile is None or not about:
+            programs |= {plan.programs if side == "forward" else plan.weight_programs}
+        tried = {
+            n: timed(problem, side, with_programs(plan, side, n, len(problem.h)), counts) for n in sorted(programs)
+        }
         row["programs"] = min(tried, key=lambda n: sum(tried[n].values()))
         row["ms"] = tried[row["programs"]]
-        if side == "forward":
-            row["ms_by_programs"] = {str(n): ms for n, ms in tried.items()}
+        row["ms_by_programs"] = {str(n): ms for n, ms in tried.items()}
     except Exception as error:
         row["why"] = peers.why_not(error)
     return row
@@ -238,7 +251,8 @@ def main(argv=None) -> int:
     candidates = {side: [] for side in SIDES}
     for side, found in (WGMMA if tiles.card(capability) in (90, 100) else MMA).items():
         own = getattr(plan_of(problem, side, None), side)
-        candidates[side] = [tile for tile in (Tiles(*f) for f in found) if tile != own][: 1 if args.small else None]
+        made = [Tiles(*f[:4], 1, *f[4:]) for f in found]  # one program a multiprocessor, until it is known how many fit
+        candidates[side] = [tile for tile in made if tile._replace(fit=own.fit) != own][: 1 if args.small else None]
     begin = time.perf_counter()
     small = Lce("", 33, case.D, 65, n_rows=20, weights="ones")
     tasks = [(compile_one, small, dtype, device, side, tile) for side in SIDES for tile in candidates[side]]

@@ -96,7 +96,6 @@ _MMA = {
     256: (Tiles(64, 32, 8, 2, 1), Tiles(32, 64, 8, 2, 1)),
     512: (Tiles(32, 32, 8, 2, 1), Tiles(32, 32, 8, 2, 1)),
 }
-_BOUNDED = (_WGMMA[64][0], Tiles(64, 64, 4, 3, 3, True))  # of sm_90 and sm_100, up to D = 64
 _MMA_120 = {  # where the tiles above spill
     32: (Tiles(64, 64, 4, 3, 3, True, 168), Tiles(32, 64, 8, 3, 2)),
     64: (Tiles(64, 32, 4, 3, 3, True, 168), Tiles(32, 64, 4, 3, 3)),
@@ -180,6 +179,7 @@ def stored_rows(V: int, dtype: torch.dtype) -> int:
 
 
 class Plan(NamedTuple):
+    card: int
     dtype: torch.dtype  # of the products
     half_sums: bool
     block_d: int  # D, padded
@@ -205,7 +205,7 @@ class Plan(NamedTuple):
 
         On other cards the products take longer than that, and fp16 has too few exponents.
         """
-        return self.forward in _BOUNDED and self.dtype == torch.bfloat16
+        return self.card in (90, 100) and self.block_d <= 64 and self.dtype == torch.bfloat16
 
     @property
     def headroom(self) -> int:
@@ -237,6 +237,6 @@ def fused(
     padded = -(-N // weight.rows) * weight.rows
     parts = programs + row_tiles - 1
     return Plan(
-        dtype, half, block_d, forward, weight, programs, parts, weight_programs,
+        card, dtype, half, block_d, forward, weight, programs, parts, weight_programs,
         forward_scratch=copies + parts * part, weight_scratch=copies + 12 * padded + weight_programs * sums,
     )  # fmt: skip

@@ -29,10 +29,11 @@ def test_a_plan_has_the_tiles_asked_for(card, multiprocessors):
         for side, candidates in (sweep.WGMMA if card == (9, 0) else sweep.MMA).items():
             own[side] = sweep.plan_of(problem(), side, None)
             assert len(set(candidates)) == len(candidates) == 12
-            for tile in (tiles.Tiles(*c) for c in candidates):
+            for tile in (tiles.Tiles(*c[:4], 1, *c[4:]) for c in candidates):
                 plan, other = sweep.plan_of(problem(), side, tile), "weight" if side == "forward" else "forward"
                 assert getattr(plan, side) == tile and getattr(plan, other) == getattr(own[side], other)
-        assert own["forward"] == own["weight"] and tiles.Tiles(*candidates[0]) == own["weight"].weight
+        assert own["forward"] == own["weight"]
+        assert own["weight"].weight._replace(fit=1) == tiles.Tiles(*candidates[0][:4], 1, *candidates[0][4:])
 
 
 def test_the_kernels_are_launched_by_the_plan(monkeypatch):
@@ -47,22 +48,24 @@ def test_the_kernels_are_launched_by_the_plan(monkeypatch):
             return lambda *args, **options: found.update({self.name: (grid, options)})
 
     p = problem()
-    for name in ("forward_kernel", "combine_kernel", "fold_kernel", "weight_kernel"):
+    for name in ("take", "forward", "combine", "fold", "weight", "gather"):
+        name = f"{name}_kernel"
         monkeypatch.setattr(linear_cross_entropy, name, Kernel(name))
     with hardware.pretend((9, 0), 132, torch.Tensor):
-        plan = sweep.plan_of(p, "forward", tiles.Tiles(64, 32, 4, 2, True, 168))._replace(programs=17)
+        plan = sweep.plan_of(p, "forward", tiles.Tiles(64, 32, 4, 2, 1, True, 168))
+        plan = sweep.with_programs(plan, "forward", 17, 60)
         _, about = sweep.outcome(p, "forward", plan)
         grid, options = found["forward_kernel"]
         assert about == {} and grid == (17,) and options["maxnreg"] == 168
         assert (options["BLOCK_N"], options["BLOCK_V"], options["num_warps"], options["num_stages"]) == (64, 32, 4, 2)
-        plan = sweep.plan_of(p, "weight", tiles.Tiles(32, 64, 8, 2))
+        plan = sweep.plan_of(p, "weight", tiles.Tiles(32, 64, 8, 2, 3))
         sweep.outcome(p, "weight", plan)
         grid, options = found["weight_kernel"]
-        assert grid[0] == 3 and options["BLOCK_N"] == 32 and options["BLOCK_V"] == 64 and options["num_warps"] == 8
+        assert grid == (396,) and options["BLOCK_N"] == 32 and options["BLOCK_V"] == 64 and options["num_warps"] == 8
 
 
 def row(ms: dict, today=False, why="", **tile) -> dict:
-    tile = tiles.Tiles(64, 64, 4, 3)._replace(**tile)._asdict()
+    tile = tiles.Tiles(64, 64, 4, 3, 1)._replace(**tile)._asdict()
     return {"tile": tile, "why": why, "ms": ms} | ({"today": True} if today else {})
 
 
@@ -79,7 +82,7 @@ def test_an_answer_that_differs_is_not_timed(monkeypatch):
     monkeypatch.setattr(sweep, "timed", lambda *a: pytest.fail("it was timed"))
     monkeypatch.setattr(sweep, "outcome", lambda *a: ([torch.ones(3)], {}))
     with hardware.pretend((9, 0), 132, torch.Tensor):
-        found = sweep.measure(problem(), "forward", tiles.Tiles(64, 32, 4, 2), [torch.full((3,), 1.1)], (30,))
+        found = sweep.measure(problem(), "forward", tiles.Tiles(64, 32, 4, 2, 1), [torch.full((3,), 1.1)], (30,))
     assert found["why"] == "its answer differs from that of today's tiles" and found["ms"] == {}
 
 

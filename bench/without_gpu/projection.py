@@ -78,6 +78,7 @@ def head(card: int, half: bool = False) -> dict:
     rate, clocks, figures = rates.RATES[card][0] * (2 if half else 1), CHIPS[card].clocks(card) / 1e3, {}
     for side, tile in (("forward", plan.forward), ("weight", plan.weight)):
         wanted = f"{side}, {'float16, fp16 sums' if half else 'bfloat16'}, D {D}"
+        wanted += ", small logits" * (side == "forward" and plan.bounds_logits)  # as those of tiny are
         launch = next(k for k in kernels(card) if k[0] == wanted)
         mix = loop_mix(tool("nvdisasm", compiled(launch[1], card, *launch[2:]).asm["cubin"], "-c"))
         rounds = -(-N // tile.rows) * -(-V // tile.vocab) * tile.warps
@@ -121,7 +122,9 @@ GROUPS = {  # rows of the table and a pattern for the names of their ops; the fi
 }
 
 
-HEAD = {"tdlm::lce_forward": "forward", "tdlm::lce_backward_weight": "weight"}  # charged by their compiled loops
+# Charged by their compiled loops.
+HEAD = {"tdlm::lce_forward": "forward", "tdlm::lce_backward_weight": "weight"}
+HEAD |= {"tdlm::lce_gathered": "forward", "tdlm::lce_gathered_backward": "weight"}
 
 
 def group(part: str, op: str) -> str:

@@ -41,12 +41,8 @@ def traffic(func, args, kwargs, out) -> int:
         only = mutated and (argument.is_out or any(name.endswith(w) for w in WRITTEN_ONLY))
         read += [] if only else _tensors(value)
         changed += _tensors(value) if mutated else []
-    if name in ("lce_forward", "lce_backward_weight", "lce_sum"):  # its casts and partial sums, written and read again
-        written_and_read = 2 * memory_estimate.head_scratch(
-            name, *args[:2], next(a for a in args if isinstance(a, torch.dtype))
-        )
-    else:
-        written_and_read = 0
+    # The head's casts and partial sums, written and read again.
+    written_and_read = 2 * memory_estimate.head_scratch(name, args) if name in memory_estimate.HEAD else 0
     made = [a for a in _tensors(out) if not any(a is c for c in changed)]
     written = sum(map(_bytes, made + changed))
     if name in GATHERED:
@@ -57,10 +53,10 @@ def traffic(func, args, kwargs, out) -> int:
 def flop(func, args) -> int:
     """Return the flop of a call's products; the head's count all its rows, whether they bear loss or not."""
     name = func._schema.name.split("::")[1]
-    if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
-        (N, D), V = args[0].shape, args[1].shape[0]
-        products = {"lce_forward": 2 if args[6] else 1, "lce_backward_weight": 2, "lce_sum": 3}[name]
-        return products * 2 * N * D * V
+    if name in memory_estimate.HEAD:
+        N, weight = (len(args[3]), args[2]) if name.startswith("lce_gathered") else (len(args[0]), args[1])
+        products = 3 if name == "lce_sum" else 1 if name == "lce_forward" and not args[6] else 2
+        return products * 2 * N * weight.numel()
     if name == "mm":
         (m, k), n = args[0].shape, args[1].shape[1]
         return 2 * m * k * n
@@ -98,7 +94,7 @@ def on_card(card: int, multiprocessors: int):
         yield
 
 
-HEAD = ("tdlm::lce_forward", "tdlm::lce_backward_weight", "tdlm::lce_sum")
+HEAD = tuple(f"tdlm::{name}" for name in memory_estimate.HEAD)
 # PyTorch's own ops that a GPU runs as the trace does; attention and dropout decompose differently there.
 LIMITED = ("mm", "cat", "embedding", "index_select", "_foreach_copy_", "_foreach_norm", "_fused_adamw_")
 

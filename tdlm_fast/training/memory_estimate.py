@@ -32,13 +32,24 @@ from .optimizer import adamw
 CAPABILITY, PROCESSORS = (8, 6), 46  # the GPU that the step is traced for: RTX 3070 Ti Laptop
 
 
-def head_scratch(name: str, h, weight, dtype: torch.dtype) -> int:
-    """Return the scratch bytes of tdlm::lce_forward, lce_backward_weight or lce_sum, beside inputs and outputs."""
-    (N, D), V = h.shape, len(weight)
-    card = tiles.card(CAPABILITY) or 86
-    plan = tiles.fused(card, N, D, V, h.dtype, weight.dtype, dtype, processors=PROCESSORS)
+HEAD = ("lce_forward", "lce_backward_weight", "lce_sum", "lce_gathered", "lce_gathered_backward")
+
+
+def head_scratch(name: str, args: tuple) -> int:
+    """Return the scratch bytes of a call of one of HEAD, beside inputs and outputs."""
+    if name == "lce_gathered":  # its copies are outputs
+        N, weight, dtype = len(args[3]), args[2], args[6]
+        types = dtype, dtype
+    elif name == "lce_gathered_backward":
+        N, weight, dtype = len(args[1]), args[2], args[1].dtype
+        types = dtype, dtype
+    else:
+        N, weight, dtype = len(args[0]), args[1], next(a for a in args if isinstance(a, torch.dtype))
+        types = args[0].dtype, weight.dtype
+    (V, D), card = weight.shape, tiles.card(CAPABILITY) or 86
+    plan = tiles.fused(card, N, D, V, *types, dtype, processors=PROCESSORS)
     if plan is not None:
-        return plan.forward_scratch if name == "lce_forward" else plan.weight_scratch
+        return plan.forward_scratch if name in ("lce_forward", "lce_gathered") else plan.weight_scratch
     rows = min(tiles.stored_rows(V, dtype), N)
     chunk = rows * tiles.padded(V) * dtype.itemsize
     parts = tiles.product_parts(tiles.product(card, dtype, "towards_h"), rows, D, PROCESSORS)
@@ -76,9 +87,8 @@ class Meter(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         if self.guarded and name in self.CROSSING:
             raise HostTransfer(f"{func} moves data between the host and the device")
-        if name in ("lce_forward", "lce_backward_weight", "lce_sum"):
-            dtype = next(a for a in args if isinstance(a, torch.dtype))
-            self.peak = max(self.peak, self.live + head_scratch(name, args[0], args[1], dtype))
+        if name in HEAD:
+            self.peak = max(self.peak, self.live + head_scratch(name, args))
         out = func(*args, **kwargs or {})
         for a in tree_iter(out):
             if isinstance(a, torch.Tensor):

@@ -39,9 +39,9 @@ def test_limits_of_a_step_follow_rates_and_rows(monkeypatch):
         return work.limits(config, torch.device("cuda"), {"flops": flops, "bytes": bandwidth}, live, 100_000)
 
     bound = of(1e12, 1e30)
-    assert bound["tdlm::lce_forward"] == pytest.approx(2 * 2 * 8192 * 64 * 50257 / 1e12 * 1e3)
-    assert bound["tdlm::lce_forward"] == pytest.approx(bound["tdlm::lce_backward_weight"])
-    assert of(1e12, 1e30, 0.5)["tdlm::lce_forward"] == pytest.approx(bound["tdlm::lce_forward"] / 2)
+    assert bound["tdlm::lce_gathered"] == pytest.approx(2 * 2 * 8192 * 64 * 50257 / 1e12 * 1e3)
+    assert bound["tdlm::lce_gathered"] == pytest.approx(bound["tdlm::lce_gathered_backward"])
+    assert of(1e12, 1e30, 0.5)["tdlm::lce_gathered"] == pytest.approx(bound["tdlm::lce_gathered"] / 2)
     mm = sum(2 * 8192 * 64 * n for n in (192, 64, 384, 192)) * 2 * 3  # of two layers, with both gradients
     assert bound["aten::mm"] == pytest.approx(mm / 1e12 * 1e3)
     moved = of(1e30, 1e9)

@@ -102,14 +102,14 @@ def test_the_head_is_counted_with_its_scratch():
     h, w = torch.empty(8192, 768, dtype=torch.bfloat16), torch.empty(50257, 768)
     chunk = tiles.CHUNK_BYTES * 0.9
     for op in ("lce_backward_weight", "lce_sum"):
-        assert memory_estimate.head_scratch(op, h, w, torch.bfloat16) > chunk + 4 * w.numel()
-    forward = memory_estimate.head_scratch("lce_forward", h, w, torch.bfloat16)
-    assert memory_estimate.head_scratch("lce_sum", h, w, torch.bfloat16) == forward + 4 * w.numel() > chunk
+        assert memory_estimate.head_scratch(op, (h, w, torch.bfloat16)) > chunk + 4 * w.numel()
+    forward = memory_estimate.head_scratch("lce_forward", (h, w, torch.bfloat16))
+    assert memory_estimate.head_scratch("lce_sum", (h, w, torch.bfloat16)) == forward + 4 * w.numel() > chunk
     rows = tiles.stored_rows(50257, torch.bfloat16)
     parts = tiles.product_parts(tiles.product(86, torch.bfloat16, "towards_h"), rows, 768, memory_estimate.PROCESSORS)
     logits, casts = 2 * rows * tiles.padded(50257), 2 * (8192 + 50257) * 768
     assert forward == logits + casts + 4 * 768 * (8192 + (parts + 1) * rows)
-    assert memory_estimate.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
+    assert memory_estimate.head_scratch("lce_forward", (h[:, :64], w[:, :64], torch.bfloat16)) < 16 << 20
 
 
 def test_the_command_prints_it(capsys):

@@ -63,8 +63,8 @@ part doctor 15 "$PY" -m tdlm_fast.doctor
 # Most of the tests' time is Triton's compiler, which takes one core a process.
 parallel=$("$PY" -c 'import xdist' 2> /dev/null && echo "-n $(($(nproc) / 2 + 1))")
 # shellcheck disable=SC2086
-part tests 110 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/kernels/triton tests/test_captured.py tests/kernels/ops/test_attention.py
-part tests-native 25 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/kernels/cuda/test_source.py -k "not emulated"
+part tests 110 "$PY" -m pytest -q -p no:cacheprovider $parallel tests/kernels/triton tests/training/test_cuda_graph.py tests/kernels/ops/test_attention.py
+part tests-native 25 env TDLM_CUDA_BACKEND=native "$PY" -m pytest -q -p no:cacheprovider tests/kernels/cuda/test_linear_cross_entropy.py -k "not emulated"
 for objective in diffusion autoregressive; do
   # shellcheck disable=SC2086
   part "step-tiny-$objective" 65 "$PY" -m bench.race.step "objective=$objective" $TRAIN $BENCH --json "$OUT/step-tiny-$objective.json"

@@ -4,121 +4,20 @@ import functools
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.race.cases import LCE, Lce
 from tdlm_fast.kernels import linear_cross_entropy
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward
-from tdlm_fast.kernels.triton import linear_cross_entropy_chunked as lce_stored
 from tdlm_fast.kernels.triton import tiles
-
-# The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
-DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
-SMALL = [c for c in LCE if c.N * c.V < 200_000 or torch.cuda.is_available()]
-
-
-def answers(h, w, weights, of):
-    h, w = h.clone().requires_grad_(), w.clone().requires_grad_()
-    nll = of(h, w)
-    return [nll.detach(), *torch.autograd.grad(nll, (h, w), weights.to(nll.dtype))]
-
-
-def ours(case: Lce, dtype, device, fill=None):
-    h, w, y, weights, n_rows = case.inputs(dtype, device)
-    if n_rows is not None and fill is not None:
-        h[case.live :] = fill
-    of = functools.partial(
-        linear_cross_entropy, targets=y, valid_vocab=case.valid_vocab, n_rows=n_rows, reduction="none"
-    )
-    return answers(h, w, weights, of)
-
-
-@functools.cache
-def truth_and_reference(case: Lce, dtype, device):
-    h, w, y, weights, _ = case.inputs(dtype, device)
-    live = torch.arange(case.N, device=device) < case.live
-
-    def plain(h, w):
-        return F.cross_entropy((h @ w.T)[:, : case.valid_vocab].to(torch.promote_types(h.dtype, torch.float32)), y,
-                               reduction="none") * live  # fmt: skip
-
-    return answers(h.double(), w.double(), weights * live, plain), answers(h, w, weights * live, plain)
-
-
-def compare(case, dtype, device, fill=float("nan")):
-    truth, reference = truth_and_reference(case, dtype, device)
-    h, w, *_ = case.inputs(dtype, device)
-    size = [x.abs().max().item() if x.numel() else 0 for x in (h.float() @ w.float().T, w, h)]
-    noise = 3e-7 * (1 + size[0])  # of fp32 logits
-    scales = (1, 1000 * size[1], 1000 * size[2])
-    for mine, theirs, true, scale in zip(ours(case, dtype, device, fill), reference, truth, scales, strict=True):
-        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
-        if true.numel():
-            # dh is rounded to its type twice: for an upstream gradient of 1, and for the true one.
-            rounding = torch.finfo(mine.dtype).eps * true.abs().max()
-            assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + noise * scale + rounding
+from tests.kernels.triton.head_accuracy import DTYPES, SMALL, answers, case, compare, ours, truth_and_reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_error_is_at_most_twice_torchs(case, dtype, device):
     compare(case, dtype, device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["wide", "some rows", "extreme logits", "all alike"])
-def test_the_stored_form_is_as_accurate(name, dtype, device, monkeypatch):
-    monkeypatch.setattr(tiles, "MAX_FUSED_WIDTH", 0)
-    monkeypatch.setattr(tiles, "CHUNK_BYTES", 1)
-    compare(next(c for c in LCE if c.name == name), dtype, device)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", SMALL, ids=str)
-def test_a_weighted_sum_of_the_stored_form_is_as_accurate(case, dtype, device, monkeypatch):
-    """Three products of one softmax: the loss, and both gradients with the tokens' weights in them."""
-    monkeypatch.setattr(tiles, "MAX_FUSED_WIDTH", 0)
-    monkeypatch.setattr(tiles, "CHUNK_BYTES", 1)
-    h, w, y, weights, n_rows = case.inputs(dtype, device)
-    h[case.live :], live = 7.0, torch.arange(case.N, device=device) < case.live
-    h, w = h.float(), w.float()  # whose products are of dtype
-    weights[case.live :] = float("nan")
-
-    def gradients(of, h, w):
-        h, w = h.clone().requires_grad_(), w.clone().requires_grad_()
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32 and h.dtype != torch.float64):
-            loss = of(h, w)
-        return [loss.detach(), *torch.autograd.grad(loss * 0.5, (h, w))]
-
-    def plain(h, w):
-        z = (h @ w.T)[:, : case.valid_vocab]
-        z = z.to(torch.promote_types(h.dtype, torch.float32))
-        return (F.cross_entropy(z, y, reduction="none") * torch.where(live, weights, 0.0)).sum()
-
-    def mine(h, w):
-        return linear_cross_entropy(h, w, y, weights, valid_vocab=case.valid_vocab, n_rows=n_rows)
-
-    sums = []
-    monkeypatch.setattr(lce_stored, "loss_sum", lambda *a, real=lce_stored.loss_sum: sums.append(1) or real(*a))
-    truth, theirs = gradients(plain, h.double(), w.double()), gradients(plain, h, w)
-    if case.live < case.N:
-        h[case.live :] = float("nan")
-    size = [x[: case.live].abs().max().item() if case.live else 0 for x in (h.float() @ w.float().T, w, h)]
-    noise = 3e-7 * (1 + size[0]) * 1000  # of fp32 logits, times the largest weight
-    found = gradients(mine, h, w)
-    assert len(sums) == (case.N > 0)
-    for scale, m, t, exact in zip((case.N, size[1], size[2]), found, theirs, truth, strict=True):
-        assert m.dtype == torch.float32 and not m.requires_grad
-        if exact.numel():
-            rounding = 2 * torch.finfo(dtype).eps * exact.abs().max()
-            assert (m - exact).abs().max() <= 2 * (t - exact).abs().max() + rounding + noise * scale
-
-
-def case(name, dtype=torch.float32, device="cpu"):
-    found = next(c for c in LCE if c.name == name)
-    return found, *found.inputs(dtype, device)
 
 
 def test_weights_of_zero_and_rows_past_the_count_give_exactly_zero(device):
@@ -173,18 +72,6 @@ def test_a_target_outside_the_vocabulary_is_nan_and_reads_nothing(device):
         assert torch.equal(found[1], lse)
         dw = lce_backward_weight(h, w, wrong, lse, torch.ones_like(lse), None, 500, torch.float32)
         assert dw.isfinite().all() and dw[500:].eq(0).all()
-
-
-def test_a_target_out_of_range_makes_a_weighted_sum_nan(device):
-    _, h, w, y, *_ = case("wide", torch.float32, device)
-    for bad in (-1, 500, 2**40):
-        wrong, weights = y.clone(), torch.ones(len(y), device=device)
-        wrong[3] = bad
-        loss, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32)
-        assert loss.isnan() and dh[3].isnan().all() and dh[4:].isfinite().all() and dw[:500].isnan().all()
-        weights[3] = 0
-        _, dh, dw = lce_stored.loss_sum(h, w, wrong, weights, None, 500, torch.float32)
-        assert dh.isfinite().all() and dw.isfinite().all()
 
 
 def test_fp16_sums_are_close_and_only_where_asked(device, monkeypatch):

@@ -27,3 +27,8 @@ def test_next_token_gives_the_references_rows(B, T, padding, monkeypatch):
     with pytest.raises(ValueError, match="must be"):
         monkeypatch.undo()
         next_token(read, x0, valid.to(DEVICE)[:, :0], 50256)
+
+
+def test_opcheck():
+    x0 = torch.tensor([[3, 1, 3]], device=DEVICE)
+    torch.library.opcheck(next_token, (x0, x0, x0 > 1, 4))

@@ -29,3 +29,7 @@ def test_what_is_too_long_or_too_large_is_sorted(monkeypatch):
     assert stable_order(keys, 2**31)[1].tolist() == [3, 1, 0, 2]
     monkeypatch.setattr(stable_sort, "MAX_N", 3)
     assert stable_order(keys % 100, 100)[1].tolist() == [3, 1, 0, 2]
+
+
+def test_opcheck():
+    torch.library.opcheck(stable_order, (torch.tensor([3, 1, 3], device=DEVICE), 4))

@@ -243,3 +243,17 @@ def test_the_page_names_every_file():
     words = set(house.replace("/", " ").replace(".", " ").replace(":", " ").split())
     missing = [m for m in FILES if not m.startswith("tdlm_fast.kernels.") and m.rpartition(".")[2] not in words]
     assert not missing, f"docs/architecture.md does not draw {', '.join(missing)}"
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    """tests/ mirrors the rooms: training/step.py has tests/training/test_step.py. A verb's file may be in any room."""
+    missing = []
+    for module, file in FILES.items():
+        if file.name == "__init__.py":
+            continue
+        name = f"test_{file.stem.strip('_')}.py"  # __main__.py has test_main.py
+        folder = ROOT / "tests" / Path(*module.split(".")[1:-1])
+        verb = room(module) in VERBS and list((ROOT / "tests").rglob(name))
+        if not ((folder / name).is_file() or verb):
+            missing.append(f"{file.relative_to(ROOT)} has no {(folder / name).relative_to(ROOT)}")
+    assert not missing, "\n".join(missing)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tdlm_fast import config as settings
-from tdlm_fast import memory
 from tdlm_fast.kernels.ops.corrupt import SAMPLINGS
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import tiles
@@ -102,9 +101,3 @@ def test_the_head_is_counted_with_its_scratch():
     logits, casts = 2 * rows * tiles.padded(50257), 2 * (8192 + 50257) * 768
     assert forward == logits + casts + 4 * 768 * (8192 + (parts + 1) * rows)
     assert memory_estimate.head_scratch("lce_forward", h[:, :64], w[:, :64], torch.bfloat16) < 16 << 20
-
-
-def test_the_command_prints_it(capsys):
-    assert memory.main(["configs/tiny.yaml", "model.layers=1"]) == 0
-    assert "MB at the peak of a step" in capsys.readouterr().out
-    assert memory.main(["configs/tiny.yaml", "model.layer=1"]) == 2

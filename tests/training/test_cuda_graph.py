@@ -10,7 +10,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdlm_fast import config as settings
 from tdlm_fast import train
 from tdlm_fast.data import batches, dataset
 from tdlm_fast.kernels import linear_cross_entropy, use_backend
@@ -20,18 +19,9 @@ from tdlm_fast.training import cuda_graph, memory_estimate, step
 from tdlm_fast.training.cuda_graph import DeviceData, DeviceSteps
 from tdlm_fast.training.optimizer import adamw
 from tdlm_fast.training.step import EagerSteps
-from tests.running import metrics
+from tests.running import metrics, small_config
 
 pytestmark = pytest.mark.slow
-
-SMALL = [
-    "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
-    "train.batch_size=8", "optim.lr=1e-2",
-]  # fmt: skip
-
-
-def config(*overrides):
-    return settings.load("configs/tiny.yaml", [*SMALL, *overrides])
 
 
 def split(padded: bool, rows=20, T=16, vocab=257):
@@ -87,7 +77,7 @@ CASES = [
 
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
 def test_the_step_gives_the_eager_steps_bits(overrides):
-    c = config(*overrides)
+    c = small_config(*overrides)
     (a, _), eager, _ = runs(EagerSteps, c)
     (b, _), ours, _ = runs(DeviceSteps, c)
     assert eager == ours and len({o["loss"] for o in ours}) == 7
@@ -95,7 +85,7 @@ def test_the_step_gives_the_eager_steps_bits(overrides):
 
 
 def test_a_later_start_goes_on_with_the_same_bits():
-    c = config()
+    c = small_config()
     _, whole, _ = runs(EagerSteps, c)
     model, before, _ = runs(EagerSteps, c, end=4)
     vocabulary = memory_estimate.TOKENIZERS["bytes"]
@@ -104,7 +94,7 @@ def test_a_later_start_goes_on_with_the_same_bits():
 
 
 def test_a_capture_that_fails_says_why_and_the_steps_go_on():
-    c = config()
+    c = small_config()
     _, eager, _ = runs(EagerSteps, c)
     vocabulary = memory_estimate.TOKENIZERS["bytes"]
     model = build_model(c, vocabulary).train()
@@ -206,7 +196,7 @@ def test_a_loss_that_is_no_number_stops_it_too(tiny, on_device, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
 def test_captured_steps_give_the_eager_bits_and_never_wait(overrides):
-    c = config(*overrides)
+    c = small_config(*overrides)
     (a, _), eager, _ = runs(DeviceSteps, c, device="cuda", mode="off")
     (b, _), ours, runner = runs(DeviceSteps, c, device="cuda", end=cuda_graph.WARM_UP)  # fills tables and compiles
     mode = torch.cuda.get_sync_debug_mode()

@@ -9,18 +9,9 @@ from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.objective import LOSS_WEIGHTS
 from tdlm_fast.training import memory_estimate, step
+from tests.running import small_config
 
 pytestmark = pytest.mark.slow
-
-SMALL = [
-    "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
-    "train.batch_size=8", "optim.lr=1e-2",
-]  # fmt: skip
-
-
-def config(*overrides):
-    return settings.load("configs/tiny.yaml", [*SMALL, *overrides])
-
 
 LAYOUTS = [("data.layout=paragraphs", "train.accumulation=2"), ("data.layout=packed", "train.accumulation=1")]
 
@@ -29,15 +20,15 @@ LAYOUTS = [("data.layout=paragraphs", "train.accumulation=2"), ("data.layout=pac
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_diffusion_step_never_waits_for_the_device(schedule, sampling, layout):
-    memory_estimate.trace(config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
+    memory_estimate.trace(small_config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda o: " ".join(o))
 @pytest.mark.parametrize("override", ["objective=autoregressive", *(f"loss_weight={w}" for w in LOSS_WEIGHTS)])
 def test_nor_does_any_other(override, layout):
     options = "precision=fp32", "model.tied=true", "model.positions=learned", "model.mlp=gelu", "optim.clip=0"
-    memory_estimate.trace(config(override, *layout), tokens=400)
-    memory_estimate.trace(config(override, *layout, *options), tokens=400)
+    memory_estimate.trace(small_config(override, *layout), tokens=400)
+    memory_estimate.trace(small_config(override, *layout, *options), tokens=400)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +48,10 @@ def test_the_trace_finds_what_would_wait(monkeypatch, sync):
         return real(*args, **kw)
 
     real = step.OBJECTIVES["diffusion"]
-    memory_estimate.trace(config(), tokens=400)
+    memory_estimate.trace(small_config(), tokens=400)
     monkeypatch.setitem(step.OBJECTIVES, "diffusion", waits)
     with pytest.raises(Exception) as error:  # ours, or that of fake tensors
-        memory_estimate.trace(config(), tokens=400)
+        memory_estimate.trace(small_config(), tokens=400)
     assert type(error.value).__name__ in ("HostTransfer", "DynamicOutputShapeException", "DataDependentOutputException")
 
 

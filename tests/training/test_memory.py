@@ -1,5 +1,7 @@
 """The verb `memory`."""
 
+import pytest
+
 from tdlm_fast import memory
 
 
@@ -20,3 +22,9 @@ def test_more_layers_take_more_and_an_unknown_key_is_one_line(capsys):
     assert memory.main(["configs/tiny.yaml", "model.layer=1"]) == 2
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1 and "did you mean model.layers" in err
+
+
+@pytest.mark.parametrize("tokens", ["0", "-5"])
+def test_a_split_without_tokens_is_refused_before_anything_is_traced(tokens, capsys):
+    assert memory.main(["configs/tiny.yaml", "--tokens", tokens]) == 2
+    assert capsys.readouterr() == ("", f"error: --tokens is {tokens}; it must be at least 1\n")

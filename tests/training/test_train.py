@@ -68,3 +68,14 @@ def test_a_full_disk_is_one_line_with_what_is_left(tiny, tmp_path, saved, monkey
     assert error.startswith("error: last.safetensors: No space left on device; ") and error.count("\n") == 1
     assert ("the last checkpoint is intact; to resume: " in error) == saved
     assert ("no checkpoint was saved yet" in error) != saved
+
+
+def test_the_command_of_the_error_about_a_run_folder_trains_that_run_further(trained, capsys):
+    folder, args = trained
+    capsys.readouterr()
+    assert train.main([str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1
+    words = err.partition("; give ")[2].partition(" to train")[0].replace(",", "").removeprefix("with ").split()
+    assert train.main([*(w for w in words if w != "with"), "train.max_steps=2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == f"run    {folder}"

@@ -28,6 +28,6 @@ def test_the_record_of_resources_is_what_nvcc_gives(arch):
     if record["nvcc"] != resources_cuda.nvcc_version():
         pytest.skip(f"the record is of nvcc {record['nvcc']}, here is {resources_cuda.nvcc_version()}")
     kernels = [(k, "__nv_bfloat16", 64) for k in ("forward", "weight")]
-    for kernel, found in resources_cuda.compiled(arch, kernels).items():
+    for kernel, result in resources_cuda.compiled(arch, kernels).items():
         expected = record[f"sm_{arch}"][kernel]
-        assert found == (expected if found["hmma"] is not None else expected | {"hmma": None})
+        assert result == (expected if result["hmma"] is not None else expected | {"hmma": None})

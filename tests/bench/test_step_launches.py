@@ -13,11 +13,11 @@ MOST = {"diffusion": 98, "autoregressive": 98}  # a change that needs more gives
 
 @pytest.mark.parametrize("objective", launches.OBJECTIVES)
 def test_the_count_is_the_files_and_does_not_rise(objective):
-    found = launches.count(objective)
-    total = sum(n for ops in found.values() for n in ops.values())
+    result = launches.count(objective)
+    total = sum(n for ops in result.values() for n in ops.values())
     assert total <= MOST[objective]
     if FILE["torch"] == torch.__version__.partition("+")[0]:  # others may take PyTorch's ops apart in another way
-        assert found == FILE["launches"][objective] and FILE["totals"][objective] == total
+        assert result == FILE["launches"][objective] and FILE["totals"][objective] == total
 
 
 def test_more_work_is_counted_as_more():

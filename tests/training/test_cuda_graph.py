@@ -59,9 +59,9 @@ def outcomes(runner, first, end):
     for i in range(first, end):
         runner.run(i)
     runner.mark(first, end)
-    ((marked, found),) = runner.read()
+    ((marked, result),) = runner.read()
     assert marked == first
-    return found
+    return result
 
 
 CASES = [
@@ -114,8 +114,8 @@ def test_gradients_that_a_gpu_scales_in_place_are_right_and_can_be_taken_again(f
     monkeypatch.setattr(head, "_unread", lambda grad: True)
     loss = factor * linear_cross_entropy(h, w, y, weights)
     for keep in (True, True, False):
-        found = torch.autograd.grad(loss, (h, w), retain_graph=keep)
-        for a, b in zip(found, truth, strict=True):
+        result = torch.autograd.grad(loss, (h, w), retain_graph=keep)
+        for a, b in zip(result, truth, strict=True):
             torch.testing.assert_close(a, b)
             assert not a.requires_grad
 
@@ -176,10 +176,10 @@ def test_a_run_resumes_and_logs_as_the_eager_one(tiny, tmp_path, monkeypatch, on
         real(self, step)
 
     monkeypatch.setattr(DeviceSteps, "run", interrupted)
-    again = [*args, f"run.dir={tmp_path / 'device'}"]
-    assert train.main(["configs/tiny.yaml", *again]) == 130
+    resumed = [*args, f"run.dir={tmp_path / 'device'}"]
+    assert train.main(["configs/tiny.yaml", *resumed]) == 130
     assert metrics(tmp_path / "device")[-1]["step"] == 8
-    assert train.main(["configs/tiny.yaml", *again, "--resume"]) == 0
+    assert train.main(["configs/tiny.yaml", *resumed, "--resume"]) == 0
     eager, ours = losses(tmp_path / "run"), losses(tmp_path / "device")
     assert [e[0] for e in ours if e[0] < 9] == [3, 5, 6, 8]  # log_every, save_every, and where it was stopped
     assert [e for e in ours if e[0] != 8] == eager

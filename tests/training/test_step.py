@@ -19,12 +19,12 @@ def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sam
         "precision=fp32", "train.batch_size=8", f"loss_weight={loss_weight}", f"data.layout={layout}",
         f"noise.sampling={sampling}",
     ]  # fmt: skip
-    x0, found = torch.randint(0, 256, (8, 16)), []
+    x0, result = torch.randint(0, 256, (8, 16)), []
     valid = torch.arange(16) < torch.randint(1, 17, (8, 1)) if layout == "paragraphs" else None
     for parts in (1, 4):
         config = settings.load("configs/tiny.yaml", [*keys, f"train.accumulation={parts}"])
         model = build_model(config, Bytes())
         loss, tokens, n = step.backward(model, step.objective(config, Bytes()), x0, valid, config, 3)
-        found.append((loss, tokens, n, [p.grad for p in model.parameters()]))
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
-    assert found[0][3][0].abs().max() > 1e-4
+        result.append((loss, tokens, n, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(*result, rtol=1e-5, atol=1e-7)
+    assert result[0][3][0].abs().max() > 1e-4

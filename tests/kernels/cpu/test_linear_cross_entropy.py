@@ -140,8 +140,8 @@ def test_a_weighted_sum_takes_three_products_only_where_both_gradients_are_wante
         a, b, calls[:] = h.clone().requires_grad_(h_too), w.clone().requires_grad_(w_too), []
         loss = linear_cross_entropy(a, b, y, weights, reduction=reduction).sum()
         wanted = [x for x in (a, b, weights) if x.requires_grad]
-        found = iter(torch.autograd.grad(loss, wanted, torch.tensor(0.5)))
-        return [next(found) if x.requires_grad else None for x in (a, b, weights)]
+        result = iter(torch.autograd.grad(loss, wanted, torch.tensor(0.5)))
+        return [next(result) if x.requires_grad else None for x in (a, b, weights)]
 
     whole = grads(True, True, "sum", weights)
     assert calls == ["tdlm_lce_sum"]

@@ -227,11 +227,11 @@ def test_tensors_that_begin_anywhere_and_have_strides(device):
 
 
 def test_what_the_kernels_do_not_serve_they_say(device):
-    for N, D, dtype, says in (
+    for N, D, dtype, message in (
         (5, 257, torch.float32, "256 wide"), (5, 8, torch.float64, "fp32, bf16 and fp16"), (0, 8, torch.float32, "wide")
     ):  # fmt: skip
         h, w = torch.zeros(N, D, dtype=dtype, device=device), torch.zeros(20, D, dtype=dtype, device=device)
-        assert says in head.serves(h, w, dtype)
+        assert message in head.serves(h, w, dtype)
     assert head.serves(torch.zeros(5, 256, device=device), torch.zeros(20, 256, device=device), torch.float16) == ""
 
 

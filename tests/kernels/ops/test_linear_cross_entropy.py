@@ -73,8 +73,8 @@ def test_a_compiled_caller_is_one_graph(reduction):
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     (a, *da), (b, *db) = ((v, *torch.autograd.grad(v, (h, w))) for v in (compiled(h), loss(h)))
-    for found, expected in zip((a, *da), (b, *db), strict=True):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip((a, *da), (b, *db), strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 # ---- as F.cross_entropy: any shape, the mean, ignored targets --------------------------------------------------------
@@ -120,9 +120,9 @@ def ours(reduction):
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_values_and_gradients_are_those_of_cross_entropy(shape, choice, reduction, dtype):
-    truth, found = (both(shape, choice, of(reduction), dtype) for of in (plain, ours))
+    truth, result = (both(shape, choice, of(reduction), dtype) for of in (plain, ours))
     assert truth[0].isnan().all() == (choice == "all ignored" and reduction == "mean")
-    for a, b in zip(found, truth, strict=True):
+    for a, b in zip(result, truth, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         torch.testing.assert_close(a, b, equal_nan=True)
 
@@ -132,9 +132,9 @@ def test_the_mean_counts_the_rows_before_the_count():
     y[3:9] = -100
     truth = F.cross_entropy(h[:30] @ w.T, y[:30])
     unread = torch.where(torch.arange(40) < 30, y, 10**6)
-    found = linear_cross_entropy(h, w, unread, reduction="mean", ignore_index=-100, n_rows=torch.tensor(30))
-    torch.testing.assert_close(found, truth)
-    for mine, theirs in zip(*(torch.autograd.grad(x, (h, w)) for x in (found, truth)), strict=True):
+    result = linear_cross_entropy(h, w, unread, reduction="mean", ignore_index=-100, n_rows=torch.tensor(30))
+    torch.testing.assert_close(result, truth)
+    for mine, theirs in zip(*(torch.autograd.grad(x, (h, w)) for x in (result, truth)), strict=True):
         torch.testing.assert_close(mine, theirs)
     assert linear_cross_entropy(h, w, y, reduction="mean", n_rows=torch.tensor(0)).isnan()
 
@@ -151,8 +151,8 @@ def test_token_weights_get_their_gradient_through_the_mean():
 def test_a_compiled_mean_is_one_graph(reduction):
     compiled = torch.compile(ours(reduction), fullgraph=True, backend="aot_eager")
     for of in (compiled, ours(reduction)):
-        found = both((3, 5), "some ignored", of, torch.float32)
-        for a, b in zip(found, both((3, 5), "some ignored", plain(reduction), torch.float32), strict=True):
+        result = both((3, 5), "some ignored", of, torch.float32)
+        for a, b in zip(result, both((3, 5), "some ignored", plain(reduction), torch.float32), strict=True):
             torch.testing.assert_close(a, b)
 
 

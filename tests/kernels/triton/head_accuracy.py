@@ -60,5 +60,5 @@ def compare(case, dtype, device, fill=float("nan")):
 
 
 def case(name, dtype=torch.float32, device="cpu"):
-    found = next(c for c in LCE if c.name == name)
-    return found, *found.inputs(dtype, device)
+    result = next(c for c in LCE if c.name == name)
+    return result, *result.inputs(dtype, device)

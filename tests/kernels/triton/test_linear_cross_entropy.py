@@ -21,9 +21,9 @@ def test_error_is_at_most_twice_torchs(case, dtype, device):
 
 
 def test_weights_of_zero_and_rows_past_the_count_give_exactly_zero(device):
-    found, h, w, *_ = case("some rows", torch.float16, device)
-    nll, dh, _ = ours(found, torch.float16, device)
-    assert nll[found.live :].eq(0).all() and dh[found.live :].eq(0).all() and dh[::3].eq(0).all()
+    result, h, w, *_ = case("some rows", torch.float16, device)
+    nll, dh, _ = ours(result, torch.float16, device)
+    assert nll[result.live :].eq(0).all() and dh[result.live :].eq(0).all() and dh[::3].eq(0).all()
     assert ours(next(c for c in LCE if c.name == "no weight"), torch.float16, device)[2].eq(0).all()
 
 
@@ -36,10 +36,10 @@ def test_gradients_past_the_count_may_hold_anything(dtype, device):
     clean[int(n) :], wild[int(n) :] = 0, float("nan")
     dw = [lce_backward_weight(h, w, y, lse, a, n, 301, dtype) for a in (clean, wild)]
     assert torch.equal(*dw) and dw[0].isfinite().all()
-    found = lce_backward_rows(dh, wild, n)
+    result = lce_backward_rows(dh, wild, n)
     truth = (dh.double() * clean.double()[:, None]).to(dtype)
-    torch.testing.assert_close(found, truth, rtol=torch.finfo(dtype).eps, atol=0)
-    assert torch.equal(lce_backward_rows(dh, clean, None), found)
+    torch.testing.assert_close(result, truth, rtol=torch.finfo(dtype).eps, atol=0)
+    assert torch.equal(lce_backward_rows(dh, clean, None), result)
     with pytest.raises(ValueError, match="must be"):
         lce_backward_rows(dh, wild[:3], n)
     torch.library.opcheck(lce_backward_rows, (dh, clean, n))
@@ -65,11 +65,11 @@ def test_a_target_outside_the_vocabulary_is_nan_and_reads_nothing(device):
     for bad in (-1, -(2**40), 500, 514, 2**31 - 1, 2**40):
         wrong = y.clone()
         wrong[3] = bad
-        found = lce_forward(h, w, wrong, None, 500, torch.float32, True)
-        assert found[0][3].isnan() and found[2][3].isnan().all()
+        result = lce_forward(h, w, wrong, None, 500, torch.float32, True)
+        assert result[0][3].isnan() and result[2][3].isnan().all()
         rest = torch.arange(len(y), device=device) != 3
-        assert all(torch.equal(a[rest], b[rest]) for a, b in zip(found, good, strict=True))
-        assert torch.equal(found[1], lse)
+        assert all(torch.equal(a[rest], b[rest]) for a, b in zip(result, good, strict=True))
+        assert torch.equal(result[1], lse)
         dw = lce_backward_weight(h, w, wrong, lse, torch.ones_like(lse), None, 500, torch.float32)
         assert dw.isfinite().all() and dw[500:].eq(0).all()
 
@@ -77,11 +77,11 @@ def test_a_target_outside_the_vocabulary_is_nan_and_reads_nothing(device):
 def test_fp16_sums_are_close_and_only_where_asked(device, monkeypatch):
     if device == "cuda" and tiles.card(torch.cuda.get_device_capability()) not in tiles.GEFORCE:
         pytest.skip("this card adds in fp32 at the full rate")
-    found = next(c for c in LCE if c.name == "some rows")
+    result = next(c for c in LCE if c.name == "some rows")
     monkeypatch.setenv("TDLM_FP16_ACCUMULATE", "1")
-    half = ours(found, torch.float16, device)
+    half = ours(result, torch.float16, device)
     monkeypatch.delenv("TDLM_FP16_ACCUMULATE")
-    single, truth = ours(found, torch.float16, device), truth_and_reference(found, torch.float16, device)[0]
+    single, truth = ours(result, torch.float16, device), truth_and_reference(result, torch.float16, device)[0]
     assert not torch.equal(half[1], single[1])
     for a, b in zip(half, truth, strict=True):
         assert (a - b).norm() <= 4e-3 * b.norm()
@@ -122,5 +122,5 @@ def test_ops_pass_opcheck(device):
 def test_any_shape_is_as_accurate(N, D, V, n, dtype, scale, padded_vocabulary):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     valid = max(1, V - 3) if padded_vocabulary else V
-    found = Lce("drawn", N, D, V, valid_vocab=valid, n_rows=max(0, min(n, N)), scale=scale)
-    compare(found, dtype, device)
+    result = Lce("drawn", N, D, V, valid_vocab=valid, n_rows=max(0, min(n, N)), scale=scale)
+    compare(result, dtype, device)

@@ -51,9 +51,9 @@ def test_a_weighted_sum_of_the_stored_form_is_as_accurate(case, dtype, device, m
         h[case.live :] = float("nan")
     size = [x[: case.live].abs().max().item() if case.live else 0 for x in (h.float() @ w.float().T, w, h)]
     noise = 3e-7 * (1 + size[0]) * 1000  # of fp32 logits, times the largest weight
-    found = gradients(mine, h, w)
+    result = gradients(mine, h, w)
     assert len(sums) == (case.N > 0)
-    for scale, m, t, exact in zip((case.N, size[1], size[2]), found, theirs, truth, strict=True):
+    for scale, m, t, exact in zip((case.N, size[1], size[2]), result, theirs, truth, strict=True):
         assert m.dtype == torch.float32 and not m.requires_grad
         if exact.numel():
             rounding = 2 * torch.finfo(dtype).eps * exact.abs().max()

@@ -57,9 +57,9 @@ def test_a_step_of_the_gpus_kernels_is_the_references(objective, layout, precisi
         truth, weights = steps(config(f"objective={objective}", f"data.layout={layout}", "precision=fp32"), "cpu")
     c = config(f"objective={objective}", f"data.layout={layout}", f"precision={precision}")
     with as_gpu(torch.float16 if precision == "bf16" else torch.float32):
-        found, mine = steps(c, DEVICE)
+        result, mine = steps(c, DEVICE)
     close = 2e-4 if precision == "fp32" else 1e-2
-    for a, b in zip(found, truth, strict=True):
+    for a, b in zip(result, truth, strict=True):
         assert (a["tokens"], a["loss_tokens"]) == (b["tokens"], b["loss_tokens"])
         assert a["loss"] == pytest.approx(b["loss"], rel=close)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=3 * close)

@@ -304,6 +304,12 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     import yaml
 
     path = Path(path)
+    if (path / "config.yaml").is_file():
+        fix = f"give {path / 'config.yaml'}, with run.dir={path} --resume to train that run further"
+        raise ConfigError(f"{path} is a run folder and not a YAML file; {fix}")
+    if path.is_dir():
+        example = min(path.glob("*.yaml"), default="configs/tiny.yaml")
+        raise ConfigError(f"{path} is a folder; give a YAML file, such as {example}")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; configs/tiny.yaml is the published experiment")
     try:

@@ -13,6 +13,7 @@ def main(argv=None) -> None:
     p.add_argument("overrides", nargs="*", help="key=value")
     p.add_argument("--tokens", type=int, default=2_500_000, help="tokens of the training split")
     a = p.parse_args(argv)
+    settings.at_least(a, {"tokens": 1}, {}, "--")
     config = settings.load(a.config, a.overrides)
     announce(f"tracing a step of {a.config}")
     from .training.memory_estimate import estimate, scoring

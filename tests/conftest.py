@@ -145,12 +145,12 @@ def sharp_run(corpus, tmp_path_factory):
                 p.mul_(4)
     checkpoint.save(folder / "checkpoints" / "best.safetensors", model, None, state)
     summary = json.loads((folder / "summary.json").read_text())
-    found = likelihood.likelihood(
+    result = likelihood.likelihood(
         model, corpus_of(config).splits["test"], config.objective, start_token_id=tokenizer.start_token_id,
         seed=config.seed, target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples,
         precision=config.precision,
     )  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary | {"test": found.asdict()}))
+    (folder / "summary.json").write_text(json.dumps(summary | {"test": result.asdict()}))
     return folder
 
 

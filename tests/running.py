@@ -8,6 +8,8 @@ import sys
 
 from safetensors import safe_open
 
+from tdlm_fast import config as settings
+
 TINY = "configs/tiny.yaml"
 ENDLESS = 10**7  # draws: an evaluation that does not end
 
@@ -35,3 +37,11 @@ def begun(args, until):
     finally:
         process.kill()
         process.wait()
+
+
+def small_config(*overrides):
+    """Return a config whose step takes a moment: one layer of width 32, 8 rows of 16 bytes."""
+    return settings.load(TINY, [
+        "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32",
+        "model.seq_len=16", "train.batch_size=8", "optim.lr=1e-2", *overrides,
+    ])  # fmt: skip

@@ -20,14 +20,14 @@ TORCH_FREE = ("config", "cli", "statistics", "comparison", "__main__", *VERBS)
 
 def files() -> dict[str, Path]:
     """Module name -> file, of everything that is installed."""
-    found = {}
+    modules = {}
     for folder, package in ((ROOT / "tdlm_fast", "tdlm_fast"), (ROOT / "kernels", "tdlm_fast.kernels")):
         for file in sorted(folder.rglob("*.py")):
             if (ROOT / "tdlm_fast" / "kernels") in file.parents:  # a link to kernels/, if someone made one
                 continue
             parts = file.relative_to(folder).with_suffix("").parts
-            found[".".join((package, *(p for p in parts if p != "__init__")))] = file
-    return found
+            modules[".".join((package, *(p for p in parts if p != "__init__")))] = file
+    return modules
 
 
 FILES = files()
@@ -49,11 +49,11 @@ def _nodes(tree: ast.AST, inside_functions: bool):
 
 def imports(module: str, inside_functions: bool = True) -> list[tuple[str, str, int]]:
     """(module, name or "", line) of each import in a module; in `from . import x` a module x is the module."""
-    file, found = FILES[module], []
+    file, entries = FILES[module], []
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in _nodes(ast.parse(file.read_text(encoding="utf-8")), inside_functions):
         if isinstance(node, ast.Import):
-            found += [(alias.name, "", node.lineno) for alias in node.names]
+            entries += [(alias.name, "", node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -61,8 +61,8 @@ def imports(module: str, inside_functions: bool = True) -> list[tuple[str, str, 
                 base = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 whole = f"{base}.{alias.name}"
-                found.append((whole, "", node.lineno) if whole in FILES else (base, alias.name, node.lineno))
-    return found
+                entries.append((whole, "", node.lineno) if whole in FILES else (base, alias.name, node.lineno))
+    return entries
 
 
 def ours(module: str, **kw) -> list[tuple[str, str, int]]:
@@ -77,13 +77,13 @@ def room(module: str) -> str:
 
 def breaches(rule: str, forbidden) -> None:
     """Fail with every import for which forbidden(module, imported module, imported name) holds."""
-    found = [
+    violations = [
         f"{FILES[module].relative_to(ROOT)}:{line} imports {name or target}: {rule}"
         for module in FILES
         for target, name, line in ours(module)
         if forbidden(module, target, name)
     ]
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
 def test_kernels_import_nothing_of_the_trainer():
@@ -120,15 +120,15 @@ def test_imports_go_down_only():
 def test_nothing_is_replaced_or_reached_by_its_name():
     """No unittest.mock in the product. Two files import by name: a verb in __main__, Triton's kernels at first use."""
     lazy = ("tdlm_fast.__main__", "tdlm_fast.kernels.triton.register")
-    found = []
+    violations = []
     for module, file in FILES.items():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             words = (
                 ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute | ast.Name) else ""
             )
             if "unittest" in words or "import_module" in words and module not in lazy:
-                found.append(f"{file.relative_to(ROOT)}:{node.lineno} uses {words}")
-    assert not found, "\n".join(found)
+                violations.append(f"{file.relative_to(ROOT)}:{node.lineno} uses {words}")
+    assert not violations, "\n".join(violations)
 
 
 def test_no_private_name_crosses_a_file():
@@ -136,22 +136,24 @@ def test_no_private_name_crosses_a_file():
         "a name that another file uses has no underscore",
         lambda module, target, name: name.startswith("_") and not name.startswith("__"),
     )
-    found = []
+    violations = []
     for module, file in FILES.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))
         modules = {target.rpartition(".")[2] for target, name, _ in ours(module) if not name}
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
                 if node.attr.startswith("_") and not node.attr.startswith("__"):
-                    found.append(f"{file.relative_to(ROOT)}:{node.lineno} uses {node.value.id}.{node.attr}")
+                    violations.append(f"{file.relative_to(ROOT)}:{node.lineno} uses {node.value.id}.{node.attr}")
             if isinstance(node, ast.Attribute) and node.attr == "_init_fn":
-                found.append(f"{file.relative_to(ROOT)}:{node.lineno} uses the private {node.attr} of PyTorch's ops")
-    assert not found, "\n".join(found)
+                violations.append(
+                    f"{file.relative_to(ROOT)}:{node.lineno} uses the private {node.attr} of PyTorch's ops"
+                )
+    assert not violations, "\n".join(violations)
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """The groups of modules that reach each other (Tarjan's strongly connected components of two or more)."""
-    index, low, stack, found = {}, {}, [], []
+    index, low, stack, groups = {}, {}, [], []
 
     def visit(v):
         index[v] = low[v] = len(index)
@@ -166,12 +168,12 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
             group = stack[stack.index(v) :]
             del stack[stack.index(v) :]
             if len(group) > 1:
-                found.append(sorted(group))
+                groups.append(sorted(group))
 
     for v in graph:
         if v not in index:
             visit(v)
-    return found
+    return groups
 
 
 def test_no_circles():
@@ -210,17 +212,17 @@ def test_the_verbs_are_all_there_and_answer_for_themselves():
 
 def test_functions_and_signatures_are_of_a_size():
     """60 lines and 10 arguments at most; kernels take what they are launched with, and ops what their schema lists."""
-    found = []
+    violations = []
     for module, file in FILES.items():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 arguments = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
                 if lines > 60:
-                    found.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines")
+                    violations.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines")
                 if arguments > 10 and not module.startswith("tdlm_fast.kernels"):
-                    found.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} takes {arguments} arguments")
-    assert not found, "\n".join(found)
+                    violations.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} takes {arguments} arguments")
+    assert not violations, "\n".join(violations)
 
 
 def test_the_page_states_the_sizes_of_today():
@@ -243,3 +245,17 @@ def test_the_page_names_every_file():
     words = set(house.replace("/", " ").replace(".", " ").replace(":", " ").split())
     missing = [m for m in FILES if not m.startswith("tdlm_fast.kernels.") and m.rpartition(".")[2] not in words]
     assert not missing, f"docs/architecture.md does not draw {', '.join(missing)}"
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    """tests/ mirrors the rooms: training/step.py has tests/training/test_step.py. A verb's file may be in any room."""
+    missing = []
+    for module, file in FILES.items():
+        if file.name == "__init__.py":
+            continue
+        name = f"test_{file.stem.strip('_')}.py"  # __main__.py has test_main.py
+        folder = ROOT / "tests" / Path(*module.split(".")[1:-1])
+        verb = room(module) in VERBS and list((ROOT / "tests").rglob(name))
+        if not ((folder / name).is_file() or verb):
+            missing.append(f"{file.relative_to(ROOT)} has no {(folder / name).relative_to(ROOT)}")
+    assert not missing, "\n".join(missing)

@@ -1,4 +1,4 @@
-"""How a verb ends when its output is closed or full."""
+"""How a verb ends when its output is closed or full, and where it prints that it has started."""
 
 import os
 import shlex
@@ -7,9 +7,17 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from tdlm_fast.cli import announce
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_start_is_announced_on_a_terminal_only(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    announce("loading a run")
+    assert capsys.readouterr() == ("", "loading a run\n" * terminal)
+
+
+@pytest.mark.slow
 def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
     folder, args = trained
     prompt = ["-m", "tdlm_fast.sample", str(folder), "--tokens", "8", "--device", "cpu"]

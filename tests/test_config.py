@@ -97,3 +97,14 @@ def test_keys_that_cannot_be_are_named(override, message):
 def test_early_steps():
     assert config.early_steps(config.load("configs/tiny.yaml", ["eval.early=2, 10,50"])) == {2, 10, 50}
     assert config.early_steps(config.load("configs/tiny.yaml")) == set()
+
+
+def test_a_folder_instead_of_a_file_is_named_with_a_file_to_give(tmp_path):
+    with pytest.raises(config.ConfigError, match="^configs is a folder; give a YAML file, such as configs/base.yaml$"):
+        config.load("configs")
+    with pytest.raises(config.ConfigError, match=f"^{tmp_path} is a folder; give a YAML file, such as configs/tiny.y"):
+        config.load(tmp_path)
+    config.save(config.load(TINY), tmp_path / "config.yaml")
+    message = f"is a run folder and not a YAML file; give {tmp_path}/config.yaml, with run.dir={tmp_path} --resume"
+    with pytest.raises(config.ConfigError, match=message):
+        config.load(tmp_path)

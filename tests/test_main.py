@@ -39,23 +39,6 @@ def test_a_run_is_loaded_by_its_path_as_text(trained):
     assert config.train.max_steps == state["step"] == 2 and not model.training and tokenizer.vocab == 257
 
 
-def test_training_prints_a_line_before_it_loads_pytorch(tmp_path):
-    """The line must come before torch is imported: importing it may take seconds."""
-    code = (
-        "import sys\n"
-        "class Watch:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch':\n"
-        "            print('torch', flush=True); sys.exit(7)\n"
-        "sys.meta_path.insert(0, Watch())\n"
-        "from tdlm_fast.train import main\n"
-        f"main(['configs/tiny.yaml', 'run.dir={tmp_path / 'run'}'])\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 7
-    assert ended.stdout.splitlines() == [f"configs/tiny.yaml: diffusion, into {tmp_path / 'run'}", "torch"]
-
-
 def test_the_list_of_verbs_does_not_wait_for_heavy_imports():
     code = "import sys; from tdlm_fast.__main__ import main; main([]); print({'torch', 'numpy'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

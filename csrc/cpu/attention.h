@@ -1,9 +1,13 @@
-// Attention of one head at a time: P = softmax(q k^T scale + mask), out = (P keep / (1 - p)) v, and its gradients.
+// Computes attention for one head at a time, and its gradients:
 //
-// A block of rows of q meets all the columns it can see; nothing of the forward pass is kept, the backward pass makes
-// the block's P again. Rotary positions turn q and k as they are read (Su et al. 2021). Products, softmax and sums are
-// fp32. Columns are kept in the order in which Philox gives its words, vector by vector: column c of a block of 4 LANES
-// is key 4 (c % LANES) + c / LANES of that block.
+//     P = softmax(q k^T / sqrt(K) + mask),   out = (P keep / (1 - p)) v
+//
+// keep is the dropout mask, which is 0 with probability p. Rows of q are taken in blocks, and a block is multiplied by
+// every key that it may attend to. The forward pass stores nothing: the backward pass computes P of a block again.
+// Rotary positions (Su et al. 2021) are applied to q and k when they are read. All arithmetic is fp32.
+//
+// Keys are stored in the order in which Philox produces its words, vector by vector: column c of a group of 4 LANES
+// columns holds key 4 (c % LANES) + c / LANES of that group.
 #pragma once
 #include "linear_cross_entropy.h"
 
@@ -12,15 +16,15 @@ namespace {
 template <class T>
 struct Tile : Scratch {
     typedef typename T::F F;
-    typedef typename T::U U;  // as many unsigned words, and signed ones
+    typedef typename T::U U;  // a vector of as many unsigned integers; I: of signed ones
     typedef typename T::I I;
     static constexpr int VECS = T::VECS, LANES = T::LANES, WIDTH = VECS * LANES, ROWS = 4, TALL = 8;
-    static constexpr int64_t QUAD = 4 * LANES, BLOCK = 64;  // BLOCK rows of q are dealt with together
+    static constexpr int64_t QUAD = 4 * LANES, BLOCK = 64;  // BLOCK: rows of q in a block
 
     const Attention &c;
     int64_t Tp, Kp;
     float *kt, *vt, *kr, *vr, *q, *o, *s, *dp, *keep, *out, *dk, *dv;
-    int32_t *seen, *segment;             // by column: 1 where the key is a real token, and its document
+    int32_t *seen, *segment;             // per column: 1 if the key is a real token; its document
     const int64_t *documents = nullptr;  // of this sequence
 
     Tile(const Attention &c, char *base) : c(c) {
@@ -51,7 +55,7 @@ struct Tile : Scratch {
         else for (int64_t i = 0; i < c.K; i++) ((float *)to)[i] = from[i] * scale;
     }
 
-    // Pairs (i, i + K / 2) of x turned by the angles of position t, back where sign is -1.
+    // Rotate the pairs (i, i + K / 2) of x by the angles of position t; backwards if sign is -1.
     void turn(float *x, int64_t t, float sign) const {
         if (!c.rope) return;
         int64_t half = c.K / 2;
@@ -62,7 +66,8 @@ struct Tile : Scratch {
         }
     }
 
-    // rows[col] = key of that column, zero past T; and the same in panels, columns in the lanes.
+    // Store the key (or value) of each column as a row, with zeros past T. Store it also in panels of WIDTH columns, in
+    // which neighbouring columns lie beside each other.
     void pack(float *rows, float *panels, int which, int64_t b, int64_t h) const {
         for (int64_t col = 0; col < Tp; col++) {
             int64_t t = key_of(col);
@@ -74,7 +79,7 @@ struct Tile : Scratch {
         }
     }
 
-    // to (n, cols) = a (n, K) times the packed columns
+    // to (n, cols) = a (n, K) times the packed columns.
     NOINLINE void scores(float *to, const float *a, const float *panels, int64_t n, int64_t cols) const {
         for (int64_t col = 0; col < cols; col += WIDTH)
             for (int64_t r = 0; r < n; r += ROWS) {
@@ -95,7 +100,7 @@ struct Tile : Scratch {
             }
     }
 
-    // to (n, Kp) += a b, over `sum` rows of b; a's element (row, i) lies at a[row * down + i * along]
+    // to (n, Kp) += a b, where b has `sum` rows. Element (row, i) of a is a[row * down + i * along].
     template <int C>
     inline __attribute__((always_inline)) void product(float *to, const float *a, int64_t down, int64_t along,
                                                        const float *b, int64_t n, int64_t sum) const {
@@ -122,7 +127,8 @@ struct Tile : Scratch {
         if (d < Kp) product<1>(to + d, a, down, along, b + d, n, sum);
     }
 
-    // 1 / (1 - p) where an entry is kept, else 0: row i of head `head`. Salmon et al. 2011, as kernels/philox.py.
+    // Draw the dropout of row i of a head: 1 / (1 - p) where an entry is kept, else 0. The random words are those of
+    // kernels/philox.py (Philox4x32-10, Salmon et al. 2011).
     void draw(float *to, int64_t head, int64_t i, int64_t cols) const {
         int64_t first = (head * c.T + i) * ((c.T + 3) / 4);
         F scale = T::set1(c.keep_scale);
@@ -140,7 +146,7 @@ struct Tile : Scratch {
         }
     }
 
-    // Row i of the scores: -inf where key and query do not meet.
+    // Set the scores of row i to -inf where the query may not attend to the key.
     void mask(float *row, int64_t i, int64_t cols) const {
         int32_t last = int32_t(c.causal ? i : c.T - 1), own = int32_t(i);
         int32_t mine = documents ? int32_t(documents[i]) : 0;
@@ -154,7 +160,7 @@ struct Tile : Scratch {
                 }
     }
 
-    // s = exp(s - max) of each row; out of it, 1 / sum. Rows past T come out as 0.
+    // Replace each row of s by exp(s - max), and put 1 / (its sum) into `inverse`. Rows past T become 0.
     NOINLINE void softmax(float *inverse, int64_t first, int64_t n, int64_t rows, int64_t cols, bool masked) const {
         for (int64_t r = 0; r < rows; r++) {
             float *row = s + r * Tp;
@@ -181,7 +187,7 @@ struct Tile : Scratch {
             for (int64_t i = r * Tp; i < r * Tp + cols; i += LANES) T::store(a + i, T::load(a + i) * T::load(b + i));
     }
 
-    // s = P keep; dp = P (dp keep - sum of P dp keep over the row)
+    // s = P keep;  dp = P (dp keep - the sum of P dp keep over the row).
     NOINLINE void gradient_of_softmax(const float *inverse, int64_t rows, int64_t cols) const {
         for (int64_t r = 0; r < rows; r++) {
             float *p = s + r * Tp, *d = dp + r * Tp, *m = keep + r * Tp;
@@ -221,14 +227,14 @@ struct Tile : Scratch {
             pack(kr, kt, 1, b, h), pack(vr, vt, 2, b, h);
             memset(dk, 0, Tp * Kp * 4), memset(dv, 0, Tp * Kp * 4);
         } else {
-            pack(vr, kt, 1, b, h);  // of k only the panels are needed: v takes the place of its rows
+            pack(vr, kt, 1, b, h);  // k is needed in panels only, so v overwrites its rows
             for (int64_t col = 0; col < Tp; col++)
                 if (key_of(col) < T_) read(vr + col * Kp, 2, b, h, key_of(col), 1);
         }
         for (int64_t first = 0; first < T_; first += BLOCK) {
             int64_t n = least(BLOCK, T_ - first), rows = up(n, TALL), cols = Tp;
             if (c.causal) cols = least(cols, up(first + n, QUAD));
-            if (first + n <= end) cols = least(cols, up(end, QUAD));  // no row here is padding, so none sees beyond
+            if (first + n <= end) cols = least(cols, up(end, QUAD));  // no row here is padding or attends past `end`
             bool masked = c.causal || valid || documents || cols > T_;
             for (int64_t r = 0; r < rows; r++) {
                 if (r < n) read(q + r * Kp, 0, b, h, first + r, scale), turn(q + r * Kp, first + r, 1);
@@ -252,7 +258,7 @@ struct Tile : Scratch {
             scores(dp, o, vt, rows, cols);
             gradient_of_softmax(inverse, rows, cols);
             add_product(dv, s, 1, Tp, o, cols, rows);
-            add_product(dk, dp, 1, Tp, q, cols, rows);  // q carries the scale already
+            add_product(dk, dp, 1, Tp, q, cols, rows);  // q was multiplied by the scale when it was read
             add_product(out, dp, Tp, 1, kr, rows, cols);
             for (int64_t r = 0; r < n; r++) {
                 turn(out + r * Kp, first + r, -1);

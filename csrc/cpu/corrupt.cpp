@@ -1,5 +1,6 @@
-// Corruption of a batch, as kernels/ops/corrupt.py defines it: one noise level a sequence, one Philox word a token, and
-// the masked positions in order. Integers throughout, so the masks are the reference's bit for bit.
+// Corrupts a batch for masked diffusion, as kernels/ops/corrupt.py defines it. Each sequence gets one noise level t. A
+// token is masked if its Philox word is below the threshold of that level. The masked positions are listed in order.
+// Masks are computed in integers, so they equal the masks of the reference bit for bit.
 #include <cstdint>
 
 namespace {
@@ -19,8 +20,9 @@ uint32_t philox(uint64_t index, uint32_t stream, uint32_t k0, uint32_t k1) {
 
 }  // namespace
 
-// x0, valid (or null), xt, masked, weights: (B, T); t: (B); rows, targets, row_weights: (B T). threshold and weight: a
-// schedule's table of 2^16 levels. sampling: 0 stratified, 1 antithetic, 2 independent. Returns the number masked.
+// x0, valid (or null), xt, masked and weights are (B, T), t is (B), and rows, targets and row_weights are (B T).
+// threshold and weight are the table of a schedule, with 2^16 levels. sampling is 0 for stratified, 1 for antithetic
+// and 2 for independent. Returns the number of masked tokens.
 extern "C" __attribute__((visibility("default"))) int64_t tdlm_corrupt(
     const int64_t *x0, const uint8_t *valid, int64_t B, int64_t T, uint32_t seed, uint32_t step, int64_t mask_token_id,
     const int64_t *threshold, const double *weight, int sampling, int64_t row_offset, int64_t batch_rows, int64_t *xt,

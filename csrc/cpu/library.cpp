@@ -1,4 +1,5 @@
-// The C interface that kernels/cpu/library.py loads: which kernels this CPU runs, and tasks over threads.
+// The C interface that kernels/cpu/library.py loads. It finds out which instruction sets the CPU has, cuts the work of
+// a kernel into tasks, and runs the tasks on threads.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -22,8 +23,8 @@ namespace {
 
 enum { PORTABLE, AVX2, AVX512, AVX512_BF16 };  // as kernels/cpu/library.py numbers them
 enum { OK, BAD_TARGET, NO_MEMORY, BAD_ARGUMENT };
-constexpr int64_t OUT_FLOATS = 1 << 18;  // fp32 sums a task holds: 1 MB
-constexpr int64_t KEPT_BYTES = 48 << 20;  // of p that a block of rows keeps, twice
+constexpr int64_t OUT_FLOATS = 1 << 18;  // fp32 sums per task: 1 MB
+constexpr int64_t KEPT_BYTES = 48 << 20;  // stored p of a block of rows; two blocks are stored at a time
 
 size_t whole(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
 
@@ -34,8 +35,8 @@ struct Memory {
     Memory(const Memory &) = delete;
 };
 
-// Memory that every training step needs would cost a page fault per page each time, so one piece outlives its call. A
-// call that finds it in use gets memory of its own.
+// Memory that is kept after a call. Every training step needs it, and new memory would cost a page fault per page. If
+// another call is using it, a call allocates its own.
 struct Lease {
     static constexpr size_t PAGE = 2 << 20;
     static std::atomic_flag used;
@@ -70,7 +71,7 @@ bool has(int isa) {
 #if defined(__x86_64__)
     switch (isa) {
         case AVX512_BF16:
-            if (!__builtin_cpu_supports("avx512bf16")) return false;  // and all that avx512 needs
+            if (!__builtin_cpu_supports("avx512bf16")) return false;  // and everything that AVX512 needs
             [[fallthrough]];
         case AVX512:
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -88,15 +89,15 @@ const Kernels &kernels(int isa, bool bf16) {
     return isa == AVX2 ? avx2_kernels : portable_kernels;
 }
 
-// Tasks 0..tasks that may start once every phase up to `after` has ended.
+// A number of tasks that may start when every phase up to `after` has ended; -1 for at once.
 struct Phase {
     int64_t tasks;
     int after;
     std::function<void(int64_t, char *)> task;
 };
 
-// GOMP_parallel of the OpenMP that torch runs on. Its threads spin for milliseconds after every parallel region, so
-// threads of our own would wait for a core. In a forked child, where they are gone, it must not be called.
+// GOMP_parallel of the OpenMP library that PyTorch uses. Its threads spin for milliseconds after every parallel region,
+// so other threads would have to wait for a core. A forked child has none of these threads and must not call it.
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 Parallel parallel = nullptr;
 long parallel_process = 0;
@@ -107,8 +108,8 @@ long process() { return getpid(); }
 long process() { return 0; }
 #endif
 
-// All tasks of all phases, taken in order by OpenMP's threads, or by threads that live for this call only; each has
-// `bytes` of scratch. Nothing waits for a later phase, so any number of threads gets through.
+// Run the tasks of all phases in order, on the threads of OpenMP or on threads that end with this call. Each thread has
+// `bytes` of scratch memory. No task waits for a later phase, so any number of threads can finish.
 int run(const std::vector<Phase> &phases, size_t bytes, int threads) {
     int64_t total = 0, most = 1;
     std::vector<int64_t> begin;
@@ -120,7 +121,7 @@ int run(const std::vector<Phase> &phases, size_t bytes, int threads) {
     auto work = [&] {
         Memory scratch(bytes);
         size_t phase = 0;
-        int ended = -1;  // phases up to here are known to have ended
+        int ended = -1;  // the last phase that is known to have ended
         for (int64_t i; scratch.at && (i = next++) < total;) {
             while (i - begin[phase] >= phases[phase].tasks) phase++;
             while (ended < phases[phase].after)
@@ -137,14 +138,14 @@ int run(const std::vector<Phase> &phases, size_t bytes, int threads) {
     std::vector<std::thread> others;
     try {
         for (int i = 1; i < threads; i++) others.emplace_back(work);
-    } catch (const std::exception &) {  // no more threads to be had: those there are do the work
+    } catch (const std::exception &) {  // no further thread can be started; the existing ones do the work
     }
     work();
     for (auto &t : others) t.join();
     return next < total ? NO_MEMORY : OK;
 }
 
-// Rows or words begin..end of `total`, a step at a time.
+// A phase over `total` rows or words from `first` on, with c.step of them per task.
 Phase sweep(const Lce &c, void (*of)(const Lce &, int64_t, int64_t, char *), int64_t first, int64_t total, int after) {
     return {(total + c.step - 1) / c.step, after, [=](int64_t i, char *scratch) {
         int64_t begin = first + i * c.step, end = begin + c.step < first + total ? begin + c.step : first + total;
@@ -159,8 +160,8 @@ Phase over_blocks(const Lce &c, void (*of)(const Lce &, int64_t, char *), int64_
 int run_lce(Lce c, const Kernels &k, bool words, int threads) {
     c.words = words;
     int64_t total = words ? c.V : c.n, most = OUT_FLOATS / c.D + 1;
-    c.step = total / (4 * threads) + 1;  // four tasks a thread even out what else runs on the machine,
-    if (c.step < 192) c.step = 192;      // unless reading the other side would cost more than it brings
+    c.step = total / (4 * threads) + 1;  // four tasks per thread balance the load of other programs,
+    if (c.step < 192) c.step = 192;      // but a small task would spend its time on reading B
     if (c.step > most) c.step = most;
     if (c.step > total) c.step = total;
     LceSizes size = k.sizes(c);
@@ -170,8 +171,8 @@ int run_lce(Lce c, const Kernels &k, bool words, int threads) {
                size.scratch, threads);
 }
 
-// nll, lse, dh and dw at once. Blocks of rows take turns in two places: while the last rows of one are swept, the
-// others sweep the next, and dw of the first is summed after that.
+// Compute nll, lse, dh and dw in three products. p of two blocks of rows is stored at a time. While some threads finish
+// the rows of one block, the others begin the next. Then dw of the first block is summed.
 int run_lce_sum(Lce c, const Kernels &k, int threads) {
     c.count = c.n;
     c.step = 1;
@@ -221,7 +222,7 @@ int check(const Lce &c, int isa, int threads) {
 
 }  // namespace
 
-API int tdlm_abi() { return 4; }  // raised with every change of an argument; kernels/cpu/library.py holds the same number
+API int tdlm_abi() { return 4; }  // increased when an argument changes; equal to _ABI in kernels/cpu/library.py
 
 API void tdlm_use_threads_of(Parallel gomp_parallel) { parallel = gomp_parallel, parallel_process = process(); }
 
@@ -246,7 +247,7 @@ API int tdlm_lce_backward_weight(int isa, int threads, const void *h, int h_bf16
     return bad ? bad : run_lce(c, kernels(isa, round), true, threads);
 }
 
-// The forward pass and the backward pass of sum_i grad_i nll_i: dh and dw are gradients of that sum.
+// Compute sum_i grad_i nll_i forward and backward: dh and dw are the gradients of that sum.
 API int tdlm_lce_sum(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16, int round,
                      const int64_t *y, int64_t n, int64_t D, int64_t V, const float *grad, float *nll, float *lse,
                      void *dh, void *dw) {
@@ -257,7 +258,7 @@ API int tdlm_lce_sum(int isa, int threads, const void *h, int h_bf16, const void
     return bad || !n ? bad : run_lce_sum(c, kernels(isa, round), threads);
 }
 
-// Rows of SwiGLU, or of RMSNorm where there is a weight; dy is null in the forward pass. dw: (tasks, n).
+// Compute SwiGLU, or RMSNorm if weight is not null. dy is null in the forward pass. dw is (tasks, n).
 API int tdlm_rows(int isa, int threads, int bf16, const void *x, const void *dy, void *y, const float *weight, float *dw,
                   int64_t rows, int64_t n, int64_t step, float eps) {
     if (!has(isa) || threads < 1 || rows < 0 || n < 1 || step < 1) return BAD_ARGUMENT;
@@ -270,7 +271,7 @@ API int tdlm_rows(int isa, int threads, int bf16, const void *x, const void *dy,
     }}}, 64, threads);
 }
 
-// Attention of B sequences of H heads; tensors, strides, valid, segments, rope and key as in kernels.h.
+// Compute attention for B sequences of H heads. The other arguments are those of struct Attention in kernels.h.
 API int tdlm_attention(int isa, int threads, int backward, int bf16, int causal, const void *const *tensors,
                        const int64_t *strides, int64_t B, int64_t H, int64_t T, int64_t K, const uint8_t *valid,
                        const int64_t *segments, const float *rope, const uint32_t *key, int32_t threshold,

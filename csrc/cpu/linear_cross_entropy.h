@@ -1,30 +1,35 @@
-// The linear cross-entropy as attention: softmax(A B^T) B, a block of B at a time, for any instruction set T.
+// Computes the linear cross-entropy and its gradients, written for any instruction set T:
 //
-// rows:   A = h, B = w. Scores of a block, p = 2^(score log2 e - shift), sums of p and p B in one sweep: lse and dh.
-// words:  A = w, B = h. p = g exp(score - lse), p B in one sweep: dw. Nothing is shared, so threads need no locks.
+//     z = h w^T,   lse = ln sum_v e^(z_v),   nll = lse - z_y,   dh = (softmax(z) - onehot(y)) w,   dw likewise
 //
-// A is kept as rows. B is packed twice, because both products want it as their vector operand: `scores` takes
-// panels of WIDTH rows with the rows in the lanes, `accumulate` panels with the columns in the lanes; in
-// both, PAIR neighbours along the sum lie in one lane. A result depends on its own row and on the order of B
-// only, so no cut into tasks or threads changes a bit of it.
+// It has the form of attention, softmax(A B^T) B, and is computed for one block of B at a time, so that the logits z
+// are never stored. p stands for e^z relative to a shift:
 //
-// Included once by each instruction set's file under its own target pragma: everything here must stay static.
+//     rows:   A = h, B = w. p = 2^(z log2(e) - shift). One pass over B sums p and p B, which give lse and dh.
+//     words:  A = w, B = h. p = g e^(z - lse). One pass over B sums p B, which is dw.
+//
+// Tasks write to different rows of the results, so threads need no locks. A is stored by rows. B is packed in two
+// layouts, because it is the vector operand of both products. `scores` reads panels of WIDTH rows of B, with a row per
+// lane. `accumulate` reads panels with a column per lane. In both, PAIR neighbours along the sum share a lane. A result
+// depends only on its own row and on the order of B, so the number of tasks and threads changes no bit.
+//
+// The file of each instruction set includes this one under its own target pragma. So everything here must be static.
 #pragma once
 #include <cmath>
 #include <cstring>
 
 #include "kernels.h"
 
-// The tiles below are arrays of registers: every index into them must be known when they are compiled.
+// The tiles below are arrays that must stay in registers. So every index into them must be a compile-time constant.
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
-#define NOINLINE __attribute__((noinline))  // each loop nest gets the registers to itself
+#define NOINLINE __attribute__((noinline))  // so that each loop nest has all registers
 
 namespace {
 
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr double LN2 = 0.693147180559945309;
-constexpr float SLACK = 20;  // the running maximum may lag this many bits before sums are rescaled
+constexpr float SLACK = 20;  // sums are rescaled when a score exceeds the running maximum by this many bits
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
@@ -43,7 +48,7 @@ INLINE void put(float *to, float f) { *to = f; }
 INLINE float get(uint16_t b) { return widen(b); }
 INLINE float get(float f) { return f; }
 
-// out[0..n) = row `row` of src in the type of the products.
+// out[0..n) = row `row` of src, in the type of the products.
 template <class E>
 void convert(E *out, const void *src, bool is_bf16, bool round, int64_t row, int64_t n) {
     const uint16_t *b = (const uint16_t *)src + row * n;
@@ -58,7 +63,7 @@ void convert(E *out, const void *src, bool is_bf16, bool round, int64_t row, int
     }
 }
 
-// Rows begin..begin+n of src as E, n up to `padded` and D up to K with zeros.
+// Convert rows begin..begin+n of src to E. Zeros fill up n rows to `padded`, and D columns to K.
 template <class E>
 void convert_rows(E *out, const void *src, bool is_bf16, bool round, int64_t begin, int64_t n, int64_t padded,
                   int64_t D, int64_t K) {
@@ -73,7 +78,7 @@ void write_row(void *dst, bool is_bf16, int64_t row, int64_t n, const float *src
     else for (int64_t i = 0; i < n; i++) ((uint16_t *)dst + row * n)[i] = bf16(src[i]);
 }
 
-// Pieces of memory from `base` on, or only their size in bytes.
+// Take pieces of memory from `base` on. Without memory (base is null), only their size in bytes is counted.
 struct Scratch {
     size_t bytes = 0;
     template <class U>
@@ -97,21 +102,21 @@ struct Attend : Scratch {
     typedef typename T::E E;  // type of the products
     typedef typename T::F F;  // vector of floats
     static constexpr int ROWS = T::ROWS, VECS = T::VECS, LANES = T::LANES, PAIR = T::PAIR, WIDTH = VECS * LANES;
-    static constexpr int TALL = 2 * ROWS, SLIM = VECS / 2, STRIP = SLIM * LANES;  // a tile of dw: columns of h, words
-    static constexpr int64_t GROUP = 8 * ROWS;  // rows of A whose p lie in the cache together
+    static constexpr int TALL = 2 * ROWS, SLIM = VECS / 2, STRIP = SLIM * LANES;  // tile of dw: columns of h; words
+    static constexpr int64_t GROUP = 8 * ROWS;  // rows of A whose p fit in the cache together
 
-    // Sizes and scratch of one task.
+    // Sizes and scratch memory of one task.
     int64_t D, K, Dp, block, rows, total;  // total: rows of B
-    bool both;                             // B is packed for both products
+    bool both;                             // B is packed in both layouts
     E *a, *x, *b1, *b2, *p;
     float *out, *sums, *totals, *shift, *col_lse, *col_grad;
     int64_t *hit;
 
-    // What is kept of c.count rows between their sweep and the sum over them.
+    // Memory of c.count rows between the pass that computes their p and the sum over them that gives dw.
     struct Kept : Scratch {
         int64_t rows;
-        E *p, *x;                        // panels of words, PAIR rows in a lane; (D, rows), scaled by the factor that p does not hold
-        float *shift_at, *shift, *rest;  // (blocks, rows) when p was made; at the end; gradient of the target's score
+        E *p, *x;                        // panels of words, PAIR rows per lane; h^T (D, rows) times g / sum of p
+        float *shift_at, *shift, *rest;  // (blocks, rows): shift of p; final shift; gradient of the target's score
     };
     static Kept kept(const Lce &c, int64_t block) {
         Kept k = {};
@@ -125,7 +130,7 @@ struct Attend : Scratch {
     Attend(const Lce &c, char *base) {
         D = c.D, K = up(D, PAIR), Dp = up(D, LANES), rows = up(c.step, ROWS);
         total = c.words ? c.n : c.V, both = c.words || c.dh;
-        // At most 256 rows. Both packings of a block of B stay in half of a 1 MB L2 cache.
+        // A block has at most 256 rows. Both of its layouts fit in half of an L2 cache of 1 MB.
         block = up(least(256, (int64_t)(3 << 16) / (K * sizeof(E)) + 1), WIDTH);
         a = take<E>(base, rows * K), out = take<float>(base, rows * Dp), sums = take<float>(base, rows * LANES);
         totals = take<float>(base, rows * LANES), shift = take<float>(base, rows), x = take<E>(base, block * K);
@@ -134,7 +139,8 @@ struct Attend : Scratch {
         hit = take<int64_t>(base, block > c.count ? block : c.count);
     }
 
-    // sum = (N rows of a) . (a panel of C packed vectors of columns); on the way a line a step is fetched from `next` on
+    // sum = (N rows of a) times (a panel of C packed vectors of columns). With FETCH each step also prefetches one
+    // cache line, from `next` on.
     template <int N, int C, bool FETCH = false>
     INLINE void product(F (&sum)[N][C], const E *a, int64_t K, const E *b, const char *next = nullptr) {
         UNROLL for (int r = 0; r < N; r++)
@@ -150,7 +156,7 @@ struct Attend : Scratch {
         }
     }
 
-    // Raise the shift of row r by d: what is summed already shrinks by 2^-d, exactly.
+    // Raise the shift of row r by d. Its sums so far are multiplied by 2^-d, which is exact.
     NOINLINE __attribute__((cold)) void raise(int64_t r, int64_t group, int64_t col, bool dh, float d) {
         float scale = d > 126 ? 0 : exp2f(-d);
         shift[r] += d;
@@ -160,7 +166,7 @@ struct Attend : Scratch {
         for (int64_t i = 0; i < col; i++) put(p + (r - group) * block + i, get(p[(r - group) * block + i]) * scale);
     }
 
-    // p of ROWS rows from row r and of the panel at column col, relative to a shift of each row's own.
+    // p of ROWS rows from r0 on and of the panel at column col, relative to the shift of each row.
     template <bool TAIL>
     NOINLINE void scores_by_row(int64_t r0, int64_t group, int64_t col, int64_t left, bool first, bool dh,
                                 const char *next) {
@@ -205,7 +211,7 @@ struct Attend : Scratch {
         }
     }
 
-    // p of ROWS rows and of the panel at column col, relative to the lse of each column, times its gradient.
+    // p of ROWS rows from r0 on and of the panel at column col, relative to the lse of each column, times its gradient.
     NOINLINE void scores_by_column(int64_t r0, int64_t group, int64_t col) {
         F t[ROWS][VECS];
         product(t, a + r0 * K, K, b1 + col * K);
@@ -218,7 +224,7 @@ struct Attend : Scratch {
         }
     }
 
-    // ROWS rows of out, C vectors of columns: out += p b
+    // out += p b for ROWS rows and C vectors of columns of out.
     template <int C>
     INLINE void accumulate(float *out, int64_t Dp, const E *p, int64_t block, const E *b, int64_t k) {
         F acc[ROWS][C];
@@ -233,7 +239,7 @@ struct Attend : Scratch {
             }
         }
         UNROLL for (int r = 0; r < ROWS; r++)
-            UNROLL for (int c = 0; c < C; c++) {  // a block's sum, and then the sum of blocks: less rounding than one long sum
+            UNROLL for (int c = 0; c < C; c++) {  // sums per block, then over blocks, round less than one sum
                 float *o = out + r * Dp + c * LANES;
                 T::store(o, T::load(o) + acc[r][c]);
             }
@@ -252,20 +258,21 @@ struct Attend : Scratch {
         }
     }
 
-    // p - 1 of a target, as exact near p = 1 as anywhere: row r of a, row i of the block, its lse.
+    // p - 1 of a target, by expm1, which is exact also where p is near 1. The target's score is the product of row r of
+    // a and x.
     float target(int64_t r, const E *x, float lse, float *score) {
         float z = 0;
         for (int64_t d = 0; d < D; d++) z += get(a[r * K + d]) * get(x[d]);
         *score = z;
-        return expm1f(z > lse ? 0 : z - lse);  // two sums of the same products may differ in the last bit
+        return expm1f(z > lse ? 0 : z - lse);  // z may exceed lse by rounding
     }
 
-    // Where block i of B lies packed.
+    // Point b1 and b2 to the two layouts of block i of B.
     void unpack(const Lce &c, int64_t i) {
         b1 = (E *)c.packed + i * block * (K + (both ? Dp : 0)), b2 = b1 + block * K;
     }
 
-    // Block i of B, packed for the products.
+    // Pack block i of B in the layouts of the products.
     void run_pack(const Lce &c, int64_t i) {
         int64_t begin = i * block, n = least(block, total - begin), k = up(n, WIDTH);
         convert_rows(x, c.words ? c.h : c.w, c.words ? c.h_bf16 : c.w_bf16, c.round, begin, n, k, D, K);
@@ -287,7 +294,7 @@ struct Attend : Scratch {
         }
     }
 
-    // p of n rows of a group, from row q of what is kept on, and of the k words from v on.
+    // Store p of n rows of a group and of k words from v on. The first row is row q of the stored ones.
     NOINLINE void keep_p(const Kept &kept, int64_t q, int64_t n, int64_t v, int64_t k) {
         for (int64_t col = 0; col < k; col += STRIP) {
             E *to = kept.p + (v + col) * kept.rows + q * STRIP;
@@ -299,7 +306,7 @@ struct Attend : Scratch {
         int64_t n = end - begin, padded = up(n, ROWS);
         bool dh = c.dh != nullptr;
         Kept kept = {};
-        int64_t q = begin - c.first;  // the first of these rows among those that are kept
+        int64_t q = begin - c.first;  // index of the first of these rows among the stored ones
         if (c.kept) kept = this->kept(c, block);
         convert_rows(a, c.h, c.h_bf16, c.round, begin, n, padded, D, K);
         memset(sums, 0, padded * LANES * 4);
@@ -308,8 +315,8 @@ struct Attend : Scratch {
         for (int64_t v = 0; v < c.V; v += block) {
             int64_t nb = least(block, c.V - v), k = up(nb, WIDTH);
             unpack(c, v / block);
-            int64_t size = block * (K + (both ? Dp : 0)) * sizeof(E);  // the next block comes from far: it is fetched
-            const char *next = (const char *)b1 + size, *far = next + size;  // while the first group computes
+            int64_t size = block * (K + (both ? Dp : 0)) * sizeof(E);  // the next block is not in the cache:
+            const char *next = (const char *)b1 + size, *far = next + size;  // it is prefetched during the first group
             for (int64_t g = 0; g < padded; g += GROUP) {
                 int64_t stop = least(g + GROUP, padded);
                 for (int64_t col = 0; col < k; col += WIDTH)
@@ -321,7 +328,7 @@ struct Attend : Scratch {
                     }
                 for (int64_t i = g * LANES; i < stop * LANES; i++) totals[i] += sums[i], sums[i] = 0;
                 if (!dh) continue;
-                for (int64_t r = g; r < least(stop, n); r++) {  // the target's share comes at the end
+                for (int64_t r = g; r < least(stop, n); r++) {  // the target is added at the end
                     int64_t col = c.y[begin + r] - v;
                     if (col >= 0 && col < nb) put(p + (r - g) * block + col, 0);
                 }
@@ -364,7 +371,7 @@ struct Attend : Scratch {
                 col_lse[i] = i < nb ? c.lse[v + i] : INFINITY;
                 col_grad[i] = i < nb ? c.grad[v + i] : 0;
             }
-            int64_t hits = 0;  // the columns whose target is among these words
+            int64_t hits = 0;  // number of columns whose target is among these words
             for (int64_t i = 0; i < nb; i++)
                 if (c.y[v + i] >= begin && c.y[v + i] < end) hit[hits++] = i;
             for (int64_t g = 0; g < padded; g += GROUP) {
@@ -384,7 +391,7 @@ struct Attend : Scratch {
         for (int64_t i = 0; i < n; i++) write_row(c.dw, c.w_bf16, begin + i, D, out + i * Dp);
     }
 
-    // n columns of h, at most N, times STRIP words: sums (n, STRIP) = or += x p
+    // sums (n, STRIP) += x p, for n columns of h (at most N) and STRIP words; = instead of += if `begins`.
     template <int N, bool FETCH>
     NOINLINE void add_words(float *sums, int64_t n, const E *x, int64_t rows, const E *p, const char *next, bool begins) {
         if constexpr (N > 1)
@@ -432,7 +439,7 @@ struct Attend : Scratch {
         }
     }
 
-    // Row q of what is kept was raised by d after its p of these words was made.
+    // Multiply the stored p of row q by 2^-d, because the shift was raised by d after it was stored.
     NOINLINE __attribute__((cold)) void lower(E *words, int64_t rows, int64_t q, int64_t k, float d) {
         float scale = d > 126 ? 0 : exp2f(-d);
         E *at = words + q / PAIR * PAIR * STRIP + q % PAIR;

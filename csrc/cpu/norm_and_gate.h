@@ -1,7 +1,7 @@
-// What lies between a block's products, a row at a time and in one pass, sums in fp32:
+// Computes the gate of SwiGLU and RMSNorm, and their gradients, one row at a time. Sums are fp32.
 //
-// swiglu:    y = silu(g) u of rows (g, u);  du = dy silu(g),  dg = dy u s (1 + g (1 - s)),  s = 1 / (1 + exp(-g))
-// rms_norm:  y = x r w,  r = 1 / sqrt(mean(x^2) + eps);  dx = r (dy w) - x r^3 mean(dy w x),  dw = sum of dy x r
+//     swiglu:    y = silu(g) u of rows (g, u);  du = dy silu(g),  dg = dy u s (1 + g (1 - s)),  s = 1 / (1 + exp(-g))
+//     rms_norm:  y = x r w,  r = 1 / sqrt(mean(x^2) + eps);  dx = r (dy w) - x r^3 mean(dy w x),  dw = sum of dy x r
 #pragma once
 #include "linear_cross_entropy.h"
 
@@ -26,7 +26,7 @@ struct Between {
         H h = __builtin_convertvector((near & number) | ((u >> 16 | 0x40) & ~number), H);
         memcpy(p, &h, sizeof h);
     }
-    // The last n elements of a row, n < LANES, with zeros behind them.
+    // Copy the last n < LANES elements of a row, followed by zeros.
     template <class E>
     INLINE const E *padded(E *to, const E *from, int64_t n) {
         memset(to, 0, LANES * sizeof(E));
@@ -42,7 +42,7 @@ struct Between {
         store(du, d * a * s), store(y, d * b * s * (1 + a * (1 - s)));
     }
 
-    // x (rows, 2 n); backward: dy (rows, n) and y is dx (rows, 2 n)
+    // x is (rows, 2 n). In the backward pass dy is (rows, n), and y receives dx (rows, 2 n).
     template <class E>
     static void swiglu_rows(const E *x, const E *dy, E *y, int64_t begin, int64_t end, int64_t n) {
         E a[LANES], b[LANES], d[LANES], e[LANES], f[LANES];
@@ -62,7 +62,8 @@ struct Between {
         else swiglu_rows((const float *)c.x, (const float *)c.dy, (float *)c.y, begin, end, c.n);
     }
 
-    // x (rows, n), weight (n); backward: dy (rows, n), y is dx and dw (n) the sum over these rows; n divides by LANES
+    // x is (rows, n), weight is (n), and n is a multiple of LANES. In the backward pass dy is (rows, n), y receives dx,
+    // and dw (n) receives the sum over the rows of this task.
     static void rms_norm_of(const Rows &c, int64_t begin, int64_t end) {
         const float *w = (const float *)c.weight;
         float *dw = c.dw + begin / c.step * c.n;

@@ -1,5 +1,5 @@
-// TARGET_BEGIN("avx2,fma") ... TARGET_END: functions between may use these instructions, and only they: library.cpp
-// calls them after it has asked the CPU.
+// Defines TARGET_BEGIN("avx2,fma") and TARGET_END. Only the functions between the two may use these instructions.
+// library.cpp calls them only on a CPU that has the instructions.
 #pragma once
 #define TARGET_PRAGMA(x) _Pragma(#x)
 #ifdef __clang__

@@ -1,11 +1,12 @@
-// The C interface of linear_cross_entropy.h that kernels/cuda/library.py loads. It launches on the caller's stream and
-// never waits for the device. It includes no torch headers, so that one library serves every version of torch and Python.
+// The C interface of linear_cross_entropy.h that kernels/cuda/library.py loads. It launches kernels on the stream of
+// the caller and never waits for the device. No header of PyTorch is included, so that one library serves every version
+// of PyTorch and Python.
 #include "linear_cross_entropy.h"
 
 static cudaError_t launch(void (*kernel)(Lce), int64_t blocks, int parts, size_t bytes, Lce &c, cudaStream_t stream) {
     void *args[] = {&c};
     cudaError_t error = cudaSuccess;
-    if (bytes > 48 << 10)  // more than that must be asked for
+    if (bytes > 48 << 10)  // more than 48 KB must be requested
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error) return error;
     return cudaLaunchKernel(kernel, dim3((unsigned)blocks, parts), dim3(WARPS * 32), args, bytes, stream);
@@ -41,10 +42,10 @@ static int attend(int device, int type, Lce &c, void *stream) {
 #define API extern "C" __attribute__((visibility("default")))
 #endif
 
-// Raised with every change of an argument; kernels/cuda/library.py holds the same number.
+// Increased when an argument changes; equal to _ABI in kernels/cuda/library.py.
 API int tdlm_cuda_abi() { return 1; }
 
-// Can the kernels run on this device? 0, or an error for tdlm_cuda_error.
+// Return 0 if the kernels can run on this device, else an error for tdlm_cuda_error.
 API int tdlm_cuda_runs(int device) {
     cudaFuncAttributes found;
     cudaError_t error = cudaSetDevice(device);
@@ -53,7 +54,8 @@ API int tdlm_cuda_runs(int device) {
 
 API const char *tdlm_cuda_error(int error) { return cudaGetErrorString((cudaError_t)error); }
 
-// Two launches on the stream; type is 0 fp32, 1 bf16, 2 fp16. Everything is as in Lce; dh and acc null: not needed.
+// Launch forward and combine on the stream. type is 0 for fp32, 1 for bf16 and 2 for fp16. The other arguments are
+// those of struct Lce. If dh is not needed, dh and acc are null.
 API int tdlm_cuda_lce_forward(int device, void *stream, int type, const void *h, const void *w, const int64_t *y,
                               const int64_t *n_rows, int64_t N, int D, int64_t V, int parts, int fp32_out, float *m,
                               float *l, float *acc, float *nll, float *lse, void *dh) {

@@ -1,33 +1,34 @@
-// The linear cross-entropy of kernels/linear_cross_entropy.py on an NVIDIA GPU without Triton, compute capability 8.0
-// and newer.
+// Computes the linear cross-entropy of kernels/ops/linear_cross_entropy.py on an NVIDIA GPU of compute capability 8.0
+// or newer, without Triton. z = h W^T are the logits, which are never stored. There are three kernels:
 //
-//     forward   per row i and part of the vocabulary: m, l = sum_v e^(z_v - m), acc = sum_v e^(z_v - m) w_v
-//     combine   lse = m + ln l,  nll = lse - h . w_y,  dh = acc / l - w_y, over the parts in their order
+//     forward   m, l = sum_v e^(z_v - m) and acc = sum_v e^(z_v - m) w_v, for each row and each part of the vocabulary
+//     combine   lse = m + ln l,  nll = lse - h . w_y,  dh = acc / l - w_y, from the parts in their order
 //     weight    dw_v = sum_i g_i (e^(z_iv - lse_i) - [v = y_i]) h_i
 //
-// softmax(h W^T) W is attention with Q = h and K = V = W: forward is FlashAttention-2 (Dao 2023) split over its keys. m
-// may lag LAG behind the running maximum, as in FlashAttention-4, so that acc is seldom rescaled. weight is the same
-// loop with h and W exchanged. Sums are fp32 in a fixed order, without atomics: the same bits every run.
+// softmax(h W^T) W is attention with Q = h and K = V = W, so forward is FlashAttention-2 (Dao 2023), split over the
+// keys. m may be below the running maximum by up to LAG, as in FlashAttention-4, so that acc is rarely rescaled. weight
+// is the same loop with h and W exchanged. Sums are fp32 and in a fixed order, without atomics, so every run gives the
+// same bits.
 #pragma once
 #include "warp_matmul.h"
 
 struct Lce {
     const void *h, *w;       // (N, D), (V, D) of the kernels' type
-    const int64_t *y;        // (N); where it is not in 0..V-1, nll and dh become NaN and no memory is read
-    const int64_t *n_rows;   // () or null: only so many rows count
+    const int64_t *y;        // (N); if one is not in 0..V-1, its nll and dh are NaN, and it is not used as an index
+    const int64_t *n_rows;   // () or null: the number of rows that count
     int64_t N, V;
-    int D, parts;            // of the vocabulary in forward, of the rows in weight
-    bool vectors;            // rows of h and w begin at multiples of 16 bytes
-    float *m, *l, *acc;      // (parts, N), (parts, N), (parts, N, D) or null where dh is not needed
-    float *nll, *lse;        // (N), 0 past the count
-    void *dh;                // (N, D) fp32 or the kernels' type, 0 past the count
+    int D, parts;            // parts of the vocabulary in forward, of the rows in weight
+    bool vectors;            // every row of h and w begins at a multiple of 16 bytes
+    float *m, *l, *acc;      // (parts, N), (parts, N), (parts, N, D); acc is null if dh is not needed
+    float *nll, *lse;        // (N); 0 past the count
+    void *dh;                // (N, D), fp32 or the kernels' type; 0 past the count
     const float *grad;       // (N)
-    const float *top;        // () or null: max |grad|, for fp16, which has few exponents
-    void *dw;                // (parts, V, D) fp32 or, of one part, the kernels' type
-    bool fp32_out;           // dh, dw
+    const float *top;        // () or null: max |grad|, by which gradients are scaled in fp16
+    void *dw;                // (parts, V, D), fp32; with one part also the kernels' type
+    bool fp32_out;           // whether dh and dw are fp32
 };
 
-constexpr int WARPS = 4, ROWS = 16 * WARPS;  // a warp has 16 rows
+constexpr int WARPS = 4, ROWS = 16 * WARPS;  // a warp computes 16 rows
 constexpr float LOG2E = 1.4426950408889634f, LAG = 5.5f;
 
 __device__ inline int64_t live(const Lce &c) {
@@ -36,10 +37,11 @@ __device__ inline int64_t live(const Lce &c) {
     return n < 0 ? 0 : n < c.N ? n : c.N;
 }
 
-// A block's shared memory: tile a stays, tile b passes by; scores, then probabilities in their place, a strip a warp.
+// The shared memory of a block. Tile a stays, and tile b is replaced in each step. Each warp has a strip s, which holds
+// its scores and then, in their place, their probabilities.
 template <class T, int WIDTH> struct Tiles {
     static constexpr int COLS = WIDTH * sizeof(T) <= 512 ? 32 : 16;
-    static constexpr int LD = WIDTH + 16 / sizeof(T);  // apart by 16 bytes more, against bank conflicts
+    static constexpr int LD = WIDTH + 16 / sizeof(T);  // 16 bytes between rows avoid bank conflicts
     static constexpr int LDS = COLS + 4, LDP = LDS * sizeof(float) / sizeof(T);
     T a[ROWS][LD], b[COLS][LD];
     float s[WARPS][16][LDS];
@@ -47,7 +49,7 @@ template <class T, int WIDTH> struct Tiles {
     int target[COLS];
 };
 
-// Rows begin..begin + count of src (end, D), 0 where there is none.
+// Load rows begin..begin + count of src (end, D), with 0 for elements outside of it.
 template <int WIDTH, class T, int LD>
 __device__ void load(T (*to)[LD], int count, const T *src, int64_t begin, int64_t end, const Lce &c) {
     constexpr int N = 16 / sizeof(T);
@@ -67,7 +69,7 @@ __device__ void load(T (*to)[LD], int count, const T *src, int64_t begin, int64_
     }
 }
 
-// The warp's 16 rows of a bᵀ, into its strip.
+// Compute the 16 rows of a bᵀ of this warp, into its strip.
 template <class T, int WIDTH> __device__ void scores(Tiles<T, WIDTH> &t, int steps) {
     using P = Product<T>;
     using Shape = Tiles<T, WIDTH>;
@@ -90,7 +92,7 @@ template <class T, int WIDTH> __device__ void scores(Tiles<T, WIDTH> &t, int ste
     __syncwarp();
 }
 
-// sum += p b with p, of type T, in the warp's strip.
+// sum += p b, where p is the warp's strip in type T.
 template <class T, int WIDTH>
 __device__ void accumulate(typename Product<T>::Sum (&sum)[WIDTH / 16], const Tiles<T, WIDTH> &t, int steps) {
     using P = Product<T>;
@@ -114,7 +116,7 @@ template <class T, int WIDTH> __global__ void __launch_bounds__(WARPS * 32) forw
     using P = Product<T>;
     using Shape = Tiles<T, WIDTH>;
     auto &t = *(Shape *)shared;
-    constexpr int MINE = Shape::COLS / 2;  // a lane has every other column of its row
+    constexpr int MINE = Shape::COLS / 2;  // two lanes share a row, and each has every other column
     int64_t n = live(c), row0 = (int64_t)blockIdx.x * ROWS, part = blockIdx.y;
     if (row0 >= n) return;
     int warp = threadIdx.x >> 5, r = (threadIdx.x & 31) >> 1, odd = threadIdx.x & 1, steps = (c.D + 15) / 16;
@@ -127,7 +129,7 @@ template <class T, int WIDTH> __global__ void __launch_bounds__(WARPS * 32) forw
     load<WIDTH>(t.a, ROWS, (const T *)c.h, row0, n, c);
     for (int64_t j = part * tiles / c.parts; j < last; j++) {
         int64_t v0 = j * Shape::COLS;
-        __syncthreads();  // all have read the tile before
+        __syncthreads();  // all threads have read the previous tile
         load<WIDTH>(t.b, Shape::COLS, (const T *)c.w, v0, c.V, c);
         __syncthreads();
         scores(t, steps);
@@ -139,11 +141,11 @@ template <class T, int WIDTH> __global__ void __launch_bounds__(WARPS * 32) forw
         }
         top = fmaxf(top, __shfl_xor_sync(WARP, top, 1));
         bool raise = top > m + LAG;
-        __syncwarp();  // all have read their scores
+        __syncwarp();  // all lanes have read their scores
         if (__any_sync(WARP, raise)) {
             float next = raise ? top : m, scale = m == next ? 1 : exp2f((m - next) * LOG2E);
             l *= scale, m = next;
-            if (c.acc) {  // which lane holds which element only put and get know
+            if (c.acc) {  // only put and get know which lane holds which element
 #pragma unroll
                 for (int d = 0; d < WIDTH / 16; d++) {
                     if (d >= steps) break;
@@ -181,7 +183,7 @@ template <class T, int WIDTH> __global__ void __launch_bounds__(WARPS * 32) forw
     }
 }
 
-// A warp a row.
+// One warp per row.
 template <class T> __global__ void __launch_bounds__(WARPS * 32) combine(Lce c) {
     int64_t row = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), n = live(c);
     int lane = threadIdx.x & 31;
@@ -225,7 +227,8 @@ template <class T, int WIDTH> __global__ void __launch_bounds__(WARPS * 32) weig
     int64_t n = live(c), v0 = (int64_t)blockIdx.x * ROWS, part = blockIdx.y;
     int warp = threadIdx.x >> 5, r = (threadIdx.x & 31) >> 1, odd = threadIdx.x & 1, steps = (c.D + 15) / 16;
     int64_t tiles = (n + Shape::COLS - 1) / Shape::COLS, last = (part + 1) * tiles / c.parts;
-    // The greatest gradient becomes 2^12 to 2^13 inside the products, so that small ones stay above fp16's least.
+    // Gradients are scaled so that the greatest is between 2^12 and 2^13 in the products. Then small ones do not become
+    // 0 in fp16.
     float up = c.top && *c.top > 1e-30f ? exp2f(12 - floorf(log2f(*c.top))) : 1;
     float(*s)[Shape::LDS] = t.s[warp];
     T *p = (T *)s[r];
@@ -248,12 +251,12 @@ template <class T, int WIDTH> __global__ void __launch_bounds__(WARPS * 32) weig
         float z[MINE];
 #pragma unroll
         for (int i = 0; i < MINE; i++) z[i] = s[r][2 * i + odd];
-        __syncwarp();  // all have read their scores
+        __syncwarp();  // all lanes have read their scores
 #pragma unroll
         for (int i = 0; i < MINE; i++) {
             int col = 2 * i + odd;
             float e = exp2f((z[i] - t.lse[col]) * LOG2E) - (t.target[col] == warp * 16 + r ? 1.0f : 0.0f);
-            p[col] = rounded<T>(t.grad[col] == 0 ? 0 : e * t.grad[col]);  // exactly 0, also where e is not finite
+            p[col] = rounded<T>(t.grad[col] == 0 ? 0 : e * t.grad[col]);  // exactly 0, even if e is not finite
         }
         __syncwarp();
         accumulate<T, WIDTH>(sum, t, steps);

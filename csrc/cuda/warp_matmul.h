@@ -1,12 +1,12 @@
-// c += a b of 16 x 16 tiles by one warp, from shared memory, summed in fp32: on tensor cores for bf16 and fp16, in
-// plain fp32 for float, because TF32 would keep 10 of its 23 bits.
+// Computes c += a b for tiles of 16 x 16 in shared memory, with one warp and sums in fp32. bf16 and fp16 run on tensor
+// cores. fp32 runs on the ordinary units, because TF32 of the tensor cores would keep 10 of its 23 bits.
 #pragma once
 #include <mma.h>
 
 #include <cstdint>
 
 namespace wmma = nvcuda::wmma;
-constexpr unsigned WARP = 0xffffffffu;  // all lanes take part
+constexpr unsigned WARP = 0xffffffffu;  // the mask of all lanes
 
 __device__ inline float number(float x) { return x; }
 __device__ inline float number(__half x) { return __half2float(x); }
@@ -16,7 +16,7 @@ template <> __device__ inline float rounded<float>(float x) { return x; }
 template <> __device__ inline __half rounded<__half>(float x) { return __float2half(x); }
 template <> __device__ inline __nv_bfloat16 rounded<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
 
-// a is stored row by row; b row by row, or, as Transposed, column by column.
+// a is stored by rows. b is stored by rows too, or by columns as Transposed.
 template <class T> struct Product {
     using A = wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major>;
     using B = wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::row_major>;
@@ -36,7 +36,7 @@ template <class T> struct Product {
     }
 };
 
-// A lane sums rows r and r + 8, columns c to c + 3, with r = lane / 4 and c = 4 (lane % 4).
+// A lane has the sums of rows r and r + 8 and columns c to c + 3, where r = lane / 4 and c = 4 (lane % 4).
 template <> struct Product<float> {
     struct A { const float *at; int ld; };
     struct B { const float *at; int ld; };

@@ -18,6 +18,8 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     which: "best" or "last"; None takes the best of a finished run and the last of a stopped one. Raises ConfigError
     where there is no such run or its checkpoint is damaged.
     """
+    if not str(folder):
+        raise settings.ConfigError("no run folder was given; give the path of one, such as runs/tiny-diffusion-seed42")
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise settings.ConfigError(f"{folder} is not a run folder: it holds no config.yaml")

@@ -17,12 +17,12 @@ def test_a_bar_is_as_long_as_its_value_says():
     groups = {"first": [Bar("one", 10.0, "10 ms", 1), Bar("a longer name", 40.0, "40 ms, 4×", 7)],
               "second": [Bar("one", 3.0, "3 MB", 1, limit=1.5)]}  # fmt: skip
     svg = bars("times & sizes", groups)
-    found = [tuple(map(float, m)) for m in re.findall(RECT, svg)]
-    short, long, other, limit = found
+    result = [tuple(map(float, m)) for m in re.findall(RECT, svg)]
+    short, long, other, limit = result
     assert short[3] == pytest.approx(long[3] / 4, abs=0.1) and other[3] == long[3]  # a scale for each group
     assert limit[3] == pytest.approx(other[3] / 2, abs=0.1)
     assert other[1] < limit[1] and limit[1] + limit[2] < other[1] + other[2]  # inside it
-    assert [f[4] for f in found] == [1, 7, 1, 1] and 'fill-opacity=".4"' in svg
+    assert [f[4] for f in result] == [1, 7, 1, 1] and 'fill-opacity=".4"' in svg
     for text, bar in (("10 ms", short), ("40 ms, 4×", long), ("3 MB", other)):
         x = float(re.search(rf'<text x="([\d.]+)"[^>]*>{text}</text>', svg)[1])
         assert x == pytest.approx(bar[0] + bar[3] + 6, abs=0.2) and x + 5.9 * len(text) < 420

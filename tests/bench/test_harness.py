@@ -87,9 +87,9 @@ def test_the_harness_asks_the_same_and_decides_the_same(run, sets, tmp_path, cap
     assert harness.main([str(run), "--data", str(sets), "--out", str(out), "--tasks", ",".join(
         name for name in harness.THEIRS if name != "lambada"
     )]) == 0  # fmt: skip
-    found = json.loads(out.read_text())
-    assert set(found["tasks"]) == set(tasks.TASKS) and found["seq_len"] == T and found["lm_eval"][:2] == "0."
-    for name, e in found["tasks"].items():
+    result = json.loads(out.read_text())
+    assert set(result["tasks"]) == set(tasks.TASKS) and result["seq_len"] == T and result["lm_eval"][:2] == "0."
+    for name, e in result["tasks"].items():
         alike, as_they_cut = e.get("kept", e["cut"]), e["cut"]
         assert alike["texts"] == as_they_cut["texts"] == 0, name
         assert alike["nats"] < 1e-3 and as_they_cut["nats"] < 1e-3, name
@@ -102,13 +102,13 @@ def test_the_harness_asks_the_same_and_decides_the_same(run, sets, tmp_path, cap
             assert 0 < figures["harness"] < 1, (name, metric)
         assert ("acc_norm" in alike) == (name in ("hellaswag", "mmlu_text", "arc_easy", "piqa"))
     sizes = {"hellaswag": 12, "mmlu": 14, "mmlu_text": 14, "arc_easy": 12, "piqa": 8, "lambada": 32, "blimp": 18}
-    assert {name: e["n"] for name, e in found["tasks"].items()} == sizes
-    word = found["tasks"]["lambada"]["kept"]["perplexity"]
+    assert {name: e["n"] for name, e in result["tasks"].items()} == sizes
+    word = result["tasks"]["lambada"]["kept"]["perplexity"]
     assert word["harness"] == pytest.approx(word["ours"], rel=1e-4)
     capsys.readouterr()
     assert harness.main([str(run), "--data", str(sets), "--out", str(out), "--tasks", "blimp", "--limit", "4"]) == 0
-    again = json.loads(out.read_text())["tasks"]
-    assert again["blimp"]["n"] == 8 and again["blimp"]["limit"] == 4 and again["piqa"] == found["tasks"]["piqa"]
+    second = json.loads(out.read_text())["tasks"]
+    assert second["blimp"]["n"] == 8 and second["blimp"]["limit"] == 4 and second["piqa"] == result["tasks"]["piqa"]
 
 
 def test_texts_are_cut_as_the_harness_cuts_them():
@@ -139,10 +139,13 @@ def test_texts_are_cut_as_the_harness_cuts_them():
     pairs = [(text(g, 0, 6) + " " * (i % 3 == 0), f" {text(g, 1, 2)}") for i in range(40)]
     pairs += [("the mill", f" {letter}"[i % 2 :]) for i, letter in enumerate("abcdefgh")]  # endings of one token
     pairs += [("", " " * n + "mill") for n in (1, 2, 20)] + [("mill " * 5 + "a", "x" * n) for n in (22, 23, 24)]
-    asked = [SimpleNamespace(args=pair) for pair in pairs]
-    expected, found = Theirs().loglikelihood(asked, disable_tqdm=True), lm.loglikelihood(asked, disable_tqdm=True)
-    np.testing.assert_allclose([f[0] for f in found], [e[0] for e in expected], rtol=1e-5)
-    assert [f[1] for f in found] == [e[1] for e in expected]
+    requests = [SimpleNamespace(args=pair) for pair in pairs]
+    expected, result = (
+        Theirs().loglikelihood(requests, disable_tqdm=True),
+        lm.loglikelihood(requests, disable_tqdm=True),
+    )
+    np.testing.assert_allclose([f[0] for f in result], [e[0] for e in expected], rtol=1e-5)
+    assert [f[1] for f in result] == [e[1] for e in expected]
     assert 10 < len(lm.cut) < len(pairs) - 10
 
 
@@ -162,7 +165,7 @@ def test_what_cannot_be_compared_is_named(run, sets, tmp_path, capsys):
     diffusion.mkdir()
     (diffusion / "config.yaml").write_text((run / "config.yaml").read_text().replace("autoregressive", "diffusion"))
     (diffusion / "checkpoints").symlink_to(run / "checkpoints")
-    for command, says in (
+    for command, message in (
         ([str(run), "--data", str(sets), "--tasks", "swag"], "there is no task 'swag'"),
         ([str(run), "--data", str(tmp_path), "--tasks", "piqa"], "piqa.jsonl is missing; piqa needs eval_extra"),
         ([str(diffusion), "--data", str(sets), "--tasks", "piqa"], "is a diffusion run"),
@@ -170,7 +173,7 @@ def test_what_cannot_be_compared_is_named(run, sets, tmp_path, capsys):
     ):
         capsys.readouterr()
         assert harness.main([*command, *out]) == 2
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "harness.json").exists()
 
 

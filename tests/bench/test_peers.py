@@ -17,24 +17,24 @@ from bench.race.cases import Attention, Embed, Gate, Lce, Norm, Update
 
 def gradients(sides) -> dict:
     """{side: gradients} of those that can run here, without those that must be compiled."""
-    found = {}
+    result = {}
     for side in sides:
         if side.run is not None and "compile" not in side.name:
             try:
-                found[side.name] = side.run()
+                result[side.name] = side.run()
             except peers.Absent:
                 continue
-    return found
+    return result
 
 
 @pytest.mark.parametrize("n_rows", [None, 21])
 def test_every_head_has_the_same_gradients(n_rows):
     case = Lce("small", 40, 32, 300, n_rows=n_rows, weights="ones")
-    found = gradients(peers.lce_sides(case, torch.float32, "cpu"))
-    dh, dw = found.pop("tdlm_fast")
-    assert dh[case.live :].eq(0).all() and "PyTorch" in found
-    assert not hasattr(torch.nn.functional, "linear_cross_entropy") or len(found) == 3
-    for name, (theirs, weights) in found.items():
+    result = gradients(peers.lce_sides(case, torch.float32, "cpu"))
+    dh, dw = result.pop("tdlm_fast")
+    assert dh[case.live :].eq(0).all() and "PyTorch" in result
+    assert not hasattr(torch.nn.functional, "linear_cross_entropy") or len(result) == 3
+    for name, (theirs, weights) in result.items():
         torch.testing.assert_close(dh[: case.live], theirs, rtol=1e-4, atol=1e-5, msg=name)
         torch.testing.assert_close(dw, weights, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -43,10 +43,10 @@ def test_every_head_has_the_same_gradients(n_rows):
 @pytest.mark.parametrize("padding", [0.0, 0.4])
 def test_every_attention_has_the_same_gradients(causal, padding):
     case = Attention("small", 3, 2, 20, 16, causal, padding)
-    found = gradients(peers.attention_sides(case, torch.float32, "cpu"))
-    mine = found.pop("tdlm_fast")
-    assert set(found) == {"F.scaled_dot_product_attention", "scores in memory"}
-    for theirs in found.values():
+    result = gradients(peers.attention_sides(case, torch.float32, "cpu"))
+    mine = result.pop("tdlm_fast")
+    assert set(result) == {"F.scaled_dot_product_attention", "scores in memory"}
+    for theirs in result.values():
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -58,10 +58,10 @@ def test_every_attention_has_the_same_gradients(causal, padding):
     (lambda: peers.embedding_sides(Embed("small", 70, 24, 50, 0.4), torch.float32, "cpu"), {"F.embedding"}),
 ])  # fmt: skip
 def test_every_norm_gate_and_embedding_has_the_same_gradients(sides, present):
-    found = gradients(sides())
-    mine = found.pop("tdlm_fast")
-    assert set(found) == present
-    for a, b in zip(mine, found[present.pop()], strict=True):
+    result = gradients(sides())
+    mine = result.pop("tdlm_fast")
+    assert set(result) == present
+    for a, b in zip(mine, result[present.pop()], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

@@ -60,17 +60,17 @@ def test_diffusion_is_charged_half_the_heads_rows():
 @pytest.mark.parametrize("card", projection.CHIPS)
 def test_the_heads_mix_is_that_of_the_compiled_loops(card):
     """Tile by tile: the products of two matrix products, and one exp per logit (a few more for the running maximum)."""
-    for title, found in FILE["cards"][str(card)]["head"].items():
+    for title, result in FILE["cards"][str(card)]["head"].items():
         half = title != "bf16"
         if triton.__version__ == FILE["triton"]:
-            assert projection.head(card, half) == found
+            assert projection.head(card, half) == result
         plan = tiles.fused(card, 8192, 64, 50257, *[torch.bfloat16] * 3,
                            processors=projection.CHIPS[card].multiprocessors, half=half)  # fmt: skip
         for side, tile in (("forward", plan.forward), ("weight", plan.weight)):
-            mix, warps = found[side]["mix"], tile.warps
+            mix, warps = result[side]["mix"], tile.warps
             made = sum(n * 2 * (64 * 64 * 16 / 4 if k.startswith("HGMMA") else 16 * 8 * 16)
                        for k, n in mix.items() if "MMA" in k)  # fmt: skip
             assert made * warps == 2 * 2 * tile.rows * tile.vocab * 64, (title, side)
             logits = tile.rows * tile.vocab / warps / 32
             assert logits <= mix["MUFU.EX2"] <= 1.15 * logits
-        assert found["projected_ms"]["all overlapped"] <= found["projected_ms"]["products and exp in turn"]
+        assert result["projected_ms"]["all overlapped"] <= result["projected_ms"]["products and exp in turn"]

@@ -42,16 +42,16 @@ def test_the_benchmark_writes_its_figures(tiny, tmp_path, capsys):
     file = tmp_path / "step.json"
     run = [*(o for o in tiny if not o.startswith("run.")), "--rounds", "2", "--seconds", "0", "--no-compile"]
     assert race.main([*run, "--no-memory", "--json", str(file)]) == 0
-    found = json.loads(file.read_text())
-    assert {"ours", "plain, bf16", "plain, fp32"} <= set(found["sides"])
-    assert "liger-kernel, bf16" in found["absent"] and "cut-cross-entropy, bf16" in found["absent"]
-    for side in found["sides"].values():
+    result = json.loads(file.read_text())
+    assert {"ours", "plain, bf16", "plain, fp32"} <= set(result["sides"])
+    assert "liger-kernel, bf16" in result["absent"] and "cut-cross-entropy, bf16" in result["absent"]
+    for side in result["sides"].values():
         assert side["fastest_ms"] <= side["step_ms"] <= side["slowest_ms"] and side["loss"] > 1
         assert side["tokens_per_s"] == pytest.approx(side["tokens_per_step"] / side["step_ms"] * 1e3)
         assert 0 < side["tokens_per_step"] <= 16 * 64
         assert 0 < side["loss_tokens_per_s"] <= side["tokens_per_s"]
-    assert 0.5 < sum(row["share"] for row in found["profile"]) <= 1.001
-    ops = {row["op"] for row in found["profile"]}
+    assert 0.5 < sum(row["share"] for row in result["profile"]) <= 1.001
+    ops = {row["op"] for row in result["profile"]}
     assert any(op.startswith("tdlm::") for op in ops) and not any("GeneratedBackward" in op for op in ops)
     assert "x ours" in capsys.readouterr().out
 

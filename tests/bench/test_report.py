@@ -56,8 +56,8 @@ def drawn(tmp_path_factory):
 
 
 def test_the_kept_comparison_is_what_its_runs_make(drawn):
-    found, out = drawn
-    assert json.loads(json.dumps(found)) == claims.comparison()
+    result, out = drawn
+    assert json.loads(json.dumps(result)) == claims.comparison()
     assert report.KEPT.read_text() == report.kept_report(), AGAIN
     text = (out / "report.md").read_text()
     for line in report.KEPT.read_text().splitlines():
@@ -98,13 +98,13 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_its_parts(drawn):
-    found, out = drawn
+    result, out = drawn
     page = Page((out / "report.html").read_text())
     assert tuple(page.headings) == HEADINGS
     assert page.links == [f"#{name}" for name in page.ids] and len(set(page.ids)) == len(HEADINGS)
     assert page.tables == (out / "report.md").read_text().count("|---|\n") > 8
     assert len(page.charts) == len(list((out / "figures").iterdir()))
-    labels = [arm["label"] for arm in found["arms"]]
+    labels = [arm["label"] for arm in result["arms"]]
     for title in ("Validation, nats per token, by step", "The last four fifths of the steps",
                   "Validation, nats per token, by loss token", "Loss by noise level, nats"):  # fmt: skip
         assert set(labels) <= set(page.charts[title]), title

@@ -41,27 +41,27 @@ def test_every_card_is_in_the_file():
 
 @pytest.mark.parametrize("card", [int(card) for card in FILE["cards"]])
 def test_the_file_holds_every_kernel_that_can_be_launched_and_none_spills(card):
-    found = FILE["cards"][str(card)]
+    result = FILE["cards"][str(card)]
     names = [name for name, *_ in resources.kernels(card)]
-    assert len(set(names)) == len(names) and set(found) == set(names)
-    assert not resources.faults(card, found)
+    assert len(set(names)) == len(names) and set(result) == set(names)
+    assert not resources.faults(card, result)
 
 
 @pytest.mark.parametrize("card", [int(card) for card in FILE["cards"]])
 def test_an_older_triton_spills_nothing_on_cards_to_hopper_and_little_on_later_ones(card):
     assert OLDER["triton"] < FILE["triton"]
-    found = OLDER["cards"][str(card)]
-    assert set(found) == {name for name, *_ in resources.kernels(card)}
-    wrong = resources.faults(card, found)
-    assert len(wrong) == 0 if card <= 90 else len(wrong) <= 4 and max(r["stack"] for r in found.values()) <= 16, wrong
+    result = OLDER["cards"][str(card)]
+    assert set(result) == {name for name, *_ in resources.kernels(card)}
+    wrong = resources.faults(card, result)
+    assert len(wrong) == 0 if card <= 90 else len(wrong) <= 4 and max(r["stack"] for r in result.values()) <= 16, wrong
 
 
 @pytest.mark.parametrize("card", [card for card in (86, 90) if str(card) in FILE["cards"]])
 def test_compiling_again_gives_the_same(card):
-    found = resources.measure(card, only=lambda name: name in REPRESENTATIVE)
-    assert len(found) >= len(REPRESENTATIVE) - 1 and not resources.faults(card, found)
+    result = resources.measure(card, only=lambda name: name in REPRESENTATIVE)
+    assert len(result) >= len(REPRESENTATIVE) - 1 and not resources.faults(card, result)
     if triton.__version__ == FILE["triton"]:
-        assert found == {name: FILE["cards"][str(card)][name] for name in found}
+        assert result == {name: FILE["cards"][str(card)][name] for name in result}
 
 
 def test_a_spill_and_too_much_shared_memory_are_found():

@@ -14,11 +14,11 @@ MOST = {"diffusion": 99, "autoregressive": 99}
 
 @pytest.mark.parametrize("objective", launches.OBJECTIVES)
 def test_the_count_is_the_files_and_does_not_rise(objective):
-    found = launches.count(objective)
-    total = sum(n for ops in found.values() for n in ops.values())
+    result = launches.count(objective)
+    total = sum(n for ops in result.values() for n in ops.values())
     assert total <= MOST[objective]
     if FILE["torch"] == torch.__version__.partition("+")[0]:  # others may take PyTorch's ops apart in another way
-        assert found == FILE["launches"][objective] and FILE["totals"][objective] == total
+        assert result == FILE["launches"][objective] and FILE["totals"][objective] == total
 
 
 @pytest.mark.parametrize("path, most", [("configs/small.yaml", 800), ("configs/base.yaml", 4600)])

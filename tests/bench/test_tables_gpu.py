@@ -42,11 +42,11 @@ def test_every_measured_figure_has_its_cell(folder):
 
 
 def test_peak_memory_has_a_column_where_it_was_measured(folder):
-    found = json.loads((folder / "kernels.json").read_text())
+    result = json.loads((folder / "kernels.json").read_text())
     assert "peak MB" not in tables.measured(folder)
-    for race in found["races"].values():
+    for race in result["races"].values():
         race["sides"]["tdlm_fast"]["peak_mb"] = 1234.5
-    (folder / "kernels.json").write_text(json.dumps(found))
+    (folder / "kernels.json").write_text(json.dumps(result))
     text = tables.measured(folder)
     assert cells(text, "linear cross entropy").index("peak MB") == cells(text, "tiny |").index("1,234")
 

@@ -73,6 +73,6 @@ def test_a_work_keeps_the_last_step():
 
 def test_rates_of_this_machine(monkeypatch):
     monkeypatch.setitem(rates.SIZES, "cpu", (64, 1 << 16))
-    found = rates.measure("cpu", times=3)
-    assert found["flops"] > 1e6 and found["bytes"] > 1e6
+    result = rates.measure("cpu", times=3)
+    assert result["flops"] > 1e6 and result["bytes"] > 1e6
     assert rates.rates("cpu", {"product": 1.0, "copy": 2.0}) == {"flops": 2 * 64**3, "bytes": 1 << 16}

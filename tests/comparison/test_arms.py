@@ -27,9 +27,9 @@ def test_control_arms_stand_in_for_the_first_of_their_objective(done):
     other = json.loads(json.dumps(a[42]))
     other["config"] |= {"model.dropout": 0.3, "seed": 7}  # a seed that no diffusion run has
     grouped = arms.arms_of([*runs, better, worse, other])
-    found = {c["label"]: c for c in judge.controls(grouped)}
-    assert list(found) == ["diffusion loss_weight=uniform", "autoregressive dropout=0.0"]
-    first, second = found.values()
+    result = {c["label"]: c for c in judge.controls(grouped)}
+    assert list(result) == ["diffusion loss_weight=uniform", "autoregressive dropout=0.0"]
+    first, second = result.values()
     assert (first["seeds"], second["seeds"]) == ([43], [42])
     test = {c["id"]: c for c in first["claims"]}["test"]
     exact = a[43]["table"]["rows"][0]["nats_per_token"]
@@ -66,8 +66,8 @@ def test_differences_are_named_first(done, tmp_path):
         ({"summary": a["summary"] | {"corpus_hash": "0"}}, "text DIFFERENT"), (first, "first step DIFFERENT"),
         ({"evaluations": [*a["evaluations"][:-1], a["evaluations"][-1] | {"batch": "0"}]}, "3 evaluations DIFFERENT"),
     ):  # fmt: skip
-        said = arms.alike([(d, a | other)])[0]
-        assert says in said and said.count("DIFFERENT") == 1
+        message = arms.alike([(d, a | other)])[0]
+        assert says in message and message.count("DIFFERENT") == 1
     assert "batches before 3 evaluations equal" in arms.alike([(d, a)])[0]
     for run in (d, a):  # like runs from before batches were recorded
         run["evaluations"] = [{k: v for k, v in e.items() if k != "batch"} for e in run["evaluations"]]

@@ -50,9 +50,11 @@ def test_the_same_command_runs_nothing_again(done, monkeypatch, capsys):
 def test_a_stopped_comparison_goes_on(done, tmp_path):
     """SIGTERM in the first run: it saves; the same command then ends with the losses of the run never stopped."""
     out, command = done
-    again = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["--sequences", "0"]
-    again[again.index("--seeds") + 1] = "1"
-    process = subprocess.Popen([sys.executable, "-m", "tdlm_fast.compare", *again], stderr=subprocess.PIPE, text=True)
+    repeated = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["--sequences", "0"]
+    repeated[repeated.index("--seeds") + 1] = "1"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tdlm_fast.compare", *repeated], stderr=subprocess.PIPE, text=True
+    )
     metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and '"step": 4' in metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
@@ -60,7 +62,7 @@ def test_a_stopped_comparison_goes_on(done, tmp_path):
     process.terminate()
     assert "the same command resumes" in process.communicate(timeout=120)[1] and process.returncode == 130
     assert not (tmp_path / "out" / "report.html").exists()
-    assert compare.main(again) == 0
+    assert compare.main(repeated) == 0
     stopped, whole = (records.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
     assert stopped["losses"][-1][:3] == whole["losses"][-1][:3]
     assert stopped["summary"]["test"] == whole["summary"]["test"]
@@ -85,21 +87,23 @@ def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, ca
     assert compare.main(["--from", *two, "--out", str(tmp_path / "two"), "--sequences", "0"]) == 0
     assert "have no seed that both objectives" in (tmp_path / "two" / "report.md").read_text()
     capsys.readouterr()
-    for wrong, says in (
+    for wrong, message in (
         (["--from", *runs, runs[0]], "are the same run"), (["--from", *runs, "--seeds", "2"], "takes no config"),
         (["--from", *runs, "--sequences", "1"], "0 or at least 2"), (["--from", *runs, "--draws", "0"], "at least 1"),
         (["--from", *runs, "--out", f"{runs[0]}/config.yaml"], "is a file"),
         (["--from", *runs, "--out", f"{runs[0]}/config.yaml/x/y"], f"x/y: {runs[0]}/config.yaml is a file"),
         (["configs/tiny.yaml", "--out", f"{runs[0]}/config.yaml/x"], f"x: {runs[0]}/config.yaml is a file"),
     ):  # fmt: skip
-        assert compare.main(wrong) == 2 and says in capsys.readouterr().err
+        assert compare.main(wrong) == 2 and message in capsys.readouterr().err
 
 
 def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path):
     """kill -INT, as a supervisor sends it: the run saves, and nothing trains on."""
     out, command = done
-    again = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["train.max_steps=4000"]
-    process = subprocess.Popen([sys.executable, "-m", "tdlm_fast.compare", *again], stderr=subprocess.PIPE, text=True)
+    repeated = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["train.max_steps=4000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tdlm_fast.compare", *repeated], stderr=subprocess.PIPE, text=True
+    )
     metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and '"step": 4' in metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
@@ -113,8 +117,8 @@ def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path):
 def test_a_comparison_is_planned_judged_and_drawn_without_torch(tmp_path):
     assert "usage" in torch_free("compare", "--help")
     assert "did you mean optim.lr?" in torch_free("compare", "configs/tiny.yaml", "optim.lrr=3")
-    kept = "bench/results/wikitext-2-compare/compare.json"
+    published = "bench/results/wikitext-2-compare/compare.json"
     assert "an artefact of the metric" in torch_free(
-        "compare", "--from", kept, "--sequences", "0", "--out", str(tmp_path)
+        "compare", "--from", published, "--sequences", "0", "--out", str(tmp_path)
     )
     assert (tmp_path / "report.html").is_file()

@@ -115,14 +115,14 @@ def test_more_seeds_do_not_make_more_questions():
 def test_advantages_carry_the_errors_of_both_sides():
     """One seed: half an interval is 1.96 standard errors of the difference (t for few draws) and ONE_SEED."""
     d, a = run(1, 7.0, 5.0, error=0.3, draws=(-0.1, 0.2)), run(1, 6.0, 4.0, error=0.4, draws=(0.1, 0.5))
-    found = advantages([(d, a)], 50)
-    assert found["right"].mean == -1.0 and found["right"].high + 1.0 == pytest.approx(0.5 + ONE_SEED)
-    assert found["as_published"].mean == 1.0
+    result = advantages([(d, a)], 50)
+    assert result["right"].mean == -1.0 and result["right"].high + 1.0 == pytest.approx(0.5 + ONE_SEED)
+    assert result["as_published"].mean == 1.0
     metric = 12.706 * 0.02  # Student's t of two draws times their standard error
-    assert found["as_published"].high - 1.0 == pytest.approx(math.hypot(metric, 0.4) + ONE_SEED)
+    assert result["as_published"].high - 1.0 == pytest.approx(math.hypot(metric, 0.4) + ONE_SEED)
     each = [0.1 + 0.1, 0.5 - 0.2]  # draw by draw, apart from the mean of -1
     paired = 12.706 * np.std(each, ddof=1) / 2**0.5
-    assert found["one_scale"].mean == -1.0 and found["one_scale"].high + 1.0 == pytest.approx(paired + ONE_SEED)
+    assert result["one_scale"].mean == -1.0 and result["one_scale"].high + 1.0 == pytest.approx(paired + ONE_SEED)
     one = {"x": [1.0] * 3}
     tables = run(1, 7.0, 5.0, error=0.3, exact=one), run(1, 6.0, 4.0, error=0.4, exact=one)
     assert advantages([tables], "test")["right"].high + 1.0 == pytest.approx(0.5 + ONE_SEED)
@@ -130,10 +130,10 @@ def test_advantages_carry_the_errors_of_both_sides():
 
 def test_one_draw_that_both_share_shows_its_error_over_the_seeds():
     pairs = [(run(s, 7.0, 5.0 + 0.1 * s, draws=(0.0,)), run(s, 6.0, 4.0, draws=(0.0,))) for s in (1, 2, 3)]
-    found = advantages(pairs, 0)["one_scale"]
-    assert found.high - found.mean == pytest.approx(4.303 * 0.1 / 3**0.5)
-    alone = advantages(pairs[:1], 0)["one_scale"]
-    assert alone.high - alone.mean == pytest.approx(1.96 * 0.02 * 2**0.5 + ONE_SEED)
+    result = advantages(pairs, 0)["one_scale"]
+    assert result.high - result.mean == pytest.approx(4.303 * 0.1 / 3**0.5)
+    single = advantages(pairs[:1], 0)["one_scale"]
+    assert single.high - single.mean == pytest.approx(1.96 * 0.02 * 2**0.5 + ONE_SEED)
 
 
 def test_the_best_evaluation_is_the_lowest_of_each():
@@ -144,9 +144,9 @@ def test_the_best_evaluation_is_the_lowest_of_each():
     d, a = run(1, 7.0, 5.0), run(1, 6.0, 4.0)
     d["evaluations"][1:3] = evaluation(50, 6.5, 9.0), evaluation(250, 8.0, 4.5)
     a["evaluations"][1:3] = evaluation(50, 5.75, 9.0), evaluation(250, 8.0, 3.75)
-    found = advantages([(d, a)], "best")
-    assert found["right"].mean == 5.75 - 6.5 and found["as_published"].mean == 5.75 - 4.5
-    assert found["one_scale"].mean == 3.75 - 4.5
+    result = advantages([(d, a)], "best")
+    assert result["right"].mean == 5.75 - 6.5 and result["as_published"].mean == 5.75 - 4.5
+    assert result["one_scale"].mean == 3.75 - 4.5
 
 
 def test_the_best_exact_order_stands_for_diffusion():
@@ -154,11 +154,11 @@ def test_the_best_exact_order_stands_for_diffusion():
     d = {"bound": [1.0, 1.0, 1.0], "left-to-right": [72.0, 143.0, 216.0], "confidence": [70.0, 141.0, 213.0]}
     a = {"next token": [64.0, 126.0, 197.0]}
     pair = (run(1, 7.2, 5.9, exact=d), run(1, 6.4, 5.3, exact=a))
-    found = exact_advantage([pair])
-    assert found.mean == pytest.approx((387 - 424) / 60)
-    rest = np.subtract(a["next token"], d["confidence"]) - found.mean * np.array([10, 20, 30])
+    result = exact_advantage([pair])
+    assert result.mean == pytest.approx((387 - 424) / 60)
+    rest = np.subtract(a["next token"], d["confidence"]) - result.mean * np.array([10, 20, 30])
     error = math.sqrt((rest**2).sum() * 3 / 2) / 60
-    assert found.high - found.mean == pytest.approx(1.96 * error + ONE_SEED) and error > 0.005
+    assert result.high - result.mean == pytest.approx(1.96 * error + ONE_SEED) and error > 0.005
     assert exact_advantage([(pair[0], run(1, 6.4, 5.3))]) is None and exact_advantage([(run(1, 7, 5), pair[1])]) is None
     others = (pair[0], pair[1] | {"table": pair[1]["table"] | {"tokens_per_sequence": [10, 20, 31]}})
     assert exact_advantage([others]) is None  # not the same sequences
@@ -200,10 +200,10 @@ def test_a_seed_without_the_metric_does_not_make_it_unmeasured():
 @pytest.fixture
 def many_published(monkeypatch):
     """As if the published accuracies were of 1000 questions each."""
-    kept = load()
-    for c in kept["claims"]:
+    record = load()
+    for c in record["claims"]:
         c.update({"questions": 1000} if "questions" in c else {})
-    monkeypatch.setattr("tdlm_fast.comparison.judge.load", lambda: kept)
+    monkeypatch.setattr("tdlm_fast.comparison.judge.load", lambda: record)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_two_published_questions_decide_nothing():
 
 def test_few_or_other_questions_decide_nothing(many_published):
     whole = {"acc": 0.0, "n": 10_042}
-    for d, a, says in (
+    for d, a, message in (
         ({"acc": 0.0, "n": 2}, {"acc": 0.0, "n": 2}, "too few questions"),
         (whole, {"acc": 0.0, "n": 10_041}, "the same questions"),
         (whole | {"limit": 500}, whole | {"limit": 500}, "not scored whole"),
@@ -238,7 +238,7 @@ def test_few_or_other_questions_decide_nothing(many_published):
     ):
         pair = (run(1, 7.0, 5.0, tasks={"hellaswag": d}), run(1, 6.0, 4.0, tasks={"hellaswag": a}))
         row = {r["id"]: r for r in judge([pair])}["hellaswag"]
-        assert row["verdict"] == "undecided" and says in row["reason"]
+        assert row["verdict"] == "undecided" and message in row["reason"]
     both = (run(1, 7, 5, tasks={"hellaswag": whole}),) * 2
     assert {r["id"]: r for r in judge([both])}["hellaswag"]["verdict"] == "holds"
 

@@ -29,37 +29,37 @@ def test_a_run_without_evaluations_is_named(done, tmp_path, capsys):
 def test_a_comparison_keeps_what_its_report_needs(done, tmp_path):
     """Less than the folders of its runs hold; a compare.json that holds all of it makes the same report."""
     out, _ = done
-    kept = json.loads((out / "compare.json").read_text())
-    whole = [a | {"runs": [records.read(out / run["folder"]) for run in a["runs"]]} for a in kept["arms"]]
+    record = json.loads((out / "compare.json").read_text())
+    whole = [a | {"runs": [records.read(out / run["folder"]) for run in a["runs"]]} for a in record["arms"]]
     file = tmp_path / "compare.json"
-    file.write_text(json.dumps(kept | {"arms": whole}, indent=2))
+    file.write_text(json.dumps(record | {"arms": whole}, indent=2))
     assert file.stat().st_size > 2 * (out / "compare.json").stat().st_size
     assert compare.main(["--from", str(file), "--out", str(tmp_path / "again")]) == 0
     for name in ("compare.json", "report.html", "report.md"):
         assert (tmp_path / "again" / name).read_text() == (out / name).read_text(), name
-    assert report.markdown(kept | {"arms": whole}, "t") == report.markdown(kept, "t")
-    less, more = (arms[0]["runs"][0]["evaluations"][1] for arms in (kept["arms"], whole))
+    assert report.markdown(record | {"arms": whole}, "t") == report.markdown(record, "t")
+    less, more = (arms[0]["runs"][0]["evaluations"][1] for arms in (record["arms"], whole))
     assert less["published"].keys() < more["published"].keys() and less["valid"].keys() < more["valid"].keys()
 
 
 def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
     """compare.json is enough: the report is drawn from it, and further runs are added to it."""
     out, _ = done
-    alone = tmp_path / "alone" / "compare.json"
-    alone.parent.mkdir()
-    shutil.copy(out / "compare.json", alone)
-    assert compare.main(["--from", str(alone), "--out", str(tmp_path / "same")]) == 0
+    copy = tmp_path / "alone" / "compare.json"
+    copy.parent.mkdir()
+    shutil.copy(out / "compare.json", copy)
+    assert compare.main(["--from", str(copy), "--out", str(tmp_path / "same")]) == 0
     for name in ("compare.json", "report.html", "report.md"):
         assert (tmp_path / "same" / name).read_text() == (out / name).read_text(), name
     arm = copy_of(out / "autoregressive-seed42", tmp_path / "arm", **{"model.dropout": 0.0})
-    more = ["--from", str(alone), str(arm), "--out", str(tmp_path / "more"), "--sequences", "0"]
+    more = ["--from", str(copy), str(arm), "--out", str(tmp_path / "more"), "--sequences", "0"]
     assert compare.main(more) == 0
     result = json.loads((tmp_path / "more" / "compare.json").read_text())
     assert [a["label"] for a in result["arms"]] == ["diffusion", "autoregressive", "autoregressive dropout=0.0"]
-    assert result["claims"] == json.loads(alone.read_text())["claims"]
+    assert result["claims"] == json.loads(copy.read_text())["claims"]
     capsys.readouterr()
-    assert compare.main(["--from", str(alone), str(out / "diffusion-seed43")]) == 2
-    assert f"{alone / 'diffusion-seed43'} and {out / 'diffusion-seed43'} are the same run" in capsys.readouterr().err
+    assert compare.main(["--from", str(copy), str(out / "diffusion-seed43")]) == 2
+    assert f"{copy / 'diffusion-seed43'} and {out / 'diffusion-seed43'} are the same run" in capsys.readouterr().err
     none = "is not a compare.json"
     for text, says in (("{", "is damaged"), ("[]", "is damaged"), ("{}", none), ('{"arms": 3}', none)):
         (tmp_path / "bad.json").write_text(text)
@@ -93,17 +93,17 @@ def test_figures_that_cannot_be_judged_are_named(done, tmp_path, capsys, damage,
 def test_kept_figures_of_another_split_or_other_weights_are_not_used(done, tmp_path, capsys):
     out, _ = done
     run = copy_of(out / "diffusion-seed42", tmp_path / "run")
-    summary, kept = (json.loads((run / f"{f}.json").read_text()) for f in ("summary", "likelihoods"))
-    assert records.read(run)["table"] == kept and kept["key"]["weights"] == summary["weights"]
-    key = {name: kept["key"][name] for name in ("step", "weights", "corpus")} | {"checkpoint": "best"}
+    summary, record = (json.loads((run / f"{f}.json").read_text()) for f in ("summary", "likelihoods"))
+    assert records.read(run)["table"] == record and record["key"]["weights"] == summary["weights"]
+    key = {name: record["key"][name] for name in ("step", "weights", "corpus")} | {"checkpoint": "best"}
     figures = {"acc": 0.5, "n": 2, "chance": 0.5, "seconds": 1.0}
     for name, wrong in (("split", "valid"), ("weights", "0"), ("step", 3), ("corpus", "0")):
-        (run / "likelihoods.json").write_text(json.dumps(kept | {"key": kept["key"] | {name: wrong}}))
+        (run / "likelihoods.json").write_text(json.dumps(record | {"key": record["key"] | {name: wrong}}))
         (run / "tasks.json").write_text(json.dumps({"piqa": {"key": key | {name: wrong}} | figures,
                                                         "mmlu": {"key": key} | figures}))  # fmt: skip
-        found = records.read(run)
-        assert found["table"] is None and "likelihoods.json belongs to other weights" in capsys.readouterr().err
-        assert set(found["tasks"]) == ({"piqa", "mmlu"} if name == "split" else {"mmlu"})
+        actual = records.read(run)
+        assert actual["table"] is None and "likelihoods.json belongs to other weights" in capsys.readouterr().err
+        assert set(actual["tasks"]) == ({"piqa", "mmlu"} if name == "split" else {"mmlu"})
     for name in ("likelihoods.json", "tasks.json"):
         (run / name).write_text("{")
         with pytest.raises(settings.ConfigError, match=f"{name} is damaged"):

@@ -40,11 +40,11 @@ def test_the_page_is_whole_and_stands_alone(done):
     assert len(links) >= 6 and all(v[0] == "#" and v[1:] in ids for v in links)
     assert "prefers-color-scheme:dark" in text and 'name="viewport"' in text
     result = json.loads((out / "compare.json").read_text())
-    said = "".join(page.text)
+    output = "".join(page.text)
     for claim in result["claims"]:
-        assert claim["claim"] in said and claim["verdict"] in said
-    assert len([t for t, _ in page.tags if t == "svg"]) >= 18 and "nan" not in said.lower()
+        assert claim["claim"] in output and claim["verdict"] in output
+    assert len([t for t, _ in page.tags if t == "svg"]) >= 18 and "nan" not in output.lower()
     markdown = (out / "report.md").read_text()
     for name in re.findall(r"\]\((figures/[^)]+)\)", markdown):
         assert (out / name).is_file(), name
-    assert findings.paragraph(result) in markdown and findings.paragraph(result) in said.replace("\n", " ")
+    assert findings.paragraph(result) in markdown and findings.paragraph(result) in output.replace("\n", " ")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def test_a_finished_run_of_other_settings_is_refused(done, corpus, tmp_path, capsys):
     out, command = done
     before = (out / "compare.json").read_text()
-    for other, says in (
+    for other, message in (
         ("optim.lr=1e-2", "optim.lr was 0.003, now 0.01"),
         ("model.layers=3", "model.layers was 2, now 3"),
         (f"data.path={tmp_path / 'text'}", "was trained on another text"),
@@ -30,7 +30,7 @@ def test_a_finished_run_of_other_settings_is_refused(done, corpus, tmp_path, cap
         capsys.readouterr()
         assert compare.main([*command[:-8], other, *command[-8:]]) == 2
         error = capsys.readouterr().err
-        assert says in error and "--out" in error
+        assert message in error and "--out" in error
     assert (out / "compare.json").read_text() == before
     shutil.copytree(corpus, tmp_path / "same") if corpus.is_dir() else shutil.copy(corpus, tmp_path / "same")
     assert compare.main([*command[:-8], f"data.path={tmp_path / 'same'}", *command[-8:]]) == 0  # the text is the same

@@ -8,21 +8,9 @@ import pytest
 from tdlm_fast.config import Data as DataConfig
 from tdlm_fast.data import batches, dataset, sources
 
+from .conftest import TEXT, load
+
 WIKITEXT = Path("../shared/data/wikitext-2")
-
-
-TEXT = "".join(f"Paragraph {i} says {'very ' * (i % 9)}little.\n = Heading = \n\n" for i in range(60))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for split, text in zip(sources.SPLITS, (TEXT, TEXT[:700], TEXT[:900]), strict=True):
-        (tmp_path / f"{split}.txt").write_text(text)
-    return tmp_path
-
-
-def load(folder, seq_len=32, **kw):
-    return dataset.load(DataConfig(path=str(folder), cache=str(folder / "cache"), tokenizer="bytes", **kw), seq_len)
 
 
 def test_packed_rows_hold_every_token_once(folder):

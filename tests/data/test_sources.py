@@ -11,7 +11,7 @@ from tdlm_fast.config import ConfigError
 from tdlm_fast.config import Data as DataConfig
 from tdlm_fast.data import dataset, sources
 
-TEXT = "".join(f"Paragraph {i} says {'very ' * (i % 9)}little.\n = Heading = \n\n" for i in range(60))
+from .conftest import TEXT
 
 
 def texts(path, **kw):

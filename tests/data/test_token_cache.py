@@ -4,20 +4,9 @@ import numpy as np
 import pytest
 
 from tdlm_fast.config import Data as DataConfig
-from tdlm_fast.data import dataset, sources
+from tdlm_fast.data import dataset
 
-TEXT = "".join(f"Paragraph {i} says {'very ' * (i % 9)}little.\n = Heading = \n\n" for i in range(60))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for split, text in zip(sources.SPLITS, (TEXT, TEXT[:700], TEXT[:900]), strict=True):
-        (tmp_path / f"{split}.txt").write_text(text)
-    return tmp_path
-
-
-def load(folder, seq_len=32, **kw):
-    return dataset.load(DataConfig(path=str(folder), cache=str(folder / "cache"), tokenizer="bytes", **kw), seq_len)
+from .conftest import load
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])

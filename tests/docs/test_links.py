@@ -43,5 +43,5 @@ def test_modules_and_paths_exist(page):
         file = ROOT / module.replace(".", "/")
         assert file.is_dir() or file.with_suffix(".py").is_file(), f"python -m {module}: no such module"
     for path in set(re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]*\w)`", text)):
-        found = (ROOT / path).exists() or (ROOT / f"{path}.py").exists()
-        assert found or re.search("NAME|VERB", path), f"{path}: no such file"
+        result = (ROOT / path).exists() or (ROOT / f"{path}.py").exists()
+        assert result or re.search("NAME|VERB", path), f"{path}: no such file"

@@ -21,8 +21,8 @@ def summary(model, questions, objective, tokenizer=None, T=64, **kw):
     rows = endings.rows_of(questions, tokenizer or Bytes(), T)
     ends = np.cumsum([len(q.endings) for q in questions])[:-1]
     columns = {"log_p": log_p.numpy(), "noise": noise.numpy(), "tokens": np.array(rows.lengths)}
-    found = {k: [a.tolist() for a in np.split(v, ends)] for k, v in columns.items()}
-    return accuracy.summarise(questions, found | {"greedy": []})
+    result = {k: [a.tolist() for a in np.split(v, ends)] for k, v in columns.items()}
+    return accuracy.summarise(questions, result | {"greedy": []})
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -78,12 +78,12 @@ def test_an_untrained_model_is_at_chance(objective):
 
 def test_noise_and_halves_by_hand():
     """The second question goes to its right ending with one half of the draws only; the third has three endings."""
-    found = {
+    result = {
         "log_p": [[-1.0, -2.0], [-1.0, -1.5], [-3.0, -1.0, -2.0]], "tokens": [[1, 1], [1, 1], [1, 1, 1]],
         "noise": [[0.2, 0.1], [0.4, -0.3], [0.0, 0.1, 0.5]], "greedy": [],
     }  # fmt: skip
     questions = [Question("", "x", (" a",) * n, gold) for n, gold in ((2, 0), (2, 1), (3, 1))]
-    out = accuracy.summarise(questions, found)
+    out = accuracy.summarise(questions, result)
     assert out["halves_agree"] == pytest.approx(2 / 3) and out["acc"] == pytest.approx(2 / 3)
     assert out["noise"] == pytest.approx(math.sqrt((0.04 + 0.01 + 0.16 + 0.09 + 0.01 + 0.25) / 7))
     assert out["gap"] == pytest.approx(((-2 + 1) + (-1 + 1.5) + (-2.5 + 1)) / 3)
@@ -148,8 +148,8 @@ def test_figures_of_other_weights_are_not_taken_for_these(run, local):
     from tdlm_fast.runs.load import load_run
 
     def figures():
-        found = accuracy.evaluate(run, ["blimp"], data=local, samples=4)["blimp"]
-        return found["gap"], table.likelihoods(run, sequences=2, draws=2)["rows"][0]["nats_per_token"]
+        result = accuracy.evaluate(run, ["blimp"], data=local, samples=4)["blimp"]
+        return result["gap"], table.likelihoods(run, sequences=2, draws=2)["rows"][0]["nats_per_token"]
 
     first = figures()
     kept = run / "tasks" / "blimp.jsonl", run / "likelihoods.json"
@@ -170,11 +170,13 @@ def test_a_run_is_asked_from_the_hub(run, local, hub, monkeypatch, capsys):
     command = [str(run), "--tasks", ",".join(tasks.TASKS), "--json"]
     capsys.readouterr()
     assert evaluate.main(command) == 0 and len(count) == 8
-    found = json.loads(capsys.readouterr().out)
-    assert {found[name]["source"] for name in tasks.TASKS} == set(HUB)
+    result = json.loads(capsys.readouterr().out)
+    assert {result[name]["source"] for name in tasks.TASKS} == set(HUB)
     assert evaluate.main([*command, "--data", str(local)]) == 0 and len(count) == 8
-    again = json.loads(capsys.readouterr().out)
-    assert {name: found[name] | {"source": str(local)} for name in tasks.TASKS} == {k: again[k] for k in tasks.TASKS}
+    repeated = json.loads(capsys.readouterr().out)
+    assert {name: result[name] | {"source": str(local)} for name in tasks.TASKS} == {
+        k: repeated[k] for k in tasks.TASKS
+    }
 
 
 def test_parts_that_are_not_utf_8_are_computed_again(tmp_path):

@@ -25,21 +25,21 @@ def test_levels_average_to_the_bound_and_to_the_exact_likelihood():
     model, split = sharp_model(9), split_of(rows_of([20] * 200), 20)
     kw = dict(rows=200, start_token_id=0)
     bound = likelihood(model, split, "diffusion", start_token_id=0, max_samples=40)
-    found = diagnose(model, split, "diffusion", **kw)
-    assert np.mean(found["loss"]) == pytest.approx(bound.nats_per_token, rel=0.03)
-    assert sum(found["share"]) == pytest.approx(1, abs=1e-3)
-    assert found["tokens"] == [200 * round((k + 0.5) * 2) for k in range(LEVELS)]  # masked tokens of 20
-    found = diagnose(model, split, "autoregressive", **kw)
+    result = diagnose(model, split, "diffusion", **kw)
+    assert np.mean(result["loss"]) == pytest.approx(bound.nats_per_token, rel=0.03)
+    assert sum(result["share"]) == pytest.approx(1, abs=1e-3)
+    assert result["tokens"] == [200 * round((k + 0.5) * 2) for k in range(LEVELS)]  # masked tokens of 20
+    result = diagnose(model, split, "autoregressive", **kw)
     exact = likelihood(model, split, "autoregressive", start_token_id=0).nats_per_token
-    assert np.mean(found["loss"]) == pytest.approx(exact, rel=1e-4)
-    assert found["tokens"] == [400] * LEVELS and "weighted_variance" not in found
+    assert np.mean(result["loss"]) == pytest.approx(exact, rel=1e-4)
+    assert result["tokens"] == [400] * LEVELS and "weighted_variance" not in result
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradient_norms_and_accuracy_are_those_of_a_plain_loop(objective):
     model = sharp_model(9, width=12)
     row = rows_of([10])[0]
-    found = diagnose(model, split_of([row], 10), objective, rows=1, start_token_id=0)
+    result = diagnose(model, split_of([row], 10), objective, rows=1, start_token_id=0)
     x0 = torch.tensor(row)
     seen = []
     hook = model.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0].clone()))
@@ -56,9 +56,9 @@ def test_gradient_norms_and_accuracy_are_those_of_a_plain_loop(objective):
         model.zero_grad()
         loss.backward()
         norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-        assert found["grad_norm"][level] == pytest.approx(norm.item(), rel=1e-3)
-        assert found["loss"][level] == pytest.approx(loss.item(), rel=1e-3)
-        assert found["accuracy"][level] == pytest.approx(
+        assert result["grad_norm"][level] == pytest.approx(norm.item(), rel=1e-3)
+        assert result["loss"][level] == pytest.approx(loss.item(), rel=1e-3)
+        assert result["accuracy"][level] == pytest.approx(
             (logits.argmax(-1) == x0)[here].float().mean().item(), abs=1e-4
         )
 
@@ -76,7 +76,7 @@ def test_attention_is_what_the_model_attends_with(causal, positions, monkeypatch
         probabilities.append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~attn_mask, -1e9).softmax(-1))
         return probabilities[-1] @ v
 
-    found = attention_health(model, tokens, causal=causal, valid=valid)
+    result = attention_health(model, tokens, causal=causal, valid=valid)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     with torch.no_grad():
         model(tokens, causal=causal, valid=valid)
@@ -86,8 +86,8 @@ def test_attention_is_what_the_model_attends_with(causal, positions, monkeypatch
     entropy = torch.special.entr(p).sum(-1)
     far = (p * (torch.arange(8)[:, None] - torch.arange(8)).abs()).sum(-1)
     for name, value in (("entropy", entropy), ("distance", far)):
-        np.testing.assert_allclose(found[name][0], (value * count).sum((0, 2)) / count.sum(), rtol=1e-3, atol=1e-5)
-    assert max(found["entropy"][0]) <= found["even_entropy"] + 1e-4
+        np.testing.assert_allclose(result[name][0], (value * count).sum((0, 2)) / count.sum(), rtol=1e-3, atol=1e-5)
+    assert max(result["entropy"][0]) <= result["even_entropy"] + 1e-4
     whole = attention_health(model, tokens, causal=False, valid=None)
     assert whole["even_entropy"] == pytest.approx(np.log(8), abs=1e-4) and whole["even_distance"] == 63 / 24
 
@@ -100,9 +100,9 @@ def test_the_bounds_weight_does_not_depend_on_the_schedule():
 @pytest.mark.parametrize("loss_weight", ["elbo", "uniform", "published"])
 def test_weights_correlate_with_difficulty_unless_they_are_uniform(loss_weight):
     model, split = sharp_model(9), split_of(rows_of([30] * 40), 30)
-    found = diagnose(model, split, "diffusion", rows=40, start_token_id=0, loss_weight=loss_weight)
-    assert (found["weight_difficulty"] is None) == (loss_weight == "uniform")
-    spread = np.array(found["weighted_variance"])
+    result = diagnose(model, split, "diffusion", rows=40, start_token_id=0, loss_weight=loss_weight)
+    assert (result["weight_difficulty"] is None) == (loss_weight == "uniform")
+    spread = np.array(result["weighted_variance"])
     assert (spread > 0).all()
     if loss_weight == "elbo":  # one masked token of thirty, weighed by 20: the spread that the bound pays for
         assert spread[0] > spread[-1]
@@ -118,7 +118,7 @@ def test_weights_shares_and_spreads_are_those_of_a_plain_loop(loss_weight):
     model, lengths = sharp_model(9), [30, 7, 18, 25, 12, 30]
     rows, seen = rows_of(lengths), []
     hook = model.register_forward_pre_hook(lambda _m, tokens: seen.append(tokens[0].clone()))
-    found = diagnose(model, split_of(rows, 30), "diffusion", rows=6, start_token_id=0, loss_weight=loss_weight)
+    result = diagnose(model, split_of(rows, 30), "diffusion", rows=6, start_token_id=0, loss_weight=loss_weight)
     hook.remove()
     means, variances, weights, difficulty = [], [], [], []
     for k in range(10):
@@ -136,15 +136,15 @@ def test_weights_shares_and_spreads_are_those_of_a_plain_loop(loss_weight):
             difficulty.append(each.mean().item())
         means.append(np.mean(sum(nats, [])))
         variances.append(np.sum((np.array(scored) - np.mean(scored)) ** 2) / 5)
-    np.testing.assert_allclose(found["loss"], means, rtol=1e-3)
-    np.testing.assert_allclose(found["weighted_variance"], variances, rtol=1e-3)
-    np.testing.assert_allclose(found["share"], np.array(means) / sum(means), rtol=1e-3)
-    assert max(found["share"]) > 1.1 * min(found["share"])
+    np.testing.assert_allclose(result["loss"], means, rtol=1e-3)
+    np.testing.assert_allclose(result["weighted_variance"], variances, rtol=1e-3)
+    np.testing.assert_allclose(result["share"], np.array(means) / sum(means), rtol=1e-3)
+    assert max(result["share"]) > 1.1 * min(result["share"])
     if loss_weight == "uniform":
-        assert found["weight_difficulty"] is None
+        assert result["weight_difficulty"] is None
     else:
         expected = np.corrcoef(weights, difficulty)[0, 1]
-        assert abs(expected) > 0.02 and found["weight_difficulty"] == pytest.approx(expected, rel=0.01)
+        assert abs(expected) > 0.02 and result["weight_difficulty"] == pytest.approx(expected, rel=0.01)
 
 
 def _shows(xt, row):
@@ -156,10 +156,10 @@ def _shows(xt, row):
 def test_the_model_and_the_random_state_are_left_as_they_were():
     model = Model(Shape(width=16, layers=2, heads=2, inner=24, dropout=0.5), vocab=9).train()
     before = torch.get_rng_state()
-    found = diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
+    result = diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
     assert torch.equal(before, torch.get_rng_state()) and model.training
     assert all(p.grad is None for p in model.parameters()) and not model.blocks[0].qkv._forward_hooks
-    assert found == diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
+    assert result == diagnose(model, split_of(rows_of([5, 3, 1]), 5), "diffusion", rows=8, start_token_id=0)
     assert enumerated_bound(model.eval(), [1, 2]) > 0
 
 
@@ -169,7 +169,7 @@ def test_attention_is_of_what_the_objective_reads(objective):
     model, lengths = sharp_model(9), [20, 20, 10, 20, 10]
     rows, seen = rows_of(lengths), []
     hook = model.register_forward_pre_hook(lambda _m, args, kw: seen.append((args[0].clone(), kw)), with_kwargs=True)
-    found = diagnose(model, split_of(rows, 20), objective, rows=5, start_token_id=0)
+    result = diagnose(model, split_of(rows, 20), objective, rows=5, start_token_id=0)
     hook.remove()
     tokens, kw = seen[-1]  # the attention's own pass
     if objective == "diffusion":
@@ -183,10 +183,10 @@ def test_attention_is_of_what_the_objective_reads(objective):
     assert sorted(n) == sorted(lengths)
     n = [min(k + kw["causal"], 20) for k in n]  # the start token stands before the row
     assert torch.equal(kw["valid"], torch.arange(20) < torch.tensor(n)[:, None])
-    assert found["attention"] == attention_health(model, tokens, causal=kw["causal"], valid=kw["valid"])
+    assert result["attention"] == attention_health(model, tokens, causal=kw["causal"], valid=kw["valid"])
     # Of causal attention, even over what it sees, a query at place i is (i / 2) tokens away.
     even = sum(k * (k - 1) / 4 if kw["causal"] else (k * k - 1) / 3 for k in n) / sum(n)
-    assert found["attention"]["even_distance"] == pytest.approx(even, rel=1e-4)
+    assert result["attention"]["even_distance"] == pytest.approx(even, rel=1e-4)
 
 
 def test_levels_mask_subsets_of_their_own():

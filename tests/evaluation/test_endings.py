@@ -48,10 +48,10 @@ def test_autoregressive_scores_are_those_of_the_harness():
     greedy = endings.greedy(model, "autoregressive", rows, start_token_id=256)
     assert greedy == [g for row in expected for _, g in row]
     ends = np.cumsum([len(q.endings) for q in questions])[:-1]
-    found = {"log_p": [a.tolist() for a in np.split(log_p.numpy(), ends)], "greedy": []}
-    found |= {"noise": [[0.0] * len(q.endings) for q in questions]}
-    found["tokens"] = [a.tolist() for a in np.split(np.array(rows.lengths), ends)]
-    out = accuracy.summarise(questions, found)
+    result = {"log_p": [a.tolist() for a in np.split(log_p.numpy(), ends)], "greedy": []}
+    result |= {"noise": [[0.0] * len(q.endings) for q in questions]}
+    result["tokens"] = [a.tolist() for a in np.split(np.array(rows.lengths), ends)]
+    out = accuracy.summarise(questions, result)
     acc, norm, gap = 0, 0, []
     for q, row in zip(questions, expected, strict=True):
         sums = np.array([s for s, _ in row])

@@ -63,19 +63,19 @@ def test_the_variance_of_a_total_is_that_of_its_definition(R, D=3):
     g = torch.Generator().manual_seed(0)
     k = (torch.arange(R) + 0.5) / R
     answer = torch.rand(R, 1, generator=g) * 10 * k**2 + torch.randn(R, 1, generator=g) * k  # a_r(k)
-    noise, truth, old, found = 0.2 + torch.rand(R, generator=g), [], [], []
+    noise, truth, old, result = 0.2 + torch.rand(R, generator=g), [], [], []
     for _ in range(2000):
         order = torch.stack([torch.randperm(R, generator=g) for _ in range(D)])
         y = answer[torch.arange(R), order.argsort(1)] + noise * torch.randn(D, R, generator=g)
         truth += y.sum(1).tolist()
-        found.append(total_variance(y.double(), order))
+        result.append(total_variance(y.double(), order))
         old.append(y.sum(1).var().item())
     variance = np.var(truth)
-    ours = np.array([v for v, _ in found])
+    ours = np.array([v for v, _ in result])
     assert np.mean(old) == pytest.approx(variance, rel=0.08)
     saved = R * answer.mean(0).var().item()  # what strata save; few rows get too little credit for it
     assert 0.95 * variance < ours.mean() < 1.05 * variance + 3 / (R - 1) * saved
-    assert 2 * ours.mean() ** 2 / ours.var() >= 0.9 * np.median([f for _, f in found])  # freedom is not overstated
+    assert 2 * ours.mean() ** 2 / ours.var() >= 0.9 * np.median([f for _, f in result])  # freedom is not overstated
     if R == 300:
         assert ours.var() < np.var(old) / 30  # that is what the rows are for
 

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_damaged_figures_are_named_and_options_without_effect_refused(run, local, capsys):
-    asked = [str(run), "--tasks", "piqa", "--data", str(local)]
-    for name, verb, command in (("tasks.json", evaluate, asked), ("likelihoods.json", table, [str(run)])):
+    request = [str(run), "--tasks", "piqa", "--data", str(local)]
+    for name, verb, command in (("tasks.json", evaluate, request), ("likelihoods.json", table, [str(run)])):
         for text in ("{", "[]"):
             (run / name).write_text(text)
             capsys.readouterr()
@@ -23,8 +23,8 @@ def test_damaged_figures_are_named_and_options_without_effect_refused(run, local
             assert f"error: {run / name} is damaged" in error and "remove it, and it is made again" in error
             (run / name).unlink()
     for command, message in (
-        ([*asked, "--split", "valid", "--max-samples", "4"], "--split, --max-samples: only without --tasks"),
-        ([*asked, "--layout", "packed"], "--layout: only without --tasks"),
+        ([*request, "--split", "valid", "--max-samples", "4"], "--split, --max-samples: only without --tasks"),
+        ([*request, "--layout", "packed"], "--layout: only without --tasks"),
         ([str(run), "--limit", "2"], "--limit: only with --tasks"),
         ([str(run), "--samples", "4", "--batch-size", "1"], "--samples, --batch-size: only with --tasks"),
         ([str(run), "--data", str(local)], "--data: only with --tasks"),

@@ -64,9 +64,9 @@ class Rigged(torch.nn.Module):
 def test_only_what_rounding_could_set_apart_is_equal(apart, first):
     """The second place is more certain by that many nats; its prediction alone then differs from 1/2."""
     log_p = [math.log(0.8), math.log(0.8) + apart]
-    found = confidence(Rigged(log_p), split_of([[0, 1]], 2)).item()  # at the second place token 1 is improbable
+    result = confidence(Rigged(log_p), split_of([[0, 1]], 2)).item()  # at the second place token 1 is improbable
     expected = [-log_p[0], -math.log(1 - math.exp(log_p[1]))][first] + math.log(2)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(expected, rel=1e-5)
 
 
 def test_each_order_is_a_distribution():
@@ -85,12 +85,12 @@ def test_the_bound_is_the_mean_over_orders_and_lies_above_the_likelihood_of_a_ra
         assert bound == pytest.approx(np.mean(each), rel=1e-5)  # any-order autoregression
         mixture = -math.log(np.mean(np.exp([-nats for nats in each])))
         assert bound >= mixture - 1e-6 and bound >= min(each) - 1e-6
-    found = likelihood(model, split_of(ROWS * 200, 4), "diffusion", start_token_id=0, max_samples=16)
+    result = likelihood(model, split_of(ROWS * 200, 4), "diffusion", start_token_id=0, max_samples=16)
     mixtures = sum(
         -math.log(np.mean([math.exp(-along(model, r, list(o))) for o in itertools.permutations(range(len(r)))]))
         for r in ROWS
     )
-    assert found.interval[1] >= mixtures / sum(map(len, ROWS))
+    assert result.interval[1] >= mixtures / sum(map(len, ROWS))
 
 
 def test_a_subset_keeps_rows_and_counts_their_bytes():

@@ -42,10 +42,10 @@ def test_the_bound_is_its_enumeration_with_rows_of_every_length():
                     nll = F.cross_entropy(model(xt, causal=False)[0] @ model.head.T, x0[0], reduction="none")
                     exact += nll[list(subset)].mean() / math.comb(n, size)
     split = split_of(rows * 300, 4)
-    found = likelihood(model, split, "diffusion", start_token_id=0, max_samples=16, batch_size=450)
-    assert abs(found.nats_per_token - exact / 9) < 5 * found.stderr < 0.08
+    result = likelihood(model, split, "diffusion", start_token_id=0, max_samples=16, batch_size=450)
+    assert abs(result.nats_per_token - exact / 9) < 5 * result.stderr < 0.08
     other = likelihood(model, split, "diffusion", start_token_id=0, max_samples=16, batch_size=7)
-    assert other.nats_per_token == pytest.approx(found.nats_per_token, rel=1e-6)  # not a matter of batches
+    assert other.nats_per_token == pytest.approx(result.nats_per_token, rel=1e-6)  # not a matter of batches
 
 
 def test_autoregressive_is_the_chain_rule_and_padding_is_no_token():
@@ -55,8 +55,8 @@ def test_autoregressive_is_the_chain_rule_and_padding_is_no_token():
         for row in rows:
             logits = model(torch.tensor([[0, *row[:-1]]]), causal=True)[0] @ model.head.T
             total += F.cross_entropy(logits, torch.tensor(row), reduction="sum")
-    found = likelihood(model, split_of(rows, 4), "autoregressive", start_token_id=0)
-    assert found.nats_per_token == pytest.approx(total.item() / 6, rel=1e-5) and found.stderr == 0
+    result = likelihood(model, split_of(rows, 4), "autoregressive", start_token_id=0)
+    assert result.nats_per_token == pytest.approx(total.item() / 6, rel=1e-5) and result.stderr == 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -64,29 +64,29 @@ def test_every_figure_by_hand_of_a_split_of_known_bytes_and_words(objective):
     """p = 1/2, 1/4, 1/8, 1/8: seven tokens of 1 + 2 + 3 + 1 + 1 + 2 + 3 = 13 bits, in 5 bytes and 3 words."""
     model = Unigram(torch.tensor([0.5, 0.25, 0.125, 0.125]).log())
     split = replace(split_of([[0, 1, 2, 0], [0, 1, 3]], 4), bytes=5, words=3)
-    found = likelihood(model, split, objective, start_token_id=0, max_samples=4000, batch_size=2)
-    error = 5 * found.stderr
-    assert (found.tokens, error > 0) == (7, objective == "diffusion") and error < 0.05
-    nats = 13 * math.log(2) if objective == "autoregressive" else 7 * found.nats_per_token
-    assert found.nats_per_token == pytest.approx(13 * math.log(2) / 7, abs=error + 1e-6)
-    assert found.ppl == pytest.approx(math.exp(nats / 7)) and found.ppl == pytest.approx(2 ** (13 / 7), rel=0.05)
-    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 5) and abs(found.bits_per_byte - 13 / 5) < 0.1
-    assert found.word_ppl == pytest.approx(math.exp(nats / 3))
-    assert found.word_ppl == pytest.approx(2 ** (13 / 3), rel=0.1)
-    assert f"{found.bits_per_byte:.4f} bits/byte, word ppl {found.word_ppl:.1f} (" in str(found)
+    result = likelihood(model, split, objective, start_token_id=0, max_samples=4000, batch_size=2)
+    error = 5 * result.stderr
+    assert (result.tokens, error > 0) == (7, objective == "diffusion") and error < 0.05
+    nats = 13 * math.log(2) if objective == "autoregressive" else 7 * result.nats_per_token
+    assert result.nats_per_token == pytest.approx(13 * math.log(2) / 7, abs=error + 1e-6)
+    assert result.ppl == pytest.approx(math.exp(nats / 7)) and result.ppl == pytest.approx(2 ** (13 / 7), rel=0.05)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / 5) and abs(result.bits_per_byte - 13 / 5) < 0.1
+    assert result.word_ppl == pytest.approx(math.exp(nats / 3))
+    assert result.word_ppl == pytest.approx(2 ** (13 / 3), rel=0.1)
+    assert f"{result.bits_per_byte:.4f} bits/byte, word ppl {result.word_ppl:.1f} (" in str(result)
     few = replace(split, words=None)
     assert likelihood(model, few, objective, start_token_id=0, max_samples=4).word_ppl is None
 
 
 def test_the_interval_is_t_times_the_standard_error():
     split = split_of([[0, 2, 1, 4], [1, 3]], 4)
-    found = likelihood(sharp(5).eval(), split, "diffusion", start_token_id=0, max_samples=3)
-    quantile = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}[found.freedom]  # of two rows and three draws
-    low, high = found.interval
-    assert found.stderr > 0 and found.half_width == pytest.approx(quantile * found.stderr)
-    assert (high - low) / 2 == pytest.approx(found.half_width)
-    assert (low + high) / 2 == pytest.approx(found.nats_per_token)
-    assert found.asdict()["interval"] == [low, high]
+    result = likelihood(sharp(5).eval(), split, "diffusion", start_token_id=0, max_samples=3)
+    quantile = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}[result.freedom]  # of two rows and three draws
+    low, high = result.interval
+    assert result.stderr > 0 and result.half_width == pytest.approx(quantile * result.stderr)
+    assert (high - low) / 2 == pytest.approx(result.half_width)
+    assert (low + high) / 2 == pytest.approx(result.nats_per_token)
+    assert result.asdict()["interval"] == [low, high]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -94,9 +94,9 @@ def test_uniform_predictor_scores_ln_v(objective):
     model = sharp(40)
     torch.nn.init.zeros_(model.head)
     split = split_of([list(range(i % 20 + 1)) for i in range(40)], 20)
-    found = likelihood(model, split, objective, start_token_id=0, max_samples=64)
-    assert abs(found.nats_per_token - math.log(40)) < 5 * found.stderr + 1e-5
-    assert found.ppl == pytest.approx(40, rel=0.1)
+    result = likelihood(model, split, objective, start_token_id=0, max_samples=64)
+    assert abs(result.nats_per_token - math.log(40)) < 5 * result.stderr + 1e-5
+    assert result.ppl == pytest.approx(40, rel=0.1)
 
 
 def test_counts_are_uniform_in_each_row_and_even_over_rows():
@@ -133,6 +133,6 @@ def test_training_approaches_the_entropy_of_a_markov_source_from_above(objective
     x = source(2000)
     split = split_of(x.tolist(), 16)
     own = -(math.log(0.25) * len(x) + chain[x[:, :-1], x[:, 1:]].log().sum().item()) / x.numel()  # of these very rows
-    found = likelihood(model, split, objective, start_token_id=4, max_samples=32, batch_size=500)
+    result = likelihood(model, split, objective, start_token_id=4, max_samples=32, batch_size=500)
     assert abs(own - entropy) < 0.02
-    assert own - 4 * found.stderr - 2e-3 < found.nats_per_token < own + 0.06
+    assert own - 4 * result.stderr - 2e-3 < result.nats_per_token < own + 0.06

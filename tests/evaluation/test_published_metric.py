@@ -47,11 +47,11 @@ def test_an_untrained_model_scores_five_sixths_of_ln_v_and_ln_v_under_the_likeli
     rows = torch.randint(0, 500, (150, 96), generator=torch.Generator().manual_seed(0)).tolist()
     split, kw = split_of(rows, 96), dict(start_token_id=0, seed=0)
     metric = published_metric(model, split, objective, draws=24, **kw)
-    found = likelihood(model, split, objective, max_samples=8, **kw)
+    result = likelihood(model, split, objective, max_samples=8, **kw)
     expected = uniform_factor(split.lengths) * math.log(500)
     assert abs(metric.reweighted_loss - expected) < 4 * metric.stderr < 0.5
     assert abs(expected - 5 / 6 * math.log(500)) < 0.02 * math.log(500)
-    assert found.nats_per_token == pytest.approx(math.log(500), abs=0.02)
+    assert result.nats_per_token == pytest.approx(math.log(500), abs=0.02)
     assert metric.published_metric == pytest.approx(math.exp(metric.reweighted_loss))
 
 
@@ -76,8 +76,8 @@ def test_it_is_its_formula_and_both_objectives_use_the_same_draws(objective):
             else:
                 logits = model(torch.tensor([[0, *row[:-1]]]), causal=True)[0] @ model.head.T
             top += w * F.cross_entropy(logits, x0, reduction="none")[here].sum()
-    found = published_metric(model, split, objective, start_token_id=0, seed=3, batch_size=4)
-    assert found.reweighted_loss == pytest.approx((top / counts.sum()).item(), rel=1e-5)
+    result = published_metric(model, split, objective, start_token_id=0, seed=3, batch_size=4)
+    assert result.reweighted_loss == pytest.approx((top / counts.sum()).item(), rel=1e-5)
 
 
 def test_the_error_of_one_draw_is_its_spread_over_draws():
@@ -106,15 +106,15 @@ def test_every_figure_by_hand_where_each_token_costs_ln_v(draws, quantile):
         rows = zip(*map(Tensor.tolist, drawn[0]), strict=True)
         spread = sum((c * w * math.log(31) - value * c) ** 2 for c, w in rows) ** 0.5 / bottoms[0]
     for objective in OBJECTIVES:
-        found = published_metric(Unigram(torch.zeros(31)), split, objective, start_token_id=0, seed=8, draws=draws)
-        assert found.reweighted_loss == pytest.approx(value, rel=1e-5)
-        assert found.published_metric == pytest.approx(math.exp(value), rel=1e-4)
-        assert found.each == pytest.approx(each, rel=1e-5) and found.draws == draws
-        assert found.single_draw_sd == pytest.approx(spread, rel=1e-4)
-        assert found.stderr == pytest.approx(spread / draws**0.5, rel=1e-4)
+        result = published_metric(Unigram(torch.zeros(31)), split, objective, start_token_id=0, seed=8, draws=draws)
+        assert result.reweighted_loss == pytest.approx(value, rel=1e-5)
+        assert result.published_metric == pytest.approx(math.exp(value), rel=1e-4)
+        assert result.each == pytest.approx(each, rel=1e-5) and result.draws == draws
+        assert result.single_draw_sd == pytest.approx(spread, rel=1e-4)
+        assert result.stderr == pytest.approx(spread / draws**0.5, rel=1e-4)
         half = quantile * spread / draws**0.5
-        assert found.interval == pytest.approx((value - half, value + half), rel=1e-4)
-        assert found.asdict()["interval"] == list(found.interval)
+        assert result.interval == pytest.approx((value - half, value + half), rel=1e-4)
+        assert result.asdict()["interval"] == list(result.interval)
 
 
 def test_a_draw_that_masks_nothing_is_left_out():
@@ -128,10 +128,10 @@ def test_a_draw_that_masks_nothing_is_left_out():
     spread = (sum((e - mean) ** 2 for e in each) / (len(each) - 1)) ** 0.5
     for objective in OBJECTIVES:
         kw = dict(start_token_id=0, seed=3)
-        found = published_metric(Unigram(torch.zeros(31)), split, objective, draws=6, **kw)
-        assert found.each == pytest.approx(each, rel=1e-5) and found.draws == len(each)
-        assert found.reweighted_loss == pytest.approx(mean, rel=1e-5)
-        assert found.stderr == pytest.approx(spread / len(each) ** 0.5, rel=1e-4)
+        result = published_metric(Unigram(torch.zeros(31)), split, objective, draws=6, **kw)
+        assert result.each == pytest.approx(each, rel=1e-5) and result.draws == len(each)
+        assert result.reweighted_loss == pytest.approx(mean, rel=1e-5)
+        assert result.stderr == pytest.approx(spread / len(each) ** 0.5, rel=1e-4)
         with pytest.raises(ConfigError, match="no token of 1 short rows in 1 draw, .* more rows or draws"):
             published_metric(Unigram(torch.zeros(31)), split, objective, draws=1, **kw)
 
@@ -140,8 +140,8 @@ def test_both_is_both(monkeypatch):
     model, split = sharp_model(9), split_of([[1, 2, 3, 4], [8, 7, 6]], 4)
     kw = dict(start_token_id=0, seed=0, batch_size=2, precision="fp32")
     for objective in OBJECTIVES:
-        found, metric = both(model, split, objective, draws=2, max_samples=4, **kw)
-        assert found == likelihood(model, split, objective, max_samples=4, **kw)
+        result, metric = both(model, split, objective, draws=2, max_samples=4, **kw)
+        assert result == likelihood(model, split, objective, max_samples=4, **kw)
         assert metric == published_metric(model, split, objective, draws=2, **kw)
         assert both(model, split, objective, draws=0, max_samples=4, **kw)[1] is None
 

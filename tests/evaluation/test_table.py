@@ -23,13 +23,13 @@ def made(sharp_run, request):
     """(table of a split, model of the best weights, config, tokenizer, the split, the training split)."""
     config, tokenizer, model, _ = load.load_run(sharp_run, "best", "cpu")
     splits = corpus_of(config).splits
-    found = table.likelihoods(sharp_run, sequences=SEQUENCES, draws=DRAWS, device="cpu", split=request.param)
-    return found, model, config, tokenizer, splits[request.param], splits["train"]
+    result = table.likelihoods(sharp_run, sequences=SEQUENCES, draws=DRAWS, device="cpu", split=request.param)
+    return result, model, config, tokenizer, splits[request.param], splits["train"]
 
 
 def test_the_first_row_is_the_bound_of_the_best_weights_on_that_split(made):
-    found, model, config, tokenizer, split, _ = made
-    row, e = found["rows"][0], config.eval
+    result, model, config, tokenizer, split, _ = made
+    row, e = result["rows"][0], config.eval
     kw = dict(seed=config.seed, start_token_id=tokenizer.start_token_id, precision=config.precision)
     bound = likelihood.likelihood(
         model, split, "diffusion", target_stderr=e.target_stderr, max_samples=e.max_samples, **kw
@@ -44,11 +44,11 @@ def test_the_first_row_is_the_bound_of_the_best_weights_on_that_split(made):
     assert row["bits_per_byte"] == pytest.approx(row["nats_per_token"] * row["tokens"] / split.bytes / math.log(2))
     assert row["ppl"] == pytest.approx(math.exp(row["nats_per_token"]))
     metric = published_metric.published_metric(model, split, "diffusion", draws=DRAWS, **kw)
-    assert found["published"]["reweighted_loss"] == pytest.approx(metric.reweighted_loss, rel=1e-6)
+    assert result["published"]["reweighted_loss"] == pytest.approx(metric.reweighted_loss, rel=1e-6)
 
 
 def test_rows_of_few_sequences_are_those_of_their_sequences(made):
-    found, model, config, tokenizer, split, _ = made
+    result, model, config, tokenizer, split, _ = made
     few = exact_likelihood.subset(split, SEQUENCES, tokenizer, seed=config.seed)
     tokens = np.array(few.lengths, dtype=float)
     kw = dict(batch_size=3, device="cpu")
@@ -58,9 +58,9 @@ def test_rows_of_few_sequences_are_those_of_their_sequences(made):
     each |= {
         name: order(model, few, precision=config.precision).numpy() for name, order in exact_likelihood.ORDERS.items()
     }
-    assert found["tokens_per_sequence"] == tokens.tolist() and list(found["per_sequence"]) == list(each)
-    for row, (name, nats) in zip(found["rows"][1:4], each.items(), strict=True):
-        np.testing.assert_allclose(found["per_sequence"][name], nats, rtol=1e-4)
+    assert result["tokens_per_sequence"] == tokens.tolist() and list(result["per_sequence"]) == list(each)
+    for row, (name, nats) in zip(result["rows"][1:4], each.items(), strict=True):
+        np.testing.assert_allclose(result["per_sequence"][name], nats, rtol=1e-4)
         mean = nats.sum() / tokens.sum()
         error = math.sqrt(((nats - mean * tokens) ** 2).sum() * 5 / 4) / tokens.sum()  # a quotient's linearisation
         assert (row["name"], row["kind"]) == (name, "upper bound" if name == "bound" else "exact")
@@ -71,7 +71,7 @@ def test_rows_of_few_sequences_are_those_of_their_sequences(made):
 
 
 def test_the_baseline_is_fitted_on_the_training_rows(made):
-    found, _, _, tokenizer, split, train = made
+    result, _, _, tokenizer, split, train = made
 
     def tokens(s):
         return [int(t) for start, n in zip(s.starts, s.lengths, strict=True) for t in s.tokens[start : start + n]]
@@ -79,16 +79,16 @@ def test_the_baseline_is_fitted_on_the_training_rows(made):
     seen, scored = Counter(tokens(train)), tokens(split)
     total = sum(seen.values()) + tokenizer.vocab
     expected = -sum(math.log((seen[t] + 1) / total) for t in scored) / len(scored)
-    row = found["rows"][-1]
+    row = result["rows"][-1]
     assert (row["name"], row["kind"]) == ("unigram baseline", "exact")
     assert row["nats_per_token"] == row["low"] == row["high"] == pytest.approx(expected)
 
 
 def test_one_sequence_has_no_interval_and_is_read_back(sharp_run, capsys):
-    first, again = (table.likelihoods(sharp_run, sequences=1, draws=1, device="cpu") for _ in range(2))
-    row = again["rows"][1]
+    first, second = (table.likelihoods(sharp_run, sequences=1, draws=1, device="cpu") for _ in range(2))
+    row = second["rows"][1]
     assert row["sequences"] == 1 and row["low"] is row["high"] is None
-    assert first["rows"] == again["rows"]
+    assert first["rows"] == second["rows"]
     assert verb.main([str(sharp_run), "--sequences", "1"]) == 2
     assert "--sequences is 1; it must be at least 2, as one shows no interval" in capsys.readouterr().err
     assert verb.main([str(sharp_run), "--draws", "0"]) == 2 and "--draws is 0" in capsys.readouterr().err
@@ -99,6 +99,6 @@ def test_the_command_prints_every_likelihood_once(sharp_run, capsys):
     printed = capsys.readouterr().out
     for name in ("bound", "left-to-right", "confidence", "unigram baseline", "published metric", "not a likelihood"):
         assert name in printed
-    kept = json.loads((sharp_run / "likelihoods.json").read_text())
-    assert [len(kept["per_sequence"][name]) for name in ("bound", "left-to-right")] == [3, 3]
-    assert kept["rows"][0]["nats_per_token"] > 0 and kept["uniform_factor"] < 5 / 6
+    record = json.loads((sharp_run / "likelihoods.json").read_text())
+    assert [len(record["per_sequence"][name]) for name in ("bound", "left-to-right")] == [3, 3]
+    assert record["rows"][0]["nats_per_token"] > 0 and record["uniform_factor"] < 5 / 6

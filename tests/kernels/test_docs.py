@@ -16,8 +16,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 def block(part: str) -> str:
-    (found,) = [b for b in BLOCKS if part in b]
-    return found
+    (result,) = [b for b in BLOCKS if part in b]
+    return result
 
 
 def test_the_training_loop_learns():

@@ -34,13 +34,13 @@ def test_a_flipped_bit_is_seen(trained, capsys):
         for damaged in (bytes(changed), whole.replace(rb"\"step\": 2", rb"\"step\": 3")):
             assert damaged != whole
             file.write_bytes(damaged)
-            which = ["--checkpoint", file.stem]
-            assert evaluate.main([str(folder), *which, "--device", "cpu"]) == 2
+            option = ["--checkpoint", file.stem]
+            assert evaluate.main([str(folder), *option, "--device", "cpu"]) == 2
             error = capsys.readouterr().err
             assert f"{file} is damaged (its contents do not match its checksum)" in error
         file.write_bytes(whole)
         rewrite(file)  # without a checksum, as older ones
-        assert evaluate.main([str(folder), *which, "--device", "cpu", "--max-samples", "2"]) == 0
+        assert evaluate.main([str(folder), *option, "--device", "cpu", "--max-samples", "2"]) == 0
 
 
 @pytest.mark.parametrize(

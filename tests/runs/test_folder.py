@@ -63,11 +63,11 @@ def test_a_run_stays_on_the_text_it_began_with(trained, tiny, tmp_path, monkeypa
     words = "".join(f"line {i} of a text that is here\n" for i in range(600))
     hub, down = {s: words.replace("here", "there") for s in sources.SPLITS}, OSError("no network")
 
-    def reach(found):
+    def reach(result):
         def _hub(name):
-            if found is down:
+            if result is down:
                 raise down
-            return found
+            return result
 
         monkeypatch.setattr(sources, "_hub", _hub)
 
@@ -84,14 +84,14 @@ def test_a_run_stays_on_the_text_it_began_with(trained, tiny, tmp_path, monkeypa
         (folder / "summary.json").unlink()
         reach(then)
         capsys.readouterr()
-        again = train.main([TINY, *args, f"run.dir={folder}", "--resume"])
+        resumed = train.main([TINY, *args, f"run.dir={folder}", "--resume"])
         scored = evaluate.main([str(folder), "--device", "cpu"])
         out, err = capsys.readouterr()
         if first is down:
-            assert again == scored == 0 and "sotu test, diffusion" in out
+            assert resumed == scored == 0 and "sotu test, diffusion" in out
             assert json.loads((folder / "summary.json").read_text())["corpus"] == "sotu"
         else:
-            assert again == scored == 2 and err.count("cannot be reached") == err.count("began on wikitext-2") == 2
+            assert resumed == scored == 2 and err.count("cannot be reached") == err.count("began on wikitext-2") == 2
 
 
 def test_checkpoints_without_their_config_are_named(trained, capsys):

@@ -31,3 +31,13 @@ def test_another_text_than_the_run_was_trained_on_is_refused(sharp_run, tmp_path
     other = replace(config, data=replace(config.data, path=str(tmp_path / "other.txt")))
     with pytest.raises(settings.ConfigError, match=f"the text is not what {sharp_run} was trained on"):
         load.trained_text(sharp_run, other, state)
+
+
+def test_an_empty_path_is_not_taken_for_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(settings.ConfigError, match="no run folder was given; give the path of one"):
+        load.load_run("")
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(settings.ConfigError, match="^. is not a run folder: it holds no config.yaml$"):
+        load.load_run(".")

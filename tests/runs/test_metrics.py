@@ -28,8 +28,8 @@ def test_a_summary_that_lacks_a_key_is_made_again_as_its_error_says(trained):
     whole = json.loads((folder / "summary.json").read_text())
     for key in run_metrics.REPORTED:
         (folder / "summary.json").write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
-        says = rf"summary.json is damaged \(no {key}\); remove it, and .*train CONFIG --resume makes it again"
-        with pytest.raises(settings.ConfigError, match=says):
+        message = rf"summary.json is damaged \(no {key}\); remove it, and .*train CONFIG --resume makes it again"
+        with pytest.raises(settings.ConfigError, match=message):
             records.read(folder)
     (folder / files.LAST).rename(folder / "kept")
     with pytest.raises(settings.ConfigError, match="damaged .*; restore it: without .*last.safetensors"):

@@ -49,11 +49,11 @@ def test_greedy_text_is_that_without_a_cache_also_past_seq_len(positions, seq_le
     model, hop = sharp_model(11, positions=positions, seq_len=seq_len), max(1, seq_len // 4)
     ids, expected = [10, *torch.randint(0, 10, (prompt,), generator=torch.Generator().manual_seed(1)).tolist()], []
     kw = dict(tokens=25, seq_len=seq_len, start_token_id=10, temperature=0)
-    found = ids_of(model, "autoregressive", ids[1:], [], **kw)
+    result = ids_of(model, "autoregressive", ids[1:], [], **kw)
     for _ in range(25):
         start = next(s for s in range(0, 99, hop) if len(ids) - s <= seq_len)
         with torch.no_grad():
             h = model(torch.tensor([ids[start:]]), causal=True)[0, -1]
         expected.append(int((h @ model.head.T).argmax()))
         ids.append(expected[-1])
-    assert found == expected and len(set(found)) > 2
+    assert result == expected and len(set(result)) > 2

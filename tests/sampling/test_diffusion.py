@@ -116,10 +116,10 @@ SHARE = {
 ])  # fmt: skip
 def test_ancestral_and_remasking_have_the_published_law(steps, unmasking, eta):
     model = arbitrary()
-    found = written(model, steps=steps, unmasking=unmasking, remask=eta or None)
-    assert fits(found.ids, law(model, steps, ancestral(steps, SHARE[unmasking], eta)))
+    result = written(model, steps=steps, unmasking=unmasking, remask=eta or None)
+    assert fits(result.ids, law(model, steps, ancestral(steps, SHARE[unmasking], eta)))
     other = law(model, steps, ancestral(steps, SHARE[unmasking], 0.6 if eta == 0 else 0.0))
-    assert not fits(found.ids, other)
+    assert not fits(result.ids, other)
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
@@ -128,9 +128,9 @@ def test_counted_methods_have_the_law_of_their_order(method, steps):
     seed, counts = {2: (39, [2, 0]), 4: (1, [3, 2, 1, 0])}[steps]  # seeds for which no two orders have one law
     model = arbitrary(seed)
     laws = {m: law(model, steps, counted(m, counts)) for m in METHODS[1:]}
-    found = written(model, steps=steps, method=method)
-    assert (found.evaluations, found.rows) == (steps, steps * TEXTS)
-    assert [m for m, p in laws.items() if fits(found.ids, p)] == [method]
+    result = written(model, steps=steps, method=method)
+    assert (result.evaluations, result.rows) == (steps, steps * TEXTS)
+    assert [m for m, p in laws.items() if fits(result.ids, p)] == [method]
 
 
 def test_one_random_token_a_step_is_any_order_autoregression():
@@ -194,5 +194,5 @@ def test_schedules_write_the_scheduled_counts():
     kw |= dict(on_step=lambda x: seen.append((x == 19).sum(1).tolist()))
     for method, unmasking in itertools.product(METHODS[1:], UNMASKING):
         seen.clear()
-        found = batch(model, "diffusion", [1], [2, 3], method=method, unmasking=unmasking, **kw)
-        assert seen == [[n] * 3 for n in masked_counts(12, 5, unmasking)] and found.evaluations == 5
+        result = batch(model, "diffusion", [1], [2, 3], method=method, unmasking=unmasking, **kw)
+        assert seen == [[n] * 3 for n in masked_counts(12, 5, unmasking)] and result.evaluations == 5

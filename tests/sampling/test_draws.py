@@ -58,8 +58,8 @@ def test_a_forbidden_token_is_never_written_and_the_others_share_its_probability
     model = Rigged(torch.tensor([2.0, 1.0, 0.0]).expand(len(STATES), T, V).clone())
     q = torch.tensor([-math.inf, 1.0, 0.0]).double().softmax(0)
     p = torch.stack([q[list(x)].prod() for x in itertools.product(range(V), repeat=T)])
-    found = written(model, steps=1 if method == "confidence" else 3, method=method, forbidden=0)
-    assert fits(found.ids, p)
+    result = written(model, steps=1 if method == "confidence" else 3, method=method, forbidden=0)
+    assert fits(result.ids, p)
     assert (written(model, texts=5, method=method, forbidden=0, temperature=0).ids == 1).all()
     assert (written(model, texts=5, method=method, temperature=0).ids == 0).all()
 

@@ -20,10 +20,10 @@ def test_a_model_in_training_writes_without_dropout_and_trains_on(objective):
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_more_steps_than_tokens_are_one_a_token(method):
     kw = dict(tokens=6, seq_len=8, start_token_id=0, method=method, number=2)
-    found = batch(sharp_model(9), "diffusion", [1], [], steps=40, **kw)
-    assert found.evaluations == 6 and found.rows == 12
+    result = batch(sharp_model(9), "diffusion", [1], [], steps=40, **kw)
+    assert result.evaluations == 6 and result.rows == 12
     blocks = batch(sharp_model(9), "diffusion", [1], [], steps=40, block=3, **kw)
-    assert blocks.evaluations == 6 and (found.ids < 9).all() and (blocks.ids < 9).all()
+    assert blocks.evaluations == 6 and (result.ids < 9).all() and (blocks.ids < 9).all()
 
 
 def test_blocks_are_written_from_left_to_right():
@@ -46,19 +46,19 @@ def test_blocks_are_written_from_left_to_right():
 def test_a_text_of_a_batch_is_the_text_of_its_own_seed(objective, kw, monkeypatch):
     model, suffix = sharp_model(19), [] if objective == "autoregressive" else [4]
     kw = dict(tokens=10, seq_len=16, start_token_id=0, seed=5) | kw
-    alone = [ids_of(model, objective, [1, 2], suffix, **(kw | {"seed": 5 + i})) for i in range(6)]
+    singles = [ids_of(model, objective, [1, 2], suffix, **(kw | {"seed": 5 + i})) for i in range(6)]
     for logits in (1 << 24, 19 * 13):  # in one piece, and one or two texts at a time
         monkeypatch.setattr(draws, "LOGITS", logits)
-        assert batch(model, objective, [1, 2], suffix, number=6, **kw).ids.tolist() == alone
-    assert max(map(max, alone)) < 19
-    assert len(set(map(tuple, alone))) > 1 or kw.get("temperature") == 0
+        assert batch(model, objective, [1, 2], suffix, number=6, **kw).ids.tolist() == singles
+    assert max(map(max, singles)) < 19
+    assert len(set(map(tuple, singles))) > 1 or kw.get("temperature") == 0
 
 
 def test_texts_that_a_step_does_not_change_are_not_read_again():
     model, calls = arbitrary(), []
     model.register_forward_hook(lambda m, args, out: calls.append(len(args[0])))
-    found = written(model, texts=50, steps=40)
-    assert (found.evaluations, found.rows) == (len(calls), sum(calls)) and found.rows <= 50 * T
+    result = written(model, texts=50, steps=40)
+    assert (result.evaluations, result.rows) == (len(calls), sum(calls)) and result.rows <= 50 * T
     one = written(arbitrary(), texts=1, steps=40)
     assert one.evaluations == one.rows <= T
 

@@ -25,8 +25,8 @@ def test_steps_are_shared_out_to_blocks_and_counted_methods_need_no_more_than_to
         (dict(), 1, 12), (dict(steps=40), 1, 40), (dict(steps=40, method="top"), 1, 12), (dict(block=4), 3, 4),
         (dict(block=4, steps=30, method="random"), 3, 4), (dict(block=4, steps=6), 3, 2),
     ):  # fmt: skip
-        found = SamplerOptions(tokens=12, **options)
-        assert (found.blocks, found.steps_per_block) == (blocks, steps), options
+        result = SamplerOptions(tokens=12, **options)
+        assert (result.blocks, result.steps_per_block) == (blocks, steps), options
 
 
 @pytest.mark.parametrize("args, says", [("--help", "usage"), ("RUN --top-p 2", "top-p is 2.0"), ("RUN --x", "usage")])

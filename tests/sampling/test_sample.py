@@ -50,18 +50,18 @@ def call(capsys, *args):
 def test_texts_of_a_batch_are_those_of_their_seeds_and_their_cost_is_told(runs, objective, capsys):
     args = [runs[objective], "--prompt", "ab", "--tokens", "12", "--json"]
     code, out, err = call(capsys, *args, "--number", "3", "--seed", "4")
-    found = json.loads(out)
-    assert (code, err) == (0, "") and found["objective"] == objective and found["tokens_per_s"] > 0
-    alone = [json.loads(call(capsys, *args, "--seed", 4 + i)[1]) for i in range(3)]
-    assert found["texts"] == [a["texts"][0] for a in alone]
-    assert all(t.startswith("ab") for t in found["texts"]) and len(set(found["texts"])) == 3
-    each = [a["network_evaluations"] for a in alone]
-    assert found["network_evaluations_a_text"] == pytest.approx(sum(each) / 3) and max(each) <= 12
-    assert found["network_evaluations"] >= max(each)
+    result = json.loads(out)
+    assert (code, err) == (0, "") and result["objective"] == objective and result["tokens_per_s"] > 0
+    singles = [json.loads(call(capsys, *args, "--seed", 4 + i)[1]) for i in range(3)]
+    assert result["texts"] == [a["texts"][0] for a in singles]
+    assert all(t.startswith("ab") for t in result["texts"]) and len(set(result["texts"])) == 3
+    each = [a["network_evaluations"] for a in singles]
+    assert result["network_evaluations_a_text"] == pytest.approx(sum(each) / 3) and max(each) <= 12
+    assert result["network_evaluations"] >= max(each)
     if objective == "autoregressive":
         assert each == [12] * 3
     code, out, err = call(capsys, *args[:-1], "--seed", "4")
-    assert out == alone[0]["texts"][0] + "\n"  # the line of figures is on stderr
+    assert out == singles[0]["texts"][0] + "\n"  # the line of figures is on stderr
     assert re.fullmatch(r"12 tokens, \d+ network evaluations \([\d.]+ a text\), [\d,]+ tokens/s\n", err)
 
 
@@ -70,10 +70,10 @@ def test_every_method_writes_between_prompt_and_suffix(runs, capsys):
     texts = set()
     for extra in [["--method", m] for m in METHODS] + [["--remask", "0.3"], ["--method", "random", "--block", "4"]]:
         code, out, err = call(capsys, *args, *extra, "--unmasking", "cosine")
-        found = json.loads(out)
-        assert code == 0 and found["texts"][0].startswith("ab") and found["texts"][0].endswith("yz")
-        assert found["network_evaluations"] == 4 or extra[-1] in ("ancestral", "0.3")
-        texts.add(found["texts"][0])
+        result = json.loads(out)
+        assert code == 0 and result["texts"][0].startswith("ab") and result["texts"][0].endswith("yz")
+        assert result["network_evaluations"] == 4 or extra[-1] in ("ancestral", "0.3")
+        texts.add(result["texts"][0])
     assert len(texts) >= 6  # they differ
 
 
@@ -144,5 +144,5 @@ def test_the_time_that_a_text_is_shown_is_not_writing(runs, capsys, monkeypatch)
             self.spent += 0.5
 
     monkeypatch.setattr(sample, "Screen", Slow)
-    found = json.loads(call(capsys, runs["autoregressive"], "--tokens", "4", "--watch", "--json")[1])
-    assert 0 < found["seconds"] < 1.5 and found["tokens_per_s"] == pytest.approx(4 / found["seconds"])
+    result = json.loads(call(capsys, runs["autoregressive"], "--tokens", "4", "--watch", "--json")[1])
+    assert 0 < result["seconds"] < 1.5 and result["tokens_per_s"] == pytest.approx(4 / result["seconds"])

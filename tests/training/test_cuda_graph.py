@@ -11,7 +11,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tdlm_fast import config as settings
 from tdlm_fast import train
 from tdlm_fast.data import batches, dataset
 from tdlm_fast.kernels import linear_cross_entropy, use_backend
@@ -21,18 +20,9 @@ from tdlm_fast.training import cuda_graph, memory_estimate, step
 from tdlm_fast.training.cuda_graph import DeviceData, DeviceSteps
 from tdlm_fast.training.optimizer import adamw
 from tdlm_fast.training.step import EagerSteps
-from tests.running import metrics
+from tests.running import metrics, small_config
 
 pytestmark = pytest.mark.slow
-
-SMALL = [
-    "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
-    "train.batch_size=8", "optim.lr=1e-2",
-]  # fmt: skip
-
-
-def config(*overrides):
-    return settings.load("configs/tiny.yaml", [*SMALL, *overrides])
 
 
 def split(padded: bool, rows=20, T=16, vocab=257):
@@ -70,9 +60,9 @@ def outcomes(runner, first, end):
     for i in range(first, end):
         runner.run(i)
     runner.mark(first, end)
-    ((marked, found),) = runner.read()
+    ((marked, result),) = runner.read()
     assert marked == first
-    return found
+    return result
 
 
 CASES = [
@@ -88,7 +78,7 @@ CASES = [
 
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
 def test_the_step_gives_the_eager_steps_bits(overrides):
-    c = config(*overrides)
+    c = small_config(*overrides)
     (a, _), eager, _ = runs(EagerSteps, c)
     (b, _), ours, _ = runs(DeviceSteps, c)
     assert eager == ours and len({o["loss"] for o in ours}) == 7
@@ -96,7 +86,7 @@ def test_the_step_gives_the_eager_steps_bits(overrides):
 
 
 def test_a_later_start_goes_on_with_the_same_bits():
-    c = config()
+    c = small_config()
     _, whole, _ = runs(EagerSteps, c)
     model, before, _ = runs(EagerSteps, c, end=4)
     vocabulary = memory_estimate.TOKENIZERS["bytes"]
@@ -105,7 +95,7 @@ def test_a_later_start_goes_on_with_the_same_bits():
 
 
 def test_a_capture_that_fails_says_why_and_the_steps_go_on():
-    c = config()
+    c = small_config()
     _, eager, _ = runs(EagerSteps, c)
     vocabulary = memory_estimate.TOKENIZERS["bytes"]
     model = build_model(c, vocabulary).train()
@@ -141,7 +131,7 @@ def test_a_broken_capture_names_the_error_that_broke_it_and_leaves_the_stream(mo
     def body(self):
         raise ValueError("a copy from the host\nand more")
 
-    c = config()
+    c = small_config()
     model = build_model(c, memory_estimate.TOKENIZERS["bytes"]).train()
     loss_of = step.objective(c, memory_estimate.TOKENIZERS["bytes"])
     runner = DeviceSteps(model, adamw(model, c.optim), loss_of, split(True), c, steps=9)
@@ -165,8 +155,8 @@ def test_gradients_that_a_gpu_scales_in_place_are_right_and_can_be_taken_again(f
     monkeypatch.setattr(head, "_unread", lambda grad: True)
     loss = factor * linear_cross_entropy(h, w, y, weights)
     for keep in (True, True, False):
-        found = torch.autograd.grad(loss, (h, w), retain_graph=keep)
-        for a, b in zip(found, truth, strict=True):
+        result = torch.autograd.grad(loss, (h, w), retain_graph=keep)
+        for a, b in zip(result, truth, strict=True):
             torch.testing.assert_close(a, b)
             assert not a.requires_grad
 
@@ -227,10 +217,10 @@ def test_a_run_resumes_and_logs_as_the_eager_one(tiny, tmp_path, monkeypatch, on
         real(self, step)
 
     monkeypatch.setattr(DeviceSteps, "run", interrupted)
-    again = [*args, f"run.dir={tmp_path / 'device'}"]
-    assert train.main(["configs/tiny.yaml", *again]) == 130
+    resumed = [*args, f"run.dir={tmp_path / 'device'}"]
+    assert train.main(["configs/tiny.yaml", *resumed]) == 130
     assert metrics(tmp_path / "device")[-1]["step"] == 8
-    assert train.main(["configs/tiny.yaml", *again, "--resume"]) == 0
+    assert train.main(["configs/tiny.yaml", *resumed, "--resume"]) == 0
     eager, ours = losses(tmp_path / "run"), losses(tmp_path / "device")
     assert [e[0] for e in ours if e[0] < 9] == [3, 5, 6, 8]  # log_every, save_every, and where it was stopped
     assert [e for e in ours if e[0] != 8] == eager
@@ -280,7 +270,7 @@ def test_the_mode_that_refuses_to_wait_ends_whatever_it_warns_of(message, monkey
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("overrides", CASES, ids=lambda o: " ".join(o))
 def test_captured_steps_give_the_eager_bits_and_never_wait(overrides):
-    c = config(*overrides)
+    c = small_config(*overrides)
     (a, _), eager, _ = runs(DeviceSteps, c, device="cuda", mode="off")
     (b, _), ours, runner = runs(DeviceSteps, c, device="cuda", end=cuda_graph.WARM_UP)  # fills tables and compiles
     with waiting_is_an_error():

@@ -53,25 +53,25 @@ def test_weights_and_biases_needs_no_account_and_never_stops_a_run(tiny, tmp_pat
     for key in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for key, says in (("", "no account here"), ("x" * 40, "no route to host")):
+    for key, message in (("", "no account here"), ("x" * 40, "no route to host")):
         monkeypatch.setenv("WANDB_API_KEY", key)
-        other = f"run.dir={tmp_path / says[:4]}"
+        other = f"run.dir={tmp_path / message[:4]}"
         assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online", other]) == 0
-        assert f"Weights & Biases is off: {says}" in capsys.readouterr().err
+        assert f"Weights & Biases is off: {message}" in capsys.readouterr().err
 
 
 def test_weights_and_biases_gets_the_results_and_cannot_hang_a_run(tiny, monkeypatch, capsys):
     wandb = pytest.importorskip("wandb", reason="wandb is an extra: pip install tdlm_fast[wandb]")
-    told, over = [], threading.Event()
+    events, over = [], threading.Event()
 
     class Run:
         summary = {}
 
         def log(self, entry, step):
-            told.append(step)
+            events.append(step)
 
         def finish(self):
-            told.append("finish")
+            events.append("finish")
             over.wait(60)
 
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
@@ -80,4 +80,4 @@ def test_weights_and_biases_gets_the_results_and_cannot_hang_a_run(tiny, monkeyp
     assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=2", "run.wandb=online"]) == 0
     over.set()
     assert "has not finished" in capsys.readouterr().err
-    assert told == [0, 1, 2, 2, "finish"] and Run.summary["test"]["nats_per_token"] > 0
+    assert events == [0, 1, 2, 2, "finish"] and Run.summary["test"]["nats_per_token"] > 0

@@ -4,24 +4,14 @@ import pytest
 import torch
 
 from tdlm_fast import config as settings
-from tdlm_fast import memory
 from tdlm_fast.kernels.ops.corrupt import SAMPLINGS
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.objective import LOSS_WEIGHTS
 from tdlm_fast.training import memory_estimate, step
+from tests.running import small_config
 
 pytestmark = pytest.mark.slow
-
-SMALL = [
-    "data.tokenizer=bytes", "model.layers=1", "model.width=32", "model.heads=2", "model.inner=32", "model.seq_len=16",
-    "train.batch_size=8", "optim.lr=1e-2",
-]  # fmt: skip
-
-
-def config(*overrides):
-    return settings.load("configs/tiny.yaml", [*SMALL, *overrides])
-
 
 LAYOUTS = [("data.layout=paragraphs", "train.accumulation=2"), ("data.layout=packed", "train.accumulation=1")]
 
@@ -30,15 +20,15 @@ LAYOUTS = [("data.layout=paragraphs", "train.accumulation=2"), ("data.layout=pac
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_diffusion_step_never_waits_for_the_device(schedule, sampling, layout):
-    memory_estimate.trace(config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
+    memory_estimate.trace(small_config(f"noise.schedule={schedule}", f"noise.sampling={sampling}", *layout), tokens=400)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda o: " ".join(o))
 @pytest.mark.parametrize("override", ["objective=autoregressive", *(f"loss_weight={w}" for w in LOSS_WEIGHTS)])
 def test_nor_does_any_other(override, layout):
     options = "precision=fp32", "model.tied=true", "model.positions=learned", "model.mlp=gelu", "optim.clip=0"
-    memory_estimate.trace(config(override, *layout), tokens=400)
-    memory_estimate.trace(config(override, *layout, *options), tokens=400)
+    memory_estimate.trace(small_config(override, *layout), tokens=400)
+    memory_estimate.trace(small_config(override, *layout, *options), tokens=400)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +48,10 @@ def test_the_trace_finds_what_would_wait(monkeypatch, sync):
         return real(*args, **kw)
 
     real = step.OBJECTIVES["diffusion"]
-    memory_estimate.trace(config(), tokens=400)
+    memory_estimate.trace(small_config(), tokens=400)
     monkeypatch.setitem(step.OBJECTIVES, "diffusion", waits)
     with pytest.raises(Exception) as error:  # ours, or that of fake tensors
-        memory_estimate.trace(config(), tokens=400)
+        memory_estimate.trace(small_config(), tokens=400)
     assert type(error.value).__name__ in ("HostTransfer", "DynamicOutputShapeException", "DataDependentOutputException")
 
 
@@ -92,9 +82,9 @@ def test_the_step_fits(name, limit_mb, objective):
 
 def test_an_evaluation_is_counted_beside_the_step():
     """The loss of each token and its hidden state live at once; the weights are the step's, and not counted again."""
-    c = config("data.layout=packed", "precision=fp32", "eval.batch_size=32")
+    c = small_config("data.layout=packed", "precision=fp32", "eval.batch_size=32")
     peak = memory_estimate.scoring(c).peak
-    assert 4 * 32 * 16 * 32 < peak < memory_estimate.scoring(config("data.layout=packed", "precision=fp32")).peak
+    assert 4 * 32 * 16 * 32 < peak < memory_estimate.scoring(small_config("data.layout=packed", "precision=fp32")).peak
 
 
 def test_the_head_is_counted_with_its_scratch():
@@ -110,10 +100,3 @@ def test_the_head_is_counted_with_its_scratch():
     logits, casts = 2 * rows * tiles.padded(50257), 2 * (8192 + 50257) * 768
     assert forward == logits + casts + 4 * 768 * (8192 + (parts + 1) * rows)
     assert memory_estimate.head_scratch("lce_forward", (h[:, :64], w[:, :64], torch.bfloat16)) < 16 << 20
-
-
-def test_the_command_prints_it(capsys):
-    assert memory.main(["configs/tiny.yaml", "model.layers=1"]) == 0
-    out = capsys.readouterr().out
-    assert "MB at the peak of a step" in out and "with an evaluation" in out
-    assert memory.main(["configs/tiny.yaml", "model.layer=1"]) == 2

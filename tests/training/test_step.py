@@ -1,13 +1,30 @@
-"""One optimizer step."""
+"""One training step."""
 
+import pytest
 import torch
 
+from tdlm_fast import config as settings
+from tdlm_fast.data.tokenizer import Bytes
+from tdlm_fast.model import build_model
+from tdlm_fast.objective import LOSS_WEIGHTS
+from tdlm_fast.training import step
 
-def test_a_gradient_that_is_no_number_leaves_the_weights_alone():
-    weight = torch.nn.Parameter(torch.ones(3, 3))
-    optimizer = torch.optim.AdamW([weight], fused=True)
-    for bad in (0.0, 1.0):
-        weight.grad = torch.full((3, 3), float("nan") if bad else 1.0)
-        before, optimizer.found_inf = weight.detach().clone(), torch.tensor(bad)  # as step.train_step sets it
-        optimizer.step()
-        assert torch.equal(before, weight) == bool(bad) and weight.isfinite().all()
+
+@pytest.mark.parametrize("layout, sampling", [("paragraphs", "stratified"), ("packed", "counts")])
+@pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
+def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sampling):
+    """Micro-batches hold strata of their own, so what they average over must be the whole batch's."""
+    keys = [
+        "data.tokenizer=bytes", "model.width=16", "model.heads=2", "model.seq_len=16", "model.dropout=0",
+        "precision=fp32", "train.batch_size=8", f"loss_weight={loss_weight}", f"data.layout={layout}",
+        f"noise.sampling={sampling}",
+    ]  # fmt: skip
+    x0, result = torch.randint(0, 256, (8, 16)), []
+    valid = torch.arange(16) < torch.randint(1, 17, (8, 1)) if layout == "paragraphs" else None
+    for parts in (1, 4):
+        config = settings.load("configs/tiny.yaml", [*keys, f"train.accumulation={parts}"])
+        model = build_model(config, Bytes())
+        loss, tokens, n = step.backward(model, step.objective(config, Bytes()), x0, valid, config, 3)
+        result.append((loss, tokens, n, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(*result, rtol=1e-5, atol=1e-7)
+    assert result[0][3][0].abs().max() > 1e-4

@@ -38,9 +38,9 @@ def test_a_stop_is_saved_before_it_is_scored_and_leaves_no_trace_in_the_run(tiny
     monkeypatch.setattr(trainer, "both", both)
     args = [*tiny, "eval.every=100", "eval.text=0"]
     assert train.main([TINY, *args]) == 130
-    said = capfd.readouterr()
-    assert "stopping after this step" in said.err and "stopped at step 7 of 30; saved" in said.err
-    assert "weights of step 7" in said.out and "stopped early; to resume" in said.out
+    output = capfd.readouterr()
+    assert "stopping after this step" in output.err and "stopped at step 7 of 30; saved" in output.err
+    assert "weights of step 7" in output.out and "stopped early; to resume" in output.out
     last, best = (state_of(folder / name) for name in (files.LAST, files.BEST))
     # The score of a stop is no evaluation of the run: which weights are the best must not hang on when it came.
     assert evaluated == [None] and last["step"] == 7 and best["step"] == 0 and last["best"] == best["best"]
@@ -65,10 +65,10 @@ def test_a_stop_in_the_final_evaluation_loses_nothing(tiny, tmp_path, capsys):
         out, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in error and len(out.splitlines()) == 1
     assert "interrupted; the last checkpoint is intact; to resume: " in error
-    goes_on = shlex.split(error.partition("to resume: ")[2])
-    assert shutil.which(goes_on[0]) and goes_on[1:3] == ["-m", "tdlm_fast.train"] and goes_on[-1] == "--resume"
+    resume = shlex.split(error.partition("to resume: ")[2])
+    assert shutil.which(resume[0]) and resume[1:3] == ["-m", "tdlm_fast.train"] and resume[-1] == "--resume"
     before = metrics(folder)
-    assert train.main([*goes_on[3:], "eval.max_samples=4"]) == 0 and metrics(folder) == before
+    assert train.main([*resume[3:], "eval.max_samples=4"]) == 0 and metrics(folder) == before
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sample "))
     words = subprocess.run(printed.removeprefix("sample "), shell=True, capture_output=True, text=True)
     assert words.returncode == 0 and words.stdout.startswith("The ")  # as printed, outside an activated environment

@@ -1,4 +1,4 @@
-// fp32 products with AVX-512.
+// The kernels for AVX-512, with products in fp32.
 #include "kernels.h"
 #if defined(__x86_64__)
 #include "target.h"

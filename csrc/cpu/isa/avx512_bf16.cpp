@@ -1,4 +1,4 @@
-// bf16 products with fp32 sums: 32 multiply-adds an instruction.
+// The linear cross-entropy with products in bf16 and sums in fp32: 32 multiply-adds per instruction.
 #include "kernels.h"
 #if defined(__x86_64__)
 #include "target.h"
@@ -17,13 +17,14 @@ struct Avx512Bf16 : Avx512Base {
         return (X)_mm512_set1_epi32(pair);
     }
     INLINE F dot(F sum, X a, X b) { return _mm512_dpbf16_ps(sum, a, b); }
-    INLINE F exp2(F t) { return power<4>(t, EXP2_4); }  // far below the rounding of p to bf16
+    INLINE F exp2(F t) { return power<4>(t, EXP2_4); }  // its error is far below the rounding of p to bf16
     INLINE void store_p(E *p, const F (&t)[VECS]) {
         for (int c = 0; c < VECS; c += 2)
             _mm512_storeu_si512(p + c * LANES, (__m512i)_mm512_cvtne2ps_pbh(t[c + 1], t[c]));
     }
-    INLINE void publish() { _mm_sfence(); }  // what is streamed is ordered by nothing else
-    // Half of WIDTH words of two rows of p, `step` apart, in pairs; the cache is left to what is read again sooner.
+    INLINE void publish() { _mm_sfence(); }  // makes the streamed stores visible before later ones
+    // Interleave WIDTH / 2 words of two rows of p, which lie `step` apart. The stores bypass the cache, which is needed
+    // for data that is read again sooner.
     INLINE void keep_rows(E *to, const E *p, int64_t step) {
         const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
                                              37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);

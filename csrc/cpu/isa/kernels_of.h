@@ -1,4 +1,5 @@
-// What the files of the instruction sets share. Include under a target pragma.
+// Builds the table of kernels from the vector operations of an instruction set. It must be included under a target
+// pragma.
 #pragma once
 #include "linear_cross_entropy.h"
 #include "norm_and_gate.h"
@@ -6,11 +7,11 @@
 
 namespace {
 
-// 2^f on [0, 1) with value 1 at 0, minimax in the relative error.
+// Polynomials for 2^f on [0, 1) that are 1 at 0, with the least maximal relative error (in the comments).
 constexpr float EXP2_4[] = {0.693044845f, 0.241280207f, 0.0522424704f, 0.0134266867f};                // 2.9e-6
 constexpr float EXP2_5[] = {0.693151312f, 0.24016445f, 0.0557999135f, 0.00901702974f, 0.00186713034f};  // 9e-8
 
-// Products in fp32, by the vectors of an instruction set.
+// Products in fp32, from the vector operations of an instruction set.
 template <class Vectors>
 struct Fp32 : Vectors {
     typedef float E;

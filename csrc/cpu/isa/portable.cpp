@@ -1,4 +1,5 @@
-// fp32 products in the vector extension of GCC and Clang: SSE2, NEON, or whatever the target has.
+// The kernels for any other CPU, with products in fp32. The vector extension of GCC and Clang compiles them to SSE2,
+// NEON or what else the target has.
 #include "kernels_of.h"
 
 namespace {
@@ -20,20 +21,20 @@ struct Portable {
         return m;
     }
     INLINE bool any_above(F a, float x) { return highest(a) > x; }
-    INLINE F keep(F a, int64_t n) {  // the first n lanes, -inf after them
+    INLINE F keep(F a, int64_t n) {  // the first n lanes of a, then -inf
         return F{0, 1, 2, 3} < set1(float(n)) ? a : set1(-INFINITY);
     }
     INLINE F exp2(F x) {
-        F t = x > set1(-127) ? x : set1(-127);  // 2^-127 comes out as 0, and so would a NaN
+        F t = x > set1(-127) ? x : set1(-127);  // 2^-127 becomes 0; a NaN would too, so the last line restores it
         t = t < set1(127) ? t : set1(127);
-        I e = __builtin_convertvector(t + 127, I);  // t + 127 >= 0, so the cut is the floor
+        I e = __builtin_convertvector(t + 127, I);  // t + 127 >= 0, so truncation is floor
         F f = t - (__builtin_convertvector(e, F) - 127), q = set1(EXP2_5[4]);
         for (int i = 3; i >= 0; i--) q = q * f + EXP2_5[i];
         q = (q * f + 1) * (F)(e << 23);
         return x == x ? q : x;
     }
     INLINE U count() { return U{0, 1, 2, 3}; }
-    INLINE void multiply(U a, uint32_t m, U &high, U &low) {  // the 64 bits of a m
+    INLINE void multiply(U a, uint32_t m, U &high, U &low) {  // the 64-bit products a m
         for (int i = 0; i < LANES; i++) {
             uint64_t x = uint64_t(a[i]) * m;
             high[i] = uint32_t(x >> 32), low[i] = uint32_t(x);

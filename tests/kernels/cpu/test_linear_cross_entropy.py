@@ -2,8 +2,6 @@
 
 import functools
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.race.cases import LCE, Lce
-from tdlm_fast.kernels import corrupt, linear_cross_entropy, rms_norm, swiglu
+from tdlm_fast.kernels import linear_cross_entropy, rms_norm, swiglu
 from tdlm_fast.kernels.cpu import library as native
 from tdlm_fast.kernels.cpu import linear_cross_entropy as head
-from tdlm_fast.kernels.ops.corrupt import corrupt_op
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_weight, lce_forward, lce_sum
-from tdlm_fast.kernels.schedules import SCHEDULES
 
 pytestmark = pytest.mark.slow
 
@@ -144,8 +140,8 @@ def test_a_weighted_sum_takes_three_products_only_where_both_gradients_are_wante
         a, b, calls[:] = h.clone().requires_grad_(h_too), w.clone().requires_grad_(w_too), []
         loss = linear_cross_entropy(a, b, y, weights, reduction=reduction).sum()
         wanted = [x for x in (a, b, weights) if x.requires_grad]
-        found = iter(torch.autograd.grad(loss, wanted, torch.tensor(0.5)))
-        return [next(found) if x.requires_grad else None for x in (a, b, weights)]
+        result = iter(torch.autograd.grad(loss, wanted, torch.tensor(0.5)))
+        return [next(result) if x.requires_grad else None for x in (a, b, weights)]
 
     whole = grads(True, True, "sum", weights)
     assert calls == ["tdlm_lce_sum"]
@@ -209,45 +205,6 @@ def test_arguments_that_do_not_fit_are_an_error(isa):
             op(*(change.get(i, a) for i, a in enumerate(good)))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampling", ["stratified", "antithetic", "independent"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_corruption_is_the_references_bit_for_bit(schedule, sampling, padded):
-    g = torch.Generator().manual_seed(0)
-    x0 = torch.randint(0, 500, (7, 61), generator=g)[:, ::2]
-    valid = torch.arange(x0.shape[1]) < torch.randint(1, 40, (7, 1), generator=g) if padded else None
-    kw = dict(seed=2**32 - 3, step=9, mask_token_id=500, schedule=schedule, sampling=sampling, valid=valid)
-    try:
-        for offset, batch_rows in ((0, None), (2**26 - 5, 2**26 + 10)):  # the token index passes 2^32
-            native.use("none")
-            theirs = corrupt(x0, row_offset=offset, batch_rows=batch_rows, **kw)
-            native.use(None)
-            ours = corrupt(x0, row_offset=offset, batch_rows=batch_rows, **kw)
-            assert ours.n_masked > 0
-            for a, b in zip(ours, theirs, strict=True):
-                assert torch.equal(a, b) and a.dtype == b.dtype
-    finally:
-        native.use(os.environ.get("TDLM_CPU_ISA"))
-
-
-def test_corruption_refuses_what_the_kernel_cannot_read():
-    x0 = torch.zeros(2, 3, dtype=torch.int64)
-    for bad in (x0.int(), torch.zeros(2, 3)):
-        with pytest.raises(ValueError, match="must be"):
-            corrupt(bad, seed=0, step=0, mask_token_id=9)
-    for bad in (torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 3)):
-        with pytest.raises(ValueError, match="must be"):
-            corrupt(x0, seed=0, step=0, mask_token_id=9, valid=bad)
-
-
-@pytest.mark.parametrize("offset, rows", [(0, 0), (0, -1), (-9, 4), (100, 5), (1_000_000, 4), (1, 2)])
-def test_rows_outside_the_batch_are_an_error_and_no_crash(offset, rows):
-    with pytest.raises(ValueError, match="lie outside batch_rows"):
-        corrupt_op(
-            torch.zeros(2, 3, dtype=torch.int64), None, 1, 2, None, None, 9, "linear", "stratified", offset, rows
-        )
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of PyTorch's own forward-mode code
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_second_and_forward_derivatives_are_refused_and_not_wrong(isa, reduction):
@@ -281,52 +238,6 @@ def test_a_confident_tokens_nll_is_not_negative(isa):
     for grad in (False, True):
         nll = linear_cross_entropy(h.requires_grad_(grad), w, y, reduction="none")
         assert (nll >= 0).all() and nll.min() == 0
-
-
-def test_the_references_run_without_the_library(monkeypatch):
-    monkeypatch.setattr(native, "handle", None)
-    monkeypatch.setattr(native, "_missing", "the library was not built")
-    try:
-        native.use(None)
-        assert native.describe() == "torch references: the library was not built"
-        ours("three words", torch.float32)
-        with pytest.raises(ValueError, match="avx2.*not built"):
-            native.use("avx2")
-    finally:
-        monkeypatch.undo()
-        native.use(os.environ.get("TDLM_CPU_ISA"))
-
-
-def python(code, isa):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TDLM_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_an_unknown_instruction_set_is_one_clear_error():
-    done = python("import tdlm_fast.kernels", "avx3")
-    assert done.returncode and "ValueError: TDLM_CPU_ISA is 'avx3'; it must be one of" in done.stderr
-
-
-def test_a_forked_child_computes_and_both_processes_exit():
-    code = """if True:
-        import os, torch
-        from tdlm_fast.kernels import linear_cross_entropy
-        from tdlm_fast.kernels.cpu import library as native
-        h, w, y = torch.randn(900, 16), torch.randn(1000, 16), torch.arange(900)
-        loss = linear_cross_entropy(h, w, y)
-        child = os.fork()
-        if not child:
-            os._exit(0 if linear_cross_entropy(h, w, y) == loss else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        print(native.describe())
-    """
-    done = python(code, "portable")
-    assert done.stdout == "portable: chosen as TDLM_CPU_ISA=portable\n", done.stderr
 
 
 FUZZ = os.environ.get("TDLM_FUZZ")  # as many examples, another set each time: make fuzz

@@ -45,8 +45,8 @@ def test_packed_documents_attend_as_if_alone(causal, of):
         packed = attention(q, k, v, causal=causal, segments=segments)
     else:
         packed = A.attention_ref(q, k, v, None, segments, None, causal, 0.0)
-    alone = [attention(*parts, causal=causal) for parts in zip(*(a.split(lengths, 2) for a in (q, k, v)), strict=True)]
-    torch.testing.assert_close(packed, torch.cat(alone, 2))
+    single = [attention(*parts, causal=causal) for parts in zip(*(a.split(lengths, 2) for a in (q, k, v)), strict=True)]
+    torch.testing.assert_close(packed, torch.cat(single, 2))
 
 
 class OnGPU:

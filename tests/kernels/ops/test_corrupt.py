@@ -1,4 +1,4 @@
-"""What corruption draws: rates, strata, independence. Its kernels have the reference's bits, so this is of them all."""
+"""What corruption draws: rates, strata, independence. Every kernel draws the bits of the reference."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_steps_seeds_rows_and_places_are_independent(sampling):
     assert all((a * b).mean().abs() < 4.5 / (128 * 512) ** 0.5 for b in others)
 
 
-def test_a_part_of_a_batch_needs_the_batchs_rows():
+def test_errors_name_what_is_wrong():
     x0 = torch.zeros(2, 4, dtype=torch.long)
     for kw, message in (
         (dict(row_offset=2), "row_offset = 2 needs batch_rows"), (dict(row_offset=2, batch_rows=3), "rows 2 to 4 lie"),
@@ -67,6 +67,8 @@ def test_a_part_of_a_batch_needs_the_batchs_rows():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             corrupt(x0, seed=0, step=0, **kw, **KW)
+    with pytest.raises(ValueError, match="one of linear"):
+        corrupt(x0, seed=0, step=0, schedule="lineal", **KW)
 
 
 def test_seed_and_step_as_tensors_are_the_same_draw():
@@ -84,3 +86,41 @@ def test_ops_pass_opcheck():
         rest = (50, "cosine", sampling, 0, 2)
         torch.library.opcheck(corrupt_op, (x0, None, 1, 2, None, None, *rest))
         torch.library.opcheck(corrupt_op, (x0, x0 > 9, 1, 0, None, torch.tensor(2), *rest))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_mean_weight_of_a_token_is_one_for_every_schedule(schedule):
+    """E[weight] = integral of m'(t) dt = 1, so a uniform predictor scores exactly ln V."""
+    c = corrupt(torch.zeros(4096, 64, dtype=torch.long), seed=1, step=2, mask_token_id=9, schedule=schedule)
+    per_row = c.weights.double().mean(1)
+    assert abs(per_row.mean() - 1) < 5 * per_row.std() / 64
+
+
+@pytest.mark.parametrize("sampling", ["stratified", "antithetic", "independent"])
+def test_a_split_batch_is_masked_as_the_whole(sampling):
+    x0 = torch.randint(0, 50, (8, 33))
+    kw = dict(seed=3, step=7, mask_token_id=50, sampling=sampling, batch_rows=8)
+    whole = corrupt(x0, **kw)
+    parts = [corrupt(x0[i : i + 2], row_offset=i, **kw) for i in range(0, 8, 2)]
+    assert torch.equal(whole.xt, torch.cat([p.xt for p in parts]))
+    assert torch.equal(whole.weights, torch.cat([p.weights for p in parts]))
+    assert not torch.equal(whole.xt, corrupt(x0, **kw | {"step": 8}).xt)
+
+
+def test_one_level_a_stratum_and_pairs_add_up():
+    x0 = torch.zeros(16, 4, dtype=torch.long)
+    strata = (corrupt(x0, seed=0, step=0, mask_token_id=1).t * 16).long()
+    assert strata.tolist() == list(range(16))
+    t = corrupt(x0, seed=0, step=0, mask_token_id=1, sampling="antithetic").t.view(8, 2)
+    torch.testing.assert_close(t.sum(1), torch.ones(8))
+
+
+def test_compaction_lists_the_masked_tokens_in_order():
+    x0 = torch.randint(0, 50, (5, 21))
+    valid = torch.rand(5, 21) < 0.8
+    c = corrupt(x0, seed=5, step=1, mask_token_id=50, valid=valid)
+    n = int(c.n_masked)
+    assert torch.equal(c.rows[:n], c.masked.view(-1).nonzero()[:, 0])
+    assert torch.equal(c.targets[:n], x0[c.masked]) and torch.equal(c.row_weights[:n], c.weights[c.masked])
+    assert not (c.masked & ~valid).any() and torch.equal(c.xt[~c.masked], x0[~c.masked])
+    assert c.row_weights[n:].abs().sum() == 0

@@ -2,7 +2,7 @@
 
 The interpreter must be chosen before Triton is imported, and it takes the place of the kernels for CPU tensors, so it
 needs a pytest run of its own: `make test` starts it.
-test_tiles.py is arithmetic, and runs anywhere.
+test_tiles.py and test_register.py run no kernel, so they run anywhere.
 """
 
 import inspect
@@ -15,9 +15,10 @@ import torch
 
 from tdlm_fast.kernels.triton import register
 
+ANYWHERE = ("test_tiles.py", "test_register.py")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if register.missing() or not (INTERPRETED or torch.cuda.is_available()):
-    collect_ignore = [p.name for p in Path(__file__).parent.glob("test_*.py") if p.name != "test_tiles.py"]
+    collect_ignore = [p.name for p in Path(__file__).parent.glob("test_*.py") if p.name not in ANYWHERE]
 elif INTERPRETED:
     register.register("cpu")
     torch.set_num_threads(1)
@@ -40,7 +41,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     folder = Path(__file__).parent
     for item in items:
-        if item.path.parent != folder or item.path.name == "test_tiles.py":
+        if item.path.parent != folder or item.path.name in ANYWHERE:
             continue
         item.add_marker("interpreter" if INTERPRETED else "gpu")
         if INTERPRETED and numpy_is_too_new():

@@ -26,3 +26,9 @@ def test_draw_gives_the_references_rows(T, dtype, padded):
         for a, b in zip(draw(*args), dispatch.reference(draw)(*args), strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b)
     assert draw(*args)[0].max() > mask // 2 or T == 1  # unsigned
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_opcheck(padded):
+    parts = split_of(9, torch.int16, torch.Generator().manual_seed(0))
+    torch.library.opcheck(draw, (*parts, torch.tensor(1, device=DEVICE), 4, 2, 9, 65535, padded))

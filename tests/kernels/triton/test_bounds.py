@@ -30,7 +30,7 @@ def test_a_read_past_the_end_is_a_fault():
 @pytest.mark.parametrize("op, args", [pytest.param(*c, id=f"{c[0]} {i}") for i, c in enumerate(calls())])
 def test_nothing_past_the_end_of_an_input_is_read(op, args):
     truth = run(op, args)
-    found = run(op, [guarded(a) if isinstance(a, torch.Tensor) and a.numel() else a for a in args])
-    found, truth = (x if isinstance(x, (tuple, list)) else [x] for x in (found, truth))
-    for a, b in zip(found, truth, strict=True):
+    result = run(op, [guarded(a) if isinstance(a, torch.Tensor) and a.numel() else a for a in args])
+    result, truth = (x if isinstance(x, (tuple, list)) else [x] for x in (result, truth))
+    for a, b in zip(result, truth, strict=True):
         assert a is None or torch.equal(a.nan_to_num(), b.nan_to_num())

@@ -35,17 +35,17 @@ def test_philox_gives_the_references_words(seed, step, device):
     assert torch.equal(out, reference.random_words(index, seed=seed, step=step, stream=3))
 
 
-def same(found, truth):
-    for name, a, b in zip(found._fields, found, truth, strict=True):
+def same(result, truth):
+    for name, a, b in zip(result._fields, result, truth, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b), name
 
 
 def both(x0, valid, seed, step, schedule, sampling, row_offset=0, batch_rows=None):
     batch_rows = batch_rows or row_offset + len(x0)
-    found = corrupt(x0, valid=valid, seed=seed, step=step, mask_token_id=999, schedule=schedule, sampling=sampling,
+    result = corrupt(x0, valid=valid, seed=seed, step=step, mask_token_id=999, schedule=schedule, sampling=sampling,
                     row_offset=row_offset, batch_rows=batch_rows)  # fmt: skip
-    same(found, corrupt_ref(x0, valid, seed, step, None, None, 999, schedule, sampling, row_offset, batch_rows))
-    return found
+    same(result, corrupt_ref(x0, valid, seed, step, None, None, 999, schedule, sampling, row_offset, batch_rows))
+    return result
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -62,10 +62,10 @@ def test_rows_too_long_for_a_program_that_counts_take_the_reference(device, monk
 
     monkeypatch.setattr(corrupt_triton, "corrupt", refuse)
     x0 = torch.randint(0, 50, (2, tiles.MAX_T + 1), device=device)
-    found = both(x0, x0 > 4, 3, 4, "cosine", "counts")
-    assert 0 < found.n_masked < (x0 > 4).sum()
+    result = both(x0, x0 > 4, 3, 4, "cosine", "counts")
+    assert 0 < result.n_masked < (x0 > 4).sum()
     step = torch.tensor(4, device=device)
-    same(corrupt(x0, valid=x0 > 4, seed=3, step=step, mask_token_id=999, schedule="cosine", sampling="counts"), found)
+    same(corrupt(x0, valid=x0 > 4, seed=3, step=step, mask_token_id=999, schedule="cosine", sampling="counts"), result)
     for kw in (dict(x0=x0[:, :-1], sampling="counts"), dict(x0=x0)):
         with pytest.raises(AssertionError, match="spill"):
             corrupt(seed=3, step=4, mask_token_id=999, **kw)

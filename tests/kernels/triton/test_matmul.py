@@ -15,10 +15,10 @@ DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_av
 SMALL = tiles.Product(32, 32, 16, 4, 2)
 
 
-def close(found, truth, dtype):
-    assert found.dtype == torch.float32 and found.shape == truth.shape
+def close(result, truth, dtype):
+    assert result.dtype == torch.float32 and result.shape == truth.shape
     largest = truth.abs().max().item() if truth.numel() else 0
-    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=3e-6 * (1 + largest))
+    torch.testing.assert_close(result.double(), truth, rtol=1e-5, atol=3e-6 * (1 + largest))
 
 
 def check(rows, D, V, count, first, dtype, processors, plan=SMALL):

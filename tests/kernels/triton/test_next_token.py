@@ -20,10 +20,15 @@ def test_next_token_gives_the_references_rows(B, T, padding, monkeypatch):
         padding, valid
     )
     args = read, x0, valid.to(DEVICE), 50256
-    found, truth = next_token(*args), dispatch.reference(next_token)(*args)
-    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, truth, strict=True))
+    result, truth = next_token(*args), dispatch.reference(next_token)(*args)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(result, truth, strict=True))
     monkeypatch.setattr(tiles, "MAX_T", T - 1)
     assert all(torch.equal(a, b) for a, b in zip(next_token(*args), truth, strict=True))
     with pytest.raises(ValueError, match="must be"):
         monkeypatch.undo()
         next_token(read, x0, valid.to(DEVICE)[:, :0], 50256)
+
+
+def test_opcheck():
+    x0 = torch.tensor([[3, 1, 3]], device=DEVICE)
+    torch.library.opcheck(next_token, (x0, x0, x0 > 1, 4))

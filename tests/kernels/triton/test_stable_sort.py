@@ -16,9 +16,9 @@ def test_the_order_is_torchs(kind, N):
     bound = {"few": 3, "alike": 8}.get(kind, 50258)
     keys = torch.randint(0, bound, (N,), generator=g).to(DEVICE)
     keys = {"alike": keys * 0 + 7, "int32": keys.int()}.get(kind, keys)
-    ordered, where = stable_order(keys, bound)
+    ordered, order = stable_order(keys, bound)
     truth, place = torch.sort(keys.int(), stable=True)
-    assert ordered.dtype == torch.int32 and torch.equal(ordered, truth) and torch.equal(where, place)
+    assert ordered.dtype == torch.int32 and torch.equal(ordered, truth) and torch.equal(order, place)
 
 
 def test_what_is_too_long_or_too_large_is_sorted(monkeypatch):
@@ -29,3 +29,7 @@ def test_what_is_too_long_or_too_large_is_sorted(monkeypatch):
     assert stable_order(keys, 2**31)[1].tolist() == [3, 1, 0, 2]
     monkeypatch.setattr(stable_sort, "MAX_N", 3)
     assert stable_order(keys % 100, 100)[1].tolist() == [3, 1, 0, 2]
+
+
+def test_opcheck():
+    torch.library.opcheck(stable_order, (torch.tensor([3, 1, 3], device=DEVICE), 4))

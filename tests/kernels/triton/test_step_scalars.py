@@ -40,3 +40,9 @@ def test_the_log_takes_a_line_a_step():
     assert number == 5
     lines = {i % 3: [i + 0.5, float(torch.tensor(i / 3)), 2.0**40 + i, i] for i in (2, 3, 4)}
     assert log.tolist() == [lines[i] for i in range(3)]
+
+
+def test_opcheck():
+    log, one = torch.zeros(3, 4, dtype=torch.float64, device=DEVICE), torch.tensor(1.0, device=DEVICE)
+    torch.library.opcheck(clip_scale, (torch.ones(3, device=DEVICE), one, 1.0))
+    torch.library.opcheck(record, (log, one.long(), one, one, one.long(), one.long()))

@@ -1,0 +1,65 @@
+"""AdamW and its learning rate."""
+
+import math
+
+import pytest
+import torch
+
+from tdlm_fast.config import Model as Shape
+from tdlm_fast.config import Optim
+from tdlm_fast.model import Model
+from tdlm_fast.training.optimizer import adamw, learning_rate
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights_alone():
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    for bad in (0.0, 1.0):
+        weight.grad = torch.full((3, 3), float("nan") if bad else 1.0)
+        before, optimizer.found_inf = weight.detach().clone(), torch.tensor(bad)  # as step.train_step sets it
+        optimizer.step()
+        assert torch.equal(before, weight) == bool(bad) and weight.isfinite().all()
+
+
+OPTIM = Optim(lr=0.01, min_lr=0.001, warmup=0.1, weight_decay=0.1)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum():
+    rates = [learning_rate(step, 100, OPTIM) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.001 * (step + 1) for step in range(10)])  # warm-up: a tenth of the steps
+    assert rates[10] == pytest.approx(0.01) and rates[99] == pytest.approx(0.001)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    middle = 0.001 + 0.009 * (1 + math.cos(math.pi * 45 / 89)) / 2
+    assert rates[55] == pytest.approx(middle)
+    assert learning_rate(1000, 100, OPTIM) == pytest.approx(0.001)  # past the last step it stays
+
+
+def test_without_warm_up_and_with_one_step_the_first_rate_is_the_peak():
+    no_warmup = Optim(lr=0.01, min_lr=0.001, warmup=0.0)
+    assert learning_rate(0, 100, no_warmup) == pytest.approx(0.01)
+    assert learning_rate(0, 1, no_warmup) == pytest.approx(0.01)
+    assert learning_rate(0, 1, OPTIM) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_matrices_decay(tied):
+    """Without a gradient a decayed weight shrinks by 1 - lr * decay per step, and every other one stays."""
+    model = Model(Shape(width=16, layers=1, heads=2, inner=24, positions="learned", seq_len=8, tied=tied), vocab=40)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = adamw(model, OPTIM)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    stay = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert stay == {n for n in before if "norm" in n or n in ("embedding.weight", "positions.weight")}
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (1 if name in stay else 1 - 0.01 * 0.1))
+    assert ("_head" in before) == (not tied)
+
+
+def test_it_has_the_betas_of_the_config_and_every_parameter_once():
+    model = Model(Shape(width=16, layers=1, heads=2, inner=24), vocab=40)
+    optimizer = adamw(model, Optim(beta1=0.7, beta2=0.8))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, parameters)) == sorted(map(id, model.parameters()))
+    assert all(group["betas"] == (0.7, 0.8) and group["fused"] for group in optimizer.param_groups)

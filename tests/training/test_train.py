@@ -1,0 +1,81 @@
+"""The verb `train`: what it prints, and its one line where it cannot train."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from tdlm_fast import train
+from tdlm_fast.runs.files import LAST
+from tests.running import TINY
+
+
+def test_training_prints_a_line_before_it_loads_pytorch(tmp_path):
+    """The line must come before torch is imported: importing it may take seconds."""
+    code = (
+        "import sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print('torch', flush=True); sys.exit(7)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "from tdlm_fast.train import main\n"
+        f"main(['configs/tiny.yaml', 'run.dir={tmp_path / 'run'}'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 7
+    assert ended.stdout.splitlines() == [f"configs/tiny.yaml: diffusion, into {tmp_path / 'run'}", "torch"]
+
+
+def test_an_early_loss_that_is_no_number_claims_no_checkpoint(tiny, capsys):
+    args = [*tiny, "optim.lr=1e18", "optim.clip=0", "optim.min_lr=0"]
+    assert train.main([TINY, *args]) == 1
+    error = capsys.readouterr().err
+    assert "not finite at step" in error and "no checkpoint was saved yet" in error and "intact" not in error
+
+
+def test_a_finished_run_prints_its_scores_its_folder_and_the_next_command(trained, capsys):
+    folder, args = trained
+    capsys.readouterr()
+    assert train.main([TINY, *args, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [f"{TINY}:", "valid", "test", "best", "speed", "run", "sample"]
+    assert lines[3] == "best   these are of the weights of step 2, of 2 trained" and lines[5] == f"run    {folder}"
+    assert f"-m tdlm_fast.sample {folder} --prompt 'The ' --tokens 32" in lines[6]
+    assert "finished already" in err
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train.main([TINY, *tiny, f"run.dir={tmp_path / 'file' / 'run'}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: run.dir: {tmp_path / 'file'}") and error.endswith("give another run.dir")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_full_disk_is_one_line_with_what_is_left(tiny, tmp_path, saved, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "last.safetensors")
+
+    monkeypatch.setattr(train, "train", full)
+    if saved:
+        (tmp_path / "run" / LAST).parent.mkdir(parents=True)
+        (tmp_path / "run" / LAST).write_text("")
+    assert train.main([TINY, *tiny]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: last.safetensors: No space left on device; ") and error.count("\n") == 1
+    assert ("the last checkpoint is intact; to resume: " in error) == saved
+    assert ("no checkpoint was saved yet" in error) != saved
+
+
+def test_the_command_of_the_error_about_a_run_folder_trains_that_run_further(trained, capsys):
+    folder, args = trained
+    capsys.readouterr()
+    assert train.main([str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1
+    words = err.partition("; give ")[2].partition(" to train")[0].replace(",", "").removeprefix("with ").split()
+    assert train.main([*(w for w in words if w != "with"), "train.max_steps=2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == f"run    {folder}"

@@ -35,14 +35,14 @@ MAX_LOGIT = tl.constexpr(40.0)  # e^40 times a large vocabulary is far from the 
 
 @triton.jit(do_not_specialize=["N"])
 def take_kernel(H, FROM, N_ROWS, X, LONGEST, N, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr):
-    """Row FROM[i] of H, or row i, to row i of X in its dtype, for the rows that count; LONGEST[program]: max |x|^2."""
+    """Row FROM[i] of H, or row i, to row i of X in its dtype; 0 past the count. LONGEST[program]: max |x|^2."""
     overlap(PDL)
     r, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     on = r < live_rows(N_ROWS, N)
     row = r.to(tl.int64) if FROM is None else tl.load(FROM + r, mask=on, other=0)
-    inside = on[:, None] & (d < D)[None, :]
-    x = tl.load(H + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(X.dtype.element_ty)
-    tl.store(X + r[:, None].to(tl.int64) * D + d[None, :], x, mask=inside)
+    narrow = (d < D)[None, :]
+    x = tl.load(H + row[:, None] * D + d[None, :], mask=on[:, None] & narrow, other=0.0).to(X.dtype.element_ty)
+    tl.store(X + r[:, None].to(tl.int64) * D + d[None, :], x, mask=(r < N)[:, None] & narrow)
     x = x.to(tl.float32)
     tl.store(LONGEST + tl.program_id(0), tl.max(tl.sum(x * x, 1), 0))
 

@@ -7,14 +7,11 @@ import torch.nn.functional as F
 
 from bench.race.cases import LCE, Lce
 from tdlm_fast.kernels import linear_cross_entropy
+from tests.kernels.triton.machine import ON_GPU, TTSEM
 
-# The interpreter multiplies bf16 wrongly without an error, so bf16 is tested on a GPU only.
-
-
-DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
-
-
-SMALL = [c for c in LCE if c.N * c.V < 200_000 or torch.cuda.is_available()]
+SMALL = [c for c in LCE if c.N * c.V < 200_000 or ON_GPU]
+# ttsem is fast enough for some rows of the whole vocabulary, the interpreter is not.
+SMALL += [Lce("few rows, whole vocabulary", 40, 64, 50257, valid_vocab=50256, n_rows=33)] * TTSEM
 
 
 def answers(h, w, weights, of):

@@ -1,19 +1,12 @@
 """The head that gathers its rows itself, in Triton, against fp64 and against the rows taken first."""
 
-import os
-
 import pytest
 import torch
 
-if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
-    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
-
-from tdlm_fast.kernels import dispatch, use_backend  # noqa: E402
-from tdlm_fast.kernels.ops import gathered_cross_entropy as G  # noqa: E402
-from tdlm_fast.kernels.triton import tiles  # noqa: E402
-
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+from tdlm_fast.kernels import dispatch, use_backend
+from tdlm_fast.kernels.ops import gathered_cross_entropy as G
+from tdlm_fast.kernels.triton import tiles
+from tests.kernels.triton.machine import DEVICE, HALVES
 
 
 def problem(N, D, V, live, all_rows):
@@ -34,7 +27,7 @@ def answers(h, rows, w, targets, weights, n, dtype=None):
 
 @pytest.mark.parametrize("N, D, V, live", [(200, 64, 300, 137), (70, 16, 130, 70), (40, 40, 129, 0), (99, 64, 65, 9)])
 @pytest.mark.parametrize("all_rows", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16] + [torch.bfloat16] * (DEVICE == "cuda"))
+@pytest.mark.parametrize("dtype", HALVES)
 def test_error_is_at_most_twice_the_references(N, D, V, live, all_rows, dtype):
     h, rows, w, targets, weights, n = problem(N, D, V, live, all_rows)
     assert dispatch.server(G.lce_gathered, h, rows, w, targets, n, V, dtype).backend == "triton"

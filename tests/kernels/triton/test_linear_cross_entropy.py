@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.race.cases import LCE, Lce
-from tdlm_fast.kernels import linear_cross_entropy
+from tdlm_fast.kernels import hardware, linear_cross_entropy
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward
 from tdlm_fast.kernels.triton import tiles
-from tests.kernels.triton.head_accuracy import DTYPES, SMALL, answers, case, compare, ours, truth_and_reference
+from tests.kernels.triton.head_accuracy import SMALL, answers, case, compare, ours, truth_and_reference
+from tests.kernels.triton.machine import DEVICE, DTYPES, ON_GPU
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,7 +76,9 @@ def test_a_target_outside_the_vocabulary_is_nan_and_reads_nothing(device):
 
 
 def test_fp16_sums_are_close_and_only_where_asked(device, monkeypatch):
-    if device == "cuda" and tiles.card(torch.cuda.get_device_capability()) not in tiles.GEFORCE:
+    if not ON_GPU:
+        monkeypatch.setattr(hardware, "INTERPRETER", hardware.Card((8, 6), 4))
+    elif tiles.card(torch.cuda.get_device_capability()) not in tiles.GEFORCE:
         pytest.skip("this card adds in fp32 at the full rate")
     result = next(c for c in LCE if c.name == "some rows")
     monkeypatch.setenv("TDLM_FP16_ACCUMULATE", "1")
@@ -120,7 +123,6 @@ def test_ops_pass_opcheck(device):
     st.sampled_from((0.01, 1.0, 30.0)), st.booleans(),
 )  # fmt: skip
 def test_any_shape_is_as_accurate(N, D, V, n, dtype, scale, padded_vocabulary):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     valid = max(1, V - 3) if padded_vocabulary else V
     result = Lce("drawn", N, D, V, valid_vocab=valid, n_rows=max(0, min(n, N)), scale=scale)
-    compare(result, dtype, device)
+    compare(result, dtype, DEVICE)

@@ -8,7 +8,8 @@ from bench.race.cases import LCE
 from tdlm_fast.kernels import linear_cross_entropy
 from tdlm_fast.kernels.triton import linear_cross_entropy_chunked as chunked
 from tdlm_fast.kernels.triton import tiles
-from tests.kernels.triton.head_accuracy import DTYPES, SMALL, case, compare
+from tests.kernels.triton.head_accuracy import SMALL, case, compare
+from tests.kernels.triton.machine import DTYPES
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

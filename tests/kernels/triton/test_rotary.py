@@ -1,18 +1,11 @@
 """Rotary positions in one launch against fp64: at most twice the error of rotate in the same dtype."""
 
-import os
-
 import pytest
 import torch
 
-if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
-    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
-
-from tdlm_fast.kernels.ops.rotary import rotate, rotate_both, turn  # noqa: E402
-from tests.kernels.triton.accuracy import compare  # noqa: E402
-
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+from tdlm_fast.kernels.ops.rotary import rotate, rotate_both, turn
+from tests.kernels.triton.accuracy import compare
+from tests.kernels.triton.machine import DEVICE
 
 
 def problem(B, H, T, K, dtype):

@@ -13,6 +13,7 @@ head's products and exps in turn.
 
 import argparse
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -91,23 +92,22 @@ def head(card: int, half: bool = False) -> dict:
         figures[side] = {
             "mix": dict(mix.most_common()),
             "instructions_a_logit": round(rounds * 32 * sum(mix.values()) / N / V, 2),
+            "full_waves": {o: round(full_waves(plan, side, card, live), 3) for o, live in LIVE.items()},
             "ms": {k: round(v, 4) for k, v in pipes.items()},
         }
-    ms = [s["ms"] for s in figures.values()]
+    ms = [{k: v / s["full_waves"]["autoregressive"] for k, v in s["ms"].items()} for s in figures.values()]
     return figures | {"projected_ms": {
         "all overlapped": round(sum(max(m.values()) for m in ms), 3),
         "products and exp in turn": round(sum(max(m["products"] + m["exp"], m["issue"]) for m in ms), 3),
     }}  # fmt: skip
 
 
-def full_waves(programs: int, resident: int) -> float:
-    """Return the share of a kernel's time in which the GPU is full, if all programs take equally long.
-
-    `resident` programs run at once, on all multiprocessors together. The last wave takes as long as a full one, however
-    few programs are left for it: 275 programs of which 264 are resident take two waves, and fill 1.04 of them. The
-    times above leave this out, because the device chooses how many of the head's programs have work.
-    """
-    return programs / resident / -(-programs // resident)
+def full_waves(plan: tiles.Plan, side: str, card: int, share: float) -> float:
+    """Return the part of a pass's time in which the card is full, where this share of the rows bears loss."""
+    tile = getattr(plan, side)
+    units = math.ceil(N * share / tile.rows) * math.ceil(V / tile.vocab)
+    programs = plan.programs if side == "forward" else plan.weight_programs
+    return tiles.efficiency(units, programs, tile.fit * CHIPS[card].multiprocessors)
 
 
 GROUPS = {  # rows of the table and a pattern for the names of their ops; the first match counts
@@ -144,7 +144,8 @@ def step(card: int, objective: str, of_head: dict) -> dict:
         row, side = rows[group(part, op)], HEAD.get(op)
         low = high = max(moved / bandwidth, 0 if side else made / flops) * 1e3
         if side:
-            pipes = {k: v * LIVE[objective] for k, v in of_head[side]["ms"].items()}
+            share = LIVE[objective] / of_head[side]["full_waves"][objective]
+            pipes = {k: v * share for k, v in of_head[side]["ms"].items()}
             low, high = low + max(pipes.values()), low + max(pipes["products"] + pipes["exp"], pipes["issue"])
         row["launches"] += n
         row["mb"] += moved / 1e6

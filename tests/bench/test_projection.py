@@ -24,11 +24,11 @@ COUNTED = json.loads(launches.RESULTS.read_text())
 SAME_TORCH = FILE["torch"] == torch.__version__.partition("+")[0]
 
 
-@pytest.mark.parametrize("programs, resident, share", [
-    (264, 264, 1), (275, 264, 0.52), (528, 264, 1), (1, 264, 1 / 264), (393, 264, 0.74),
-])  # fmt: skip
-def test_a_last_wave_takes_as_long_as_a_full_one(programs, resident, share):
-    assert projection.full_waves(programs, resident) == pytest.approx(share, abs=5e-3)
+def test_the_head_fills_its_waves_as_the_file_says():
+    for card, figures in FILE["cards"].items():
+        for side, of in ((side, figures["head"]["bf16"][side]) for side in ("forward", "weight")):
+            assert set(of["full_waves"]) == set(projection.LIVE), (card, side)
+            assert all(0.9 < share <= 1 for share in of["full_waves"].values()), (card, side)
 
 
 def test_every_op_has_its_row():

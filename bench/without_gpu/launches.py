@@ -21,6 +21,7 @@ from tdlm_fast.kernels.ops import stable_sort
 from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.training import cuda_graph, memory_estimate
 from tdlm_fast.training.cuda_graph import DeviceSteps
+from tdlm_fast.training.device_adamw import DeviceAdamW
 
 RESULTS = Path(__file__).parent.parent / "results" / "launches.json"
 OBJECTIVES = ("diffusion", "autoregressive")
@@ -136,7 +137,7 @@ def counted(objective: str, *overrides: str, meter: Launches) -> Launches:
     settings = config.load("configs/tiny.yaml", [f"objective={objective}", *overrides])
     places = (
         (DeviceSteps, "body", "draw and log"), (cuda_graph, "backward", "forward"), (cuda_graph, "update", "clip"),
-        (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimizer"),
+        (torch.Tensor, "backward", "backward"), (DeviceAdamW, "step", "optimizer"),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         for place in places:

@@ -268,7 +268,7 @@ def small_kernels():
         types |= {"VALID": "*i1"} if "padded" in of else {}
         types |= dict.fromkeys(("T", "steps_per_epoch", "n_tokens", "token_mask"), "i32")
         yield f"draw, {of}", batch.draw_kernel, types, {"BLOCK": 128}, batch.OPTIONS
-    types = dict.fromkeys(("NORMS", "LOSS", "NORM", "SCALE", "SKIP"), f32) | {"P": "i32", "clip": "fp32"}
+    types = dict.fromkeys(("NORMS", "LOSS", "NORM", "SCALE", "SKIP", "STEPS"), f32) | {"P": "i32", "clip": "fp32"}
     constants = {"BLOCK": step_scalars.BLOCK}
     yield "clip", step_scalars.clip_kernel, types, constants, step_scalars.OPTIONS
     types = {"LOG": "*fp64", "STEP": i64, "LOSS": f32, "NORM": f32, "LOSS_TOKENS": i64, "TOKENS": i64, "window": "i32"}

@@ -89,7 +89,7 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
         next_token.next_token: (x0, x0, x0 > 0, V),
         batch.draw: (integers(9, dtype=torch.int16), y, y, y, n, 2, 1, 128, 65535, False),
         stable_sort.stable_order: (y, V),
-        scalars.clip_scale: (g, one, 1.0),
+        scalars.clip_scale: (g, one, 1.0, one),
         scalars.record: (floats(4, 4, dtype=torch.float64), n, one, one, n, n),
     }
     links = {name(op): answers(op, *args) for op, args in calls.items()}

@@ -84,7 +84,7 @@ def calls():
     yield "embedding_backward", (torch.randn(40, 16), tokens, 9)
     starts = torch.arange(4)
     yield "draw", (tokens.short(), starts, starts + 2, starts, torch.tensor(1), 2, 2, 6, 65535, True)
-    yield "clip_scale", (torch.ones(3), torch.tensor(1.0), 1.0)
+    yield "clip_scale", (torch.ones(3), torch.tensor(1.0), 1.0, torch.tensor(1.0))
     one = torch.tensor(1)
     yield "record", (torch.zeros(3, 4, dtype=torch.float64), one, one.float(), one.float(), one, one)
 

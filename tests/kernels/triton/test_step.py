@@ -33,7 +33,7 @@ def test_opcheck():
     x0 = torch.tensor([[3, 1, 3]], device=DEVICE)
     torch.library.opcheck(next_token, (x0, x0, x0 > 1, 4))
     torch.library.opcheck(stable_order, (torch.tensor([3, 1, 3], device=DEVICE), 4))
-    torch.library.opcheck(clip_scale, (torch.ones(3, device=DEVICE), scalar, 1.0))
+    torch.library.opcheck(clip_scale, (torch.ones(3, device=DEVICE), scalar, 1.0, scalar.clone()))
     torch.library.opcheck(record, (log, scalar.long(), scalar, scalar, scalar.long(), scalar.long()))
 
 

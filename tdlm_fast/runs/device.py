@@ -57,6 +57,7 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     kernels()  # raises ConfigError, where an import would raise ValueError
     from ..kernels.dispatch import answers, name
     from ..kernels.ops import attention, batch, corrupt, embedding, next_token, rms_norm, rows, stable_sort, swiglu
+    from ..kernels.ops import lazy_adamw as lazy
     from ..kernels.ops import linear_cross_entropy as head
     from ..kernels.ops import step_scalars as scalars
 
@@ -70,6 +71,8 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     h, w, g, y, n = floats(8, 64), floats(V, 64, dtype=fp32), floats(8, dtype=fp32), integers(8), integers()
     x, weight, gate, q = floats(8, 64, dtype=fp32), floats(64, dtype=fp32), floats(8, 384), floats(1, 4, 128, 16)
     x0, one, how = integers(2, 128), floats(dtype=fp32), (None, None, None, False, 0.0, True)
+    seen = integers(V, dtype=torch.int32)
+    table = w, w, w, seen, seen, floats(9, 3, dtype=fp32)
     calls = {
         head.lce_forward: (h, w, y, n, V, h.dtype, True),
         head.lce_backward_weight: (h, w, y, g, g, n, V, h.dtype),
@@ -91,6 +94,8 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
         stable_sort.stable_order: (y, V),
         scalars.clip_scale: (g, one, 1.0, one),
         scalars.record: (floats(4, 4, dtype=torch.float64), n, one, one, n, n),
+        lazy.catch_up: (*table, one, n, y, y, 0.9, 0.95, 1e-8),
+        lazy.update_rows: (*table, one, n, w, one, one, one, 0.9, 0.95, 1e-8),
     }
     links = {name(op): answers(op, *args) for op, args in calls.items()}
     chosen = attention.backend(q, masked=True)

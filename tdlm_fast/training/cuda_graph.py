@@ -20,6 +20,7 @@ from ..config import Config
 from ..data import batches, dataset
 from ..kernels.ops.batch import draw
 from ..kernels.ops.step_scalars import record
+from .device_adamw import DeviceAdamW
 from .optimizer import learning_rate
 from .step import EagerSteps, backward, update
 
@@ -80,6 +81,10 @@ class DeviceSteps:
         self.log = torch.zeros(window, 4, dtype=torch.float64, device=device)
         for group in optimizer.param_groups:
             group["lr"] = self.lr
+        self.lazy = None
+        if isinstance(optimizer, DeviceAdamW):
+            always = [model.mask_token_id, loss_of.keywords["start_token_id"]]
+            self.lazy = optimizer.make_lazy(model, steps=steps, train_step=self.step, always=always)
         self.why = "train.capture=off" if mode == "off" else "" if device.type == "cuda" else "CUDA graphs need a GPU"
         self.graph, self.warm, self.unread = None, 0, deque()
         self.stream, self.generator = None, torch.default_generator
@@ -90,6 +95,8 @@ class DeviceSteps:
         """One step that reads and writes only device memory."""
         torch.index_select(self.rates, 0, self.step.view(1), out=self.lr.view(1))
         x0, valid = self.data.batch(self.step)
+        if self.lazy is not None:
+            self.lazy.catch_up(x0)
         loss, loss_tokens, n = backward(self.model, self.loss_of, x0, valid, self.config, self.step)
         norm = update(self.model, self.optimizer, loss, self.config)
         record(self.log, self.step, loss, norm, loss_tokens, n)
@@ -97,6 +104,8 @@ class DeviceSteps:
     def run(self, step: int) -> None:
         """Start step `step`; it may still run on the device when this returns."""
         self.data.begin(step)
+        if self.lazy is not None:
+            self.lazy.begin(step)
         self.generator.manual_seed((self.config.seed << 32) + step)
         if self.graph is None and not self.why and self.warm >= WARM_UP:
             self._capture()

@@ -8,7 +8,9 @@ import torch
 from bench.without_gpu import launches
 
 FILE = json.loads(launches.RESULTS.read_text())
-MOST = {"diffusion": 98, "autoregressive": 98}  # a change that needs more gives the reason here
+# A change that needs more gives the reason here. 96, not 94: rows of the embedding catch up and are updated apart, two
+# launches that spare AdamW most of the table.
+MOST = {"diffusion": 96, "autoregressive": 96}
 
 
 @pytest.mark.parametrize("objective", launches.OBJECTIVES)

@@ -85,6 +85,12 @@ def calls():
     starts = torch.arange(4)
     yield "draw", (tokens.short(), starts, starts + 2, starts, torch.tensor(1), 2, 2, 6, 65535, True)
     yield "clip_scale", (torch.ones(3), torch.tensor(1.0), 1.0, torch.tensor(1.0))
+    table, seen = torch.randn(9, 16), torch.zeros(9, dtype=torch.int32)
+    table = table, table.clone(), table.abs(), seen, seen.clone(), torch.ones(5, 3), torch.tensor(1.0), torch.tensor(1)
+    one = torch.tensor(1.0)
+    yield "catch_up", (*table, tokens, torch.tensor([8]), 0.9, 0.95, 1e-8)
+    yield "catch_up", (*table, None, torch.tensor([8]), 0.9, 0.95, 1e-8)
+    yield "update_rows", (*table, torch.randn(9, 16), one, one, one, 0.9, 0.95, 1e-8)
     one = torch.tensor(1)
     yield "record", (torch.zeros(3, 4, dtype=torch.float64), one, one.float(), one.float(), one, one)
 

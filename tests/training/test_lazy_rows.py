@@ -1,19 +1,24 @@
 """Training whose embedding waits has the bits of training that updates every row at every step."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tdlm_fast import config as settings
+from tdlm_fast import train
 from tdlm_fast.kernels import hardware, use_backend
 from tdlm_fast.model import build_model
 from tdlm_fast.runs import checkpoint
+from tdlm_fast.runs.files import LAST
 from tdlm_fast.training import lazy_rows, memory_estimate, step
 from tdlm_fast.training.cuda_graph import DeviceSteps
 from tdlm_fast.training.device_adamw import DeviceAdamW
 from tdlm_fast.training.lazy_rows import LazyRows
 from tdlm_fast.training.optimizer import adamw
+from tests.running import metrics
 from tests.training.test_cuda_graph import outcomes, split
 
 STEPS = 12
@@ -111,6 +116,22 @@ def test_evaluation_between_steps_sees_settled_weights(gpu, monkeypatch):
     truth, dense = evaluated()
     assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(ours, truth, strict=True))
     assert same(lazy, dense)
+
+
+def test_the_trainer_records_samples_and_saves_settled_weights(gpu, tiny, tmp_path, monkeypatch):
+    def run(folder):
+        args = [*tiny, "precision=fp32", "train.max_steps=20", f"run.dir={folder}"]
+        assert train.main(["configs/tiny.yaml", *args]) == 0
+        measured = "seconds", "tokens_per_s", "loss_tokens_per_s", "peak_memory_mb"
+        entries = [{k: v for k, v in e.items() if k not in measured} for e in metrics(folder)]
+        summary = json.loads((folder / "summary.json").read_text())
+        return entries, [summary[k] for k in ("weights", "valid", "test")], (folder / "samples.txt").read_text()
+
+    ours = run(tmp_path / "lazy")
+    without_waiting(monkeypatch)
+    assert ours == run(tmp_path / "dense")
+    last = [load_file(tmp_path / name / LAST) for name in ("lazy", "dense")]
+    assert all(torch.equal(last[0][k], last[1][k]) for k in last[0])
 
 
 def test_a_run_resumes_with_the_same_bits(gpu, tmp_path):

@@ -6,6 +6,7 @@ import torch
 
 from bench.race.cases import Attention, Gate, Lce, Norm
 from tdlm_fast.kernels import dispatch
+from tdlm_fast.kernels.ops.lazy_adamw import corrections
 from tdlm_fast.kernels.triton import register
 
 OPS = {dispatch.name(op): op for op, *_ in register.KERNELS}
@@ -47,6 +48,23 @@ def _rows(dtype: torch.dtype, N: int) -> Iterator[tuple[str, tuple]]:
     yield "stable_order", (tokens, 90)
 
 
+def _lazy_rows(g: torch.Generator) -> Iterator[tuple[str, tuple]]:
+    """The embedding's rows at the optimizer's fifth step: some missed the steps before it."""
+    V, D, constants = 90, 64, (0.9, 0.95, 1e-8)
+    p, m, v = torch.randn(V, D, generator=g), *(torch.rand(V, D, generator=g) * 0.01 for _ in range(2))
+    last, mark = torch.randint(0, 4, (V,), generator=g).int(), torch.full((V,), 6).int()
+    scalars = corrections(9, 0.9, 0.95, p)
+    scalars[:5, 0] = 1e-3
+    tokens, always, step = torch.randint(0, V, (40,), generator=g), torch.tensor([V - 1]), torch.tensor(6)
+    waiting = p, m, v, last, mark, scalars, torch.tensor(4.0), step
+    yield "catch_up", (*waiting, tokens, always, *constants)
+    yield "catch_up", (*waiting, None, always, *constants)
+    mark = torch.where(torch.arange(V) % 2 == 0, 7, 3).int()
+    ready = p, m, v, torch.full((V,), 4).int(), mark, scalars, torch.tensor(5.0), step
+    grad = torch.randn(V, D, generator=g) * (mark == 7)[:, None]
+    yield "update_rows", (*ready, grad, torch.tensor(1e-3), torch.tensor(2.0), torch.tensor(0.0), *constants)
+
+
 def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tuple[str, tuple]]:
     """Yield (name of an op in OPS, arguments): activations in dtype; small: sizes for an interpreter.
 
@@ -69,8 +87,9 @@ def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tupl
     tokens = torch.randint(-(2**15), 2**15, (int(lengths.sum()),), generator=g).short()
     split = tokens, lengths.cumsum(0) - lengths, lengths, torch.randperm(2 * B, generator=g)
     found.append(("draw", (*split, step, B, 2, T, 65535, True)))
-    found.append(("clip_scale", (torch.rand(23, generator=g), one, 0.5)))
+    found.append(("clip_scale", (torch.rand(23, generator=g), one, 0.5, torch.tensor(3.0))))
     found.append(("record", (torch.zeros(3, 4, dtype=torch.float64), step, one, one, step, step)))
+    found += _lazy_rows(g)
     for name, args in found:
         yield name, tuple(_moved(a, device) for a in args)
 

@@ -113,11 +113,11 @@ def full_waves(plan: tiles.Plan, side: str, card: int, share: float) -> float:
 GROUPS = {  # rows of the table and a pattern for the names of their ops; the first match counts
     "head": "lce_",
     "attention": "tile_attention",
-    "linear layers": "mm|_foreach_copy_|cat",
+    "linear layers": "mm|_foreach_copy_|cat$",
     "norms and gate": "rms_norm|swiglu",
     "batch and corruption": "draw|corrupt|next_token",
     "embedding, rows, dropout": "embedding|put_rows|index_select|randint|native_dropout|mul",
-    "clip and AdamW": "",
+    "clip and AdamW": "catch_up",
     "the rest": ".",
 }
 

@@ -28,6 +28,7 @@ from tdlm_fast.kernels.triton import (
     batch,
     corrupt,
     embedding,
+    lazy_adamw,
     linear_cross_entropy,
     linear_cross_entropy_chunked,
     matmul,
@@ -289,11 +290,23 @@ def small_kernels():
         types |= {"VALID": "*i1"} if "padded" in of else {}
         types |= dict.fromkeys(("T", "steps_per_epoch", "n_tokens", "token_mask"), "i32")
         yield f"draw, {of}", batch.draw_kernel, types, {"BLOCK": 128}, batch.OPTIONS
-    types = dict.fromkeys(("NORMS", "LOSS", "NORM", "SCALE", "SKIP"), f32) | {"P": "i32", "clip": "fp32"}
+    types = dict.fromkeys(("NORMS", "LOSS", "NORM", "SCALE", "SKIP", "STEPS"), f32) | {"P": "i32", "clip": "fp32"}
     constants = {"BLOCK": step_scalars.BLOCK}
     yield "clip", step_scalars.clip_kernel, types, constants, step_scalars.OPTIONS
     types = {"LOG": "*fp64", "STEP": i64, "LOSS": f32, "NORM": f32, "LOSS_TOKENS": i64, "TOKENS": i64, "window": "i32"}
     yield "record", step_scalars.record_kernel, types, {}, step_scalars.OPTIONS
+    types = dict.fromkeys(("P", "M", "V", "SCALARS", "STEPS", "GRAD", "LR", "SCALE", "SKIP"), f32)
+    types |= dict.fromkeys(("beta1", "beta2", "rest1", "rest2", "eps"), "fp32") | {"LAST": "*i32", "MARK": "*i32"}
+    types |= {"TRAIN_STEP": i64, "TOKENS": i64, "ALWAYS": i64, "N": "i32", "D": "i32", "rows": "i32"}
+    for D, odd in ((16, False), (64, False), (64, True), (1024, False)):
+        of = f"D {D}{', odd width' * odd}"
+        launch, kernel = lazy_adamw.catch_up_launch(D), lazy_adamw.catch_up_kernel
+        constants, options = {"BLOCK_D": launch["BLOCK_D"]}, lazy_adamw.OPTIONS | {"num_warps": launch["num_warps"]}
+        all_rows = {n: t for n, t in types.items() if n != "TOKENS"}
+        yield f"catch up, {of}", kernel, *_pick(kernel, types, constants), options
+        yield f"settle, {of}", kernel, *_pick(kernel, all_rows, constants), options
+        options, kernel = lazy_adamw.OPTIONS | {"num_warps": 4}, lazy_adamw.update_kernel
+        yield f"update rows, {of}", kernel, *_pick(kernel, types, tiles.rows_launch(1, D)[1]), options
 
 
 def measure(card: int, only=lambda name: True) -> dict:

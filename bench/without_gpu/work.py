@@ -1,7 +1,8 @@
 """Bytes and products of every call of a training step on a GPU, found without one.
 
 The step runs under fake tensors, as launches.py counts it. A call is charged the bytes of the tensors that it takes and
-returns, each once, as if no cache held them and the call were one kernel.
+returns, each once, as if no cache held them and the call were one kernel. Of the embedding that AdamW updates by rows
+it is charged as many rows as the batch has tokens, as if all were different.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from bench.without_gpu import launches
 from tdlm_fast.training import memory_estimate
 
 WRITTEN_ONLY = ("copy_", "zero_", "fill_", "bernoulli_")  # the tensors that they change are not read
+LAZY = ("tdlm::catch_up", "tdlm::update_rows")
 GATHERED = ("embedding", "index_select", "index", "gather", "draw")  # they read as many bytes as they write
 
 
@@ -50,6 +52,15 @@ def traffic(func, args, kwargs, out) -> int:
     return written + written_and_read + sum(map(_bytes, {id(a): a for a in read}.values()))
 
 
+def rows_traffic(name: str, args, rows: int) -> int:
+    """Return the bytes of catch_up or update_rows, ops of lazy_adamw, for so many rows of the table."""
+    p, mark, more = args[0], args[4], args[8]  # tokens, or the gradient, whose rows are read
+    per_row = 6 * p.shape[1] * p.itemsize  # p, m and v, read and written
+    if name == "catch_up":
+        return rows * per_row + _bytes(more)
+    return rows * (per_row + p.shape[1] * more.itemsize) + _bytes(mark)
+
+
 def flop(func, args) -> int:
     """Return the flop of a call's products; the head's count all its rows, whether they bear loss or not."""
     name = func._schema.name.split("::")[1]
@@ -71,7 +82,7 @@ class Work(launches.Launches):
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.calls, self.rows = [], 0  # rows of the embedding that the step reads, at most
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -80,7 +91,13 @@ class Work(launches.Launches):
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if n := launches.launches(func, args, kwargs):
             name = func._schema.name.removeprefix("aten::")
-            self.calls.append((self.part, name, n, traffic(func, args, kwargs, out), flop(func, args)))
+            if name == "tdlm::catch_up":
+                self.rows = min(len(args[0]), args[8].numel() + len(args[9]))
+            if name in LAZY:
+                moved = rows_traffic(name.removeprefix("tdlm::"), args, self.rows)
+            else:
+                moved = traffic(func, args, kwargs, out)
+            self.calls.append((self.part, name, n, moved, flop(func, args)))
         return out
 
 

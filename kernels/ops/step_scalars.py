@@ -1,9 +1,10 @@
 """Fuse the scalar work that ends a step into two launches: what to clip by, and a line of the log.
 
-    norm = |norms|,   scale = max((norm + 1e-6) / clip, 1),   skip = not isfinite(loss + norm)
+    norm = |norms|,   scale = max((norm + 1e-6) / clip, 1),   skip = not isfinite(loss + norm),   steps += 1 - skip
 
 PyTorch's fused AdamW divides every gradient by scale (clip_grad_norm_ multiplies by its inverse) and leaves the weights
-as they are where skip is 1. Norms are fp32, the log is fp64.
+as they are where skip is 1. So a step that is skipped does not count for its bias corrections either. Norms and the
+count are fp32, the log is fp64.
 """
 
 import torch
@@ -12,11 +13,16 @@ from torch import Tensor
 from ..dispatch import op
 
 
-@op("tdlm::clip_scale", fake=lambda norms, *_: tuple(norms.new_empty(()) for _ in range(3)))
-def clip_scale(norms: Tensor, loss: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-    """norm, scale and skip, each () fp32, of the norms (P,) fp32 of all gradients; clip may be inf."""
+@op("tdlm::clip_scale", fake=lambda norms, *_: tuple(norms.new_empty(()) for _ in range(3)), mutates_args=("steps",))
+def clip_scale(norms: Tensor, loss: Tensor, clip: float, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return norm, scale and skip, each () fp32, of the norms (P,) fp32 of all gradients, and count the step.
+
+    clip may be inf. steps () fp32 counts the steps of the optimizer.
+    """
     norm = torch.linalg.vector_norm(norms)
-    return norm, ((norm + 1e-6) / clip).clamp(min=1), (~torch.isfinite(loss + norm)).float()
+    skip = (~torch.isfinite(loss + norm)).float()
+    steps += 1 - skip
+    return norm, ((norm + 1e-6) / clip).clamp(min=1), skip
 
 
 @op("tdlm::record", fake=lambda *_: None, mutates_args=("log", "step"))

@@ -18,6 +18,7 @@ from ..ops.batch import draw
 from ..ops.corrupt import corrupt_op
 from ..ops.embedding import embedding_backward
 from ..ops.gathered_cross_entropy import lce_gathered, lce_gathered_backward
+from ..ops.lazy_adamw import catch_up, update_rows
 from ..ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward, lce_sum
 from ..ops.next_token import next_token
 from ..ops.rms_norm import add_rms_norm_backward, add_rms_norm_forward, rms_norm_backward, rms_norm_forward
@@ -111,6 +112,11 @@ def turns(q, k, back) -> str:
     return typed(q, k) or ("it takes pairs" if q.shape[-1] % 2 else "")
 
 
+def steps_rows(p, m, v, *_) -> str:
+    plain = all(a.dtype == torch.float32 and a.is_contiguous() for a in (p, m, v))
+    return filled(p) or ("" if plain else "it takes contiguous tables in fp32")
+
+
 HEAD, WIDE_HEAD = "linear_cross_entropy", "linear_cross_entropy_chunked"
 KERNELS = (  # op, module and function of the kernel, and when it serves
     (lce_forward, HEAD, "forward", lambda h, w, y, n, V, dtype, need_dh: fused(h, w, dtype)),
@@ -138,6 +144,8 @@ KERNELS = (  # op, module and function of the kernel, and when it serves
     (stable_order, "stable_sort", "stable_order", sorts),
     (clip_scale, "step_scalars", "clip_scale", machine),
     (record, "step_scalars", "record", machine),
+    (catch_up, "lazy_adamw", "catch_up", steps_rows),
+    (update_rows, "lazy_adamw", "update_rows", steps_rows),
 )
 
 

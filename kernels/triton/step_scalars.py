@@ -11,7 +11,7 @@ OPTIONS = dict(num_warps=1, num_stages=1, enable_fp_fusion=True)
 
 
 @triton.jit
-def clip_kernel(NORMS, LOSS, NORM, SCALE, SKIP, P, clip, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def clip_kernel(NORMS, LOSS, NORM, SCALE, SKIP, STEPS, P, clip, BLOCK: tl.constexpr, PDL: tl.constexpr):
     overlap(PDL)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, P, BLOCK):
@@ -22,7 +22,9 @@ def clip_kernel(NORMS, LOSS, NORM, SCALE, SKIP, P, clip, BLOCK: tl.constexpr, PD
     both = tl.load(LOSS) + norm
     tl.store(NORM, norm)
     tl.store(SCALE, tl.maximum((norm + 1e-6) / clip, 1.0))
-    tl.store(SKIP, tl.where(tl.abs(both) < float("inf"), 0.0, 1.0))  # of nan too
+    skip = tl.where(tl.abs(both) < float("inf"), 0.0, 1.0)  # of nan too
+    tl.store(SKIP, skip)
+    tl.store(STEPS, tl.load(STEPS) + 1 - skip)
 
 
 @triton.jit
@@ -37,9 +39,9 @@ def record_kernel(LOG, STEP, LOSS, NORM, LOSS_TOKENS, TOKENS, window, PDL: tl.co
     tl.store(STEP, step + 1)
 
 
-def clip_scale(norms: Tensor, loss: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+def clip_scale(norms: Tensor, loss: Tensor, clip: float, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     norm, scale, skip = (norms.new_empty(()) for _ in range(3))
-    start_kernel(clip_kernel, (1,), norms, loss, norm, scale, skip, len(norms), clip, BLOCK=BLOCK, **OPTIONS)
+    start_kernel(clip_kernel, (1,), norms, loss, norm, scale, skip, steps, len(norms), clip, BLOCK=BLOCK, **OPTIONS)
     return norm, scale, skip
 
 

@@ -56,6 +56,15 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     """Return {op: [(backend, "" where it serves, else why not)]} at the sizes of configs/tiny.yaml in bf16."""
     kernels()  # raises ConfigError, where an import would raise ValueError
     from ..kernels.dispatch import answers, name
+    from ..kernels.ops.attention import backend
+
+    links = {name(op): answers(op, *args) for op, args in _calls(device).items()}
+    chosen = backend(torch.empty(1, 4, 128, 16, dtype=torch.bfloat16, device=device), masked=True)
+    return links | {"attention": [({"tile": "tile_attention", "sdpa": "PyTorch's SDPA"}.get(chosen, chosen), "")]}
+
+
+def _calls(device: torch.device) -> dict:
+    """Return {op: arguments} of a call of every op."""
     from ..kernels.ops import (
         attention,
         batch,
@@ -69,6 +78,7 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
         swiglu,
     )
     from ..kernels.ops import gathered_cross_entropy as gathered
+    from ..kernels.ops import lazy_adamw as lazy
     from ..kernels.ops import linear_cross_entropy as head
     from ..kernels.ops import step_scalars as scalars
 
@@ -82,7 +92,9 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     h, w, g, y, n = floats(8, 64), floats(V, 64, dtype=fp32), floats(8, dtype=fp32), integers(8), integers()
     x, weight, gate, q = floats(8, 64, dtype=fp32), floats(64, dtype=fp32), floats(8, 384), floats(1, 4, 128, 16)
     x0, one, how = integers(2, 128), floats(dtype=fp32), (None, None, None, False, 0.0, True)
-    calls = {
+    seen = integers(V, dtype=torch.int32)
+    table = w, w, w, seen, seen, floats(9, 3, dtype=fp32)
+    return {
         gathered.lce_gathered: (h.float(), y, w, y, n, V, h.dtype),
         gathered.lce_gathered_backward: (h, h, w.to(h.dtype), y, g, g, y, n, 8, V, fp32),
         head.lce_forward: (h, w, y, n, V, h.dtype, True),
@@ -104,9 +116,8 @@ def chains(device: torch.device) -> dict[str, list[tuple[str, str]]]:
         next_token.next_token: (x0, x0, x0 > 0, V),
         batch.draw: (integers(9, dtype=torch.int16), y, y, y, n, 2, 1, 128, 65535, False),
         stable_sort.stable_order: (y, V),
-        scalars.clip_scale: (g, one, 1.0),
+        scalars.clip_scale: (g, one, 1.0, one),
         scalars.record: (floats(4, 4, dtype=torch.float64), n, one, one, n, n),
+        lazy.catch_up: (*table, one, n, y, y, 0.9, 0.95, 1e-8),
+        lazy.update_rows: (*table, one, n, w, one, one, one, 0.9, 0.95, 1e-8),
     }
-    links = {name(op): answers(op, *args) for op, args in calls.items()}
-    chosen = attention.backend(q, masked=True)
-    return links | {"attention": [({"tile": "tile_attention", "sdpa": "PyTorch's SDPA"}.get(chosen, chosen), "")]}

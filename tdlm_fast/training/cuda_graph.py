@@ -21,6 +21,7 @@ from ..data import batches, dataset
 from ..kernels.dispatch import compile_ahead
 from ..kernels.ops.batch import draw
 from ..kernels.ops.step_scalars import record
+from .device_adamw import DeviceAdamW
 from .optimizer import learning_rate
 from .step import EagerSteps, backward, update
 
@@ -81,6 +82,10 @@ class DeviceSteps:
         self.log = torch.zeros(window, 4, dtype=torch.float64, device=device)
         for group in optimizer.param_groups:
             group["lr"] = self.lr
+        self.lazy = None
+        if isinstance(optimizer, DeviceAdamW):
+            always = [model.mask_token_id, loss_of.keywords["start_token_id"]]
+            self.lazy = optimizer.make_lazy(model, steps=steps, train_step=self.step, always=always)
         self.why = "train.capture=off" if mode == "off" else "" if device.type == "cuda" else "CUDA graphs need a GPU"
         self.graph, self.warm, self.unread = None, 0, deque()
         self.stream, self.generator = None, torch.default_generator
@@ -91,6 +96,8 @@ class DeviceSteps:
         """One step that reads and writes only device memory."""
         torch.index_select(self.rates, 0, self.step.view(1), out=self.lr.view(1))
         x0, valid = self.data.batch(self.step)
+        if self.lazy is not None:
+            self.lazy.catch_up(x0)
         loss, loss_tokens, n = backward(self.model, self.loss_of, x0, valid, self.config, self.step)
         norm = update(self.model, self.optimizer, loss, self.config)
         record(self.log, self.step, loss, norm, loss_tokens, n)
@@ -100,6 +107,8 @@ class DeviceSteps:
         self.data.begin(step)
         if self.warm == 0 and self.device.type == "cuda":
             compile_ahead(self._gradients)
+        if self.lazy is not None:
+            self.lazy.begin(step)
         self.generator.manual_seed((self.config.seed << 32) + step)
         if self.graph is None and not self.why and self.warm >= WARM_UP:
             self._capture()

@@ -9,6 +9,7 @@ import math
 import torch
 
 from ..config import Optim
+from .device_adamw import DeviceAdamW
 
 
 def learning_rate(step: int, steps: int, optim: Optim) -> float:
@@ -21,10 +22,11 @@ def learning_rate(step: int, steps: int, optim: Optim) -> float:
 
 
 def adamw(model: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """Return fused AdamW; embeddings, positions and norms do not decay."""
+    """Return fused AdamW, on a GPU DeviceAdamW; embeddings, positions and norms do not decay."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     decayed = [p for p in model.parameters() if p.dim() == 2 and id(p) not in tables]
     rest = [p for p in model.parameters() if p.dim() != 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    on_gpu = any(p.is_cuda for p in model.parameters())  # a graph may replay it
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True, capturable=on_gpu)
+    on_gpu = any(p.is_cuda for p in model.parameters())
+    kind = DeviceAdamW if on_gpu else torch.optim.AdamW
+    return kind(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True, capturable=on_gpu)

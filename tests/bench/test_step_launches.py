@@ -8,8 +8,9 @@ import torch
 from bench.without_gpu import launches
 
 FILE = json.loads(launches.RESULTS.read_text())
-# A change that needs more gives the reason here. 99, not 98: adding up the parts of dW makes the last wave full.
-MOST = {"diffusion": 99, "autoregressive": 99}
+# A change that needs more gives the reason here. Adding up the parts of dW makes the last wave full; rows of the
+# embedding catch up and are updated apart, which spares AdamW most of the table.
+MOST = {"diffusion": 93, "autoregressive": 93}
 
 
 @pytest.mark.parametrize("objective", launches.OBJECTIVES)

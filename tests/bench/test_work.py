@@ -45,9 +45,13 @@ def test_limits_of_a_step_follow_rates_and_rows(monkeypatch):
     mm = sum(2 * 8192 * 64 * n for n in (192, 64, 384, 192)) * 2 * 3  # of two layers, with both gradients
     assert bound["aten::mm"] == pytest.approx(mm / 1e12 * 1e3)
     moved = of(1e30, 1e9)
-    floats = 8 * 6_539_776  # weights, gradients and both moments, read and written: PyTorch writes back what it scaled
+    # Weights, gradients and both moments, read and written: PyTorch writes back what it scaled. The table is not in it.
+    table, rows = 50258 * 64, 8192 + 2
+    floats = 8 * (6_539_776 - table)
     assert moved["aten::_fused_adamw_"] == pytest.approx(4 * floats / 1e9 * 1e3, rel=0.001)
     assert of(1e30, 2e9)["aten::_fused_adamw_"] == pytest.approx(moved["aten::_fused_adamw_"] / 2)
+    assert moved["tdlm::catch_up"] == pytest.approx((6 * rows * 64 * 4 + 8 * 8192) / 1e9 * 1e3)
+    assert moved["tdlm::update_rows"] == pytest.approx((7 * rows * 64 * 4 + 4 * 50258) / 1e9 * 1e3)
 
 
 def test_a_wide_head_makes_three_products_of_the_rows_that_bear_loss(monkeypatch):

@@ -30,7 +30,7 @@ def steps(c, device, runs=3):
     model, loss_of = build_model(c, vocabulary).to(device).train(), step.objective(c, vocabulary)
     rows = split(c.data.layout == "paragraphs")
     runner = DeviceSteps(model, adamw(model, c.optim), loss_of, rows, c, steps=9, mode="off")
-    return outcomes(runner, 0, runs), [p.detach() for p in model.parameters()]
+    return outcomes(runner, 0, runs), list(model.state_dict().values())
 
 
 @pytest.fixture

@@ -15,20 +15,26 @@ from tests.kernels.triton.machine import DEVICE
 def test_clipping_by_scale_is_clip_grad_norm(P, clip, size):
     grads = [torch.randn(5, device=DEVICE) * size for _ in range(P)]
     norms, loss = torch.stack(torch._foreach_norm(grads)), torch.tensor(3.0, device=DEVICE)
-    norm, scale, skip = clip_scale(norms, loss, clip)
+    steps = torch.tensor(6.0, device=DEVICE)
+    norm, scale, skip = clip_scale(norms, loss, clip, steps)
     scaled = [g / scale for g in grads]
     for p in (leaves := [torch.zeros(5, device=DEVICE, requires_grad=True) for _ in grads]):
         p.grad = grads.pop(0)
     truth = torch.nn.utils.clip_grad_norm_(leaves, clip)
     torch.testing.assert_close(norm, truth)
-    assert skip == 0 and all(torch.allclose(a, p.grad, rtol=1e-5) for a, p in zip(scaled, leaves, strict=True))
+    assert (
+        skip == 0
+        and steps == 7
+        and all(torch.allclose(a, p.grad, rtol=1e-5) for a, p in zip(scaled, leaves, strict=True))
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_skipped(bad):
+def test_what_is_no_number_is_skipped_and_not_counted(bad):
     one, none = torch.ones(3, device=DEVICE), torch.tensor(0.0, device=DEVICE)
-    assert clip_scale(one, none + bad, 1.0)[2] == 1 and clip_scale(one * bad, none, 1.0)[2] == 1
-    assert clip_scale(one, none, 1.0)[2] == 0
+    steps = torch.tensor(6.0, device=DEVICE)
+    assert clip_scale(one, none + bad, 1.0, steps)[2] == 1 and clip_scale(one * bad, none, 1.0, steps)[2] == 1
+    assert steps == 6 and clip_scale(one, none, 1.0, steps)[2] == 0 and steps == 7
 
 
 def test_the_log_takes_a_line_a_step():
@@ -43,5 +49,5 @@ def test_the_log_takes_a_line_a_step():
 
 def test_opcheck():
     log, one = torch.zeros(3, 4, dtype=torch.float64, device=DEVICE), torch.tensor(1.0, device=DEVICE)
-    torch.library.opcheck(clip_scale, (torch.ones(3, device=DEVICE), one, 1.0))
+    torch.library.opcheck(clip_scale, (torch.ones(3, device=DEVICE), one, 1.0, one.clone()))
     torch.library.opcheck(record, (log, one.long(), one, one, one.long(), one.long()))

@@ -18,7 +18,7 @@ help:  ## list the targets
 	@touch $@
 
 clean-venv:  ## remove .venv, to make it with another PYTHON or TORCH
-	rm -rf .venv
+	rm -rf .venv .venv-ttsem
 
 train: .venv/ready  ## train configs/tiny.yaml, or resume it; ARGS="key=value …" adds keys
 	$(PY) -m tdlm_fast.train configs/tiny.yaml $(ARGS) --resume
@@ -42,6 +42,9 @@ test-gpu: .venv/ready  ## run the tests that need a GPU, then the Triton kernels
 	if command -v compute-sanitizer; then PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
 		--error-exitcode 9 $(PY) -m pytest -q -x -m gpu tests/kernels/triton; else echo 'compute-sanitizer is not on the PATH'; fi
 
+test-ttsem:  ## run the Triton kernels' compiled IR on the CPU: bf16, bounds, races; PYTHON312=… names a Python 3.12
+	bash tests/kernels/triton/ttsem.sh $(ARGS)
+
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
 	$(PY) -m pytest -q bench/race/ops.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
 
@@ -63,5 +66,5 @@ sanitize: .venv/ready  ## test the CPU kernels under AddressSanitizer and UBSan
 fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magnitudes and targets
 	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/kernels/cpu -k hostile
 
-.PHONY: help clean-venv train test test-fast lint test-gpu bench resources resources-cuda report sanitize fuzz
+.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize fuzz
 .DEFAULT_GOAL := help

@@ -63,6 +63,7 @@ LCE = (
     Lce("three words", 13, 16, 3),
     Lce("wide", 70, 96, 515, valid_vocab=500),
     Lce("some rows", 100, 64, 301, n_rows=61),
+    Lce("the widest of the fused form", 70, 512, 333),
     Lce("several chunks", 300, 40, 131, n_rows=170),
     Lce("no rows", 9, 16, 50, n_rows=0),
     Lce("more rows than there are", 9, 16, 50, n_rows=12),

@@ -1,21 +1,12 @@
 """The single-tile attention in Triton against fp64: at most twice the error of the reference in the same dtype."""
 
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
-    pytest.skip("needs a GPU, or TRITON_INTERPRET=1 as test_interpreter.py sets it", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
-
-from tdlm_fast.kernels.ops import attention as A  # noqa: E402
-
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-# The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
-DTYPES = [torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+from tdlm_fast.kernels.ops import attention as A
+from tests.kernels.triton.machine import DEVICE, HALVES
 
 
 def problem(T, K, dtype, padding=False, documents=False, dropout=False):
@@ -36,7 +27,7 @@ def answers(of, qkv, dout, dtype):
     return [out.detach(), *torch.autograd.grad(out, inputs, dout.to(dtype))]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("T, K", [(1, 16), (7, 12), (60, 40), (100, 16), (128, 32)])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("mask", ["plain", "padding", "documents", "both, dropout", "turned", "turned, both, dropout"])
@@ -59,7 +50,7 @@ def compare(qkv, dout, dtype, *rest):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.integers(1, 40), st.integers(1, 20), st.booleans(), st.booleans(), st.booleans(), st.booleans(),
-    st.sampled_from((0.0, 0.3)), st.sampled_from(DTYPES),
+    st.sampled_from((0.0, 0.3)), st.sampled_from(HALVES),
 )  # fmt: skip
 def test_any_shape_and_mask(T, half, causal, padding, documents, rope, dropout, dtype):
     qkv, dout, rest = problem(T, 2 * half, dtype, padding, documents, bool(dropout))

@@ -5,8 +5,7 @@ import torch
 
 from tdlm_fast.kernels import dispatch
 from tdlm_fast.kernels.ops.batch import draw
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.kernels.triton.machine import DEVICE
 
 
 def split_of(T, dtype, g):

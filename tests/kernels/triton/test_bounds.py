@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.kernels.triton.guard import guarded
+from tests.kernels.triton.machine import INTERPRETED
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+if not INTERPRETED:
     pytest.skip("compute-sanitizer looks for that on a GPU (make test-gpu)", allow_module_level=True)
 
 from tests.kernels.triton.test_launches import calls, run

@@ -15,8 +15,9 @@ from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import corrupt as corrupt_triton
 from tdlm_fast.kernels.triton import tiles
 from tdlm_fast.kernels.triton.corrupt import random_words
+from tests.kernels.triton.machine import DEVICE, ON_GPU
 
-SMALL = [c for c in CORRUPT if c.B * c.T < 2000 or torch.cuda.is_available()]
+SMALL = [c for c in CORRUPT if c.B * c.T < 2000 or ON_GPU]
 
 
 @triton.jit
@@ -124,7 +125,6 @@ def test_ops_pass_opcheck(device):
 )  # fmt: skip
 def test_any_batch_has_the_references_bits(B, T, seed, step, offset, schedule, sampling, padding):
     g = torch.Generator().manual_seed(B * T)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x0 = torch.randint(0, 900, (B, T), generator=g).to(device)
-    valid = (torch.rand(B, T, generator=g) < 0.7).to(device) if padding else None
+    x0 = torch.randint(0, 900, (B, T), generator=g).to(DEVICE)
+    valid = (torch.rand(B, T, generator=g) < 0.7).to(DEVICE) if padding else None
     both(x0, valid, seed, step, schedule, sampling, offset, offset + B + 2)

@@ -1,22 +1,16 @@
 """The embedding's backward pass in Triton against fp64, where one row takes all, none, or most gradients."""
 
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-if not (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available()):
-    pytest.skip("needs a GPU, or TRITON_INTERPRET=1 as test_interpreter.py sets it", allow_module_level=True)
-pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[triton]")
-
-from tdlm_fast.kernels.dispatch import reference  # noqa: E402
-from tdlm_fast.kernels.ops import embedding as E  # noqa: E402
-from tdlm_fast.kernels.ops.rows import put_rows  # noqa: E402
+from tdlm_fast.kernels.dispatch import reference
+from tdlm_fast.kernels.ops import embedding as E
+from tdlm_fast.kernels.ops.rows import put_rows
+from tests.kernels.triton.machine import DEVICE, DTYPES
 
 embedding_backward_ref = reference(E.embedding_backward)
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 def tokens_of(kind: str, N: int, V: int, g) -> torch.Tensor:
@@ -50,7 +44,7 @@ def test_every_row_gets_its_sum(kind, N, D):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.integers(1, 200), st.integers(1, 40), st.integers(1, 70), st.floats(0, 1),
-    st.sampled_from((torch.float16, torch.float32)),
+    st.sampled_from(DTYPES),
 )  # fmt: skip
 def test_any_tokens_give_their_rows_the_sum(N, V, D, hot, dtype):
     g = torch.Generator().manual_seed(N + V + D)
@@ -62,7 +56,7 @@ def test_any_tokens_give_their_rows_the_sum(N, V, D, hot, dtype):
     assert error <= 2 * theirs + 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D", [5, 64, 1030])
 @pytest.mark.parametrize("n", [0, 1, 30, 33, None])
 def test_rows_are_put_where_they_were_taken(n, D, dtype):
@@ -78,7 +72,7 @@ def test_rows_are_put_where_they_were_taken(n, D, dtype):
     torch.library.opcheck(put_rows, (dx, rows, count, 50))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck_and_dtype(dtype):
     args = torch.randn(40, 16, device=DEVICE).to(dtype), torch.randint(0, 9, (40,), device=DEVICE), 9
     torch.library.opcheck(E.embedding_backward, args)

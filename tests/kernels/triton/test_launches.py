@@ -1,7 +1,5 @@
 """bench/without_gpu/launches.py says what our ops launch: here they run and are counted."""
 
-import os
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -11,8 +9,9 @@ from bench.without_gpu import launches
 from tdlm_fast.kernels import dispatch, hardware
 from tdlm_fast.kernels.triton import register
 from tdlm_fast.training import memory_estimate
+from tests.kernels.triton.machine import INTERPRETED
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+if not INTERPRETED:
     pytest.skip("counts the launches of Triton's interpreter", allow_module_level=True)
 
 from triton.runtime.interpreter import GridExecutor

@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.race.cases import LCE, Lce
-from tdlm_fast.kernels import linear_cross_entropy
+from tdlm_fast.kernels import hardware, linear_cross_entropy
 from tdlm_fast.kernels.ops.linear_cross_entropy import lce_backward_rows, lce_backward_weight, lce_forward
 from tdlm_fast.kernels.triton import linear_cross_entropy_chunked as lce_stored
 from tdlm_fast.kernels.triton import tiles
+from tests.kernels.triton.machine import DEVICE, DTYPES, ON_GPU, TTSEM
 
-# The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
-DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
-SMALL = [c for c in LCE if c.N * c.V < 200_000 or torch.cuda.is_available()]
+SMALL = [c for c in LCE if c.N * c.V < 200_000 or ON_GPU]
+# ttsem is fast enough for some rows of the whole vocabulary, the interpreter is not.
+SMALL += [Lce("few rows, whole vocabulary", 40, 64, 50257, valid_vocab=50256, n_rows=33)] * TTSEM
 
 
 def answers(h, w, weights, of):
@@ -188,7 +189,9 @@ def test_a_target_out_of_range_makes_a_weighted_sum_nan(device):
 
 
 def test_fp16_sums_are_close_and_only_where_asked(device, monkeypatch):
-    if device == "cuda" and tiles.card(torch.cuda.get_device_capability()) not in tiles.GEFORCE:
+    if not ON_GPU:
+        monkeypatch.setattr(hardware, "INTERPRETER", hardware.Card((8, 6), 4))
+    elif tiles.card(torch.cuda.get_device_capability()) not in tiles.GEFORCE:
         pytest.skip("this card adds in fp32 at the full rate")
     found = next(c for c in LCE if c.name == "some rows")
     monkeypatch.setenv("TDLM_FP16_ACCUMULATE", "1")
@@ -233,7 +236,6 @@ def test_ops_pass_opcheck(device):
     st.sampled_from((0.01, 1.0, 30.0)), st.booleans(),
 )  # fmt: skip
 def test_any_shape_is_as_accurate(N, D, V, n, dtype, scale, padded_vocabulary):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     valid = max(1, V - 3) if padded_vocabulary else V
     found = Lce("drawn", N, D, V, valid_vocab=valid, n_rows=max(0, min(n, N)), scale=scale)
-    compare(found, dtype, device)
+    compare(found, dtype, DEVICE)

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 from tdlm_fast.kernels.triton import matmul as product_triton
 from tdlm_fast.kernels.triton import tiles
 from tests.kernels.triton.guard import guarded
+from tests.kernels.triton.machine import DEVICE, DTYPES
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter multiplies bf16 wrongly without a word, so bf16 is tested on a GPU only.
-DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if torch.cuda.is_available() else ())
 SMALL = tiles.Product(32, 32, 16, 4, 2)
 
 

@@ -6,8 +6,7 @@ import torch
 from tdlm_fast.kernels import dispatch
 from tdlm_fast.kernels.ops.next_token import next_token
 from tdlm_fast.kernels.triton import tiles
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.kernels.triton.machine import DEVICE
 
 
 @pytest.mark.parametrize("padding", ["some", "none", "all", "anywhere"])

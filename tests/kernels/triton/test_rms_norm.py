@@ -17,14 +17,11 @@ from tdlm_fast.kernels.ops.rms_norm import (
 from tdlm_fast.kernels.ops.swiglu import swiglu_backward, swiglu_forward
 from tdlm_fast.kernels.triton import rms_norm as rms_norm_triton
 from tests.kernels.triton.accuracy import compare
+from tests.kernels.triton.machine import DEVICE
 
+# Triton's interpreter is right in bf16 where nothing is multiplied as matrices.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
 EPS = 1e-6
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def ours(x, w, a=None):

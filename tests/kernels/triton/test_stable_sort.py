@@ -5,8 +5,7 @@ import torch
 
 from tdlm_fast.kernels.ops import stable_sort
 from tdlm_fast.kernels.ops.stable_sort import stable_order
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.kernels.triton.machine import DEVICE
 
 
 @pytest.mark.parametrize("kind", ["any", "few", "alike", "int32"])

@@ -14,8 +14,7 @@ from tdlm_fast.kernels.ops.step_scalars import clip_scale, record
 from tdlm_fast.model import build_model
 from tdlm_fast.training import step
 from tdlm_fast.training.cuda_graph import DeviceSteps
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.kernels.triton.machine import DEVICE, INTERPRETED
 
 
 def split_of(T, dtype, g):
@@ -65,9 +64,9 @@ def as_gpu(monkeypatch):
 
     def pretend(dtype):
         # The interpreter multiplies bf16 wrongly, so fp16 stands in for it.
-        if dtype == torch.float16:
+        if dtype == torch.float16 and INTERPRETED:
             monkeypatch.setattr(step, "autocast", lambda device, precision: torch.autocast("cpu", dtype))
-        return hardware.pretend((8, 6), 4, torch.Tensor)
+        return hardware.pretend(*hardware.INTERPRETER, torch.Tensor)
 
     return pretend
 

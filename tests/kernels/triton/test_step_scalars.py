@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tdlm_fast.kernels.ops.step_scalars import clip_scale, record
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.kernels.triton.machine import DEVICE
 
 
 @pytest.mark.parametrize("P", [1, 15, 300])

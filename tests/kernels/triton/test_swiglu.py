@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from bench.race.cases import GATE
 from tdlm_fast.kernels.ops.swiglu import swiglu_forward
 from tests.kernels.triton.accuracy import compare
+from tests.kernels.triton.machine import DEVICE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def gate(x):

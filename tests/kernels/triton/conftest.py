@@ -27,8 +27,22 @@ elif not ON_GPU:
     register.register("cpu")
     torch.set_num_threads(1)
 if TTSEM:
-    from ttsem import _fakedriver, sanitize
+    from ttsem import _fakedriver, harness, memory, mlir, sanitize
 
+    modules: dict[tuple, str] = {}
+
+    def ir_for_launch(launch, stage, target):
+        """Return the IR of a launch. ttsem's own function compiles on to a cubin first, which takes a second."""
+        parts = harness._specialize(launch.fn, launch.args, launch.kwargs, target)
+        key = launch.fn.cache_key, stage, *map(str, parts)
+        if key not in modules:
+            modules[key] = mlir.to_generic(harness._stage_text(launch, stage, target), None)
+        return modules[key]
+
+    mlir.enable_generic_printing()
+    harness.ir_for_launch = ir_for_launch
+
+    memory.ACCESS_BUDGET = 16_000_000  # in a launch that is searched for races: enough for the whole vocabulary
     # It lasts as long as the process. Tensors stay on the CPU for Python code too: cuda_is_cpu would change them all.
     whole_process = contextlib.ExitStack()
     checked = whole_process.enter_context(sanitize.session(90, "<pytest>", cuda_is_cpu=False))

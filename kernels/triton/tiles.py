@@ -120,7 +120,8 @@ _FP32 = {
     512: (Tiles(16, 16, 8, 2, 2), Tiles(16, 16, 8, 2, 2)),
 }
 _FP32_90 = {  # here and below where the tiles above spill
-    64: (Tiles(64, 32, 4, 2, 3), Tiles(32, 32, 4, 2, 5)),
+    32: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 4, 2, 3)),
+    64: (Tiles(64, 32, 4, 2, 3), Tiles(16, 32, 4, 2, 5)),
     128: (Tiles(32, 16, 8, 2, 2), Tiles(32, 64, 8, 2, 2)),
 }
 _FP32_ELSEWHERE = {

@@ -121,7 +121,7 @@ _FP32 = {
 }
 _FP32_90 = {  # here and below where the tiles above spill
     32: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 4, 2, 3)),
-    64: (Tiles(64, 32, 4, 2, 3), Tiles(16, 32, 4, 2, 5)),
+    64: (Tiles(64, 32, 4, 2, 3), Tiles(32, 16, 4, 2, 4)),
     128: (Tiles(32, 16, 8, 2, 2), Tiles(32, 64, 8, 2, 2)),
 }
 _FP32_ELSEWHERE = {

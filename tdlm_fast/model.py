@@ -28,10 +28,10 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def _narrowed(x: Tensor, *layers: nn.Linear) -> list:
+def _narrowed(x: Tensor, layers: list[nn.Linear]) -> list:
     """Return the layers as functions. On a GPU under autocast their weights are cast by one kernel, not one each."""
     if not (x.is_cuda and torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type)):
-        return list(layers)
+        return layers
     weights = cast(torch.get_autocast_dtype(x.device.type), *(layer.weight for layer in layers))
     return [functools.partial(F.linear, weight=w) for w in weights]
 
@@ -53,11 +53,18 @@ class Block(nn.Module):
         self.up = nn.Linear(width, gates * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The four linear layers, in the order in which they run."""
+        return [self.qkv, self.out, self.up, self.down]
+
     def forward(
-        self, x: Tensor, a: Tensor | None, causal: bool, valid: Tensor | None, cache: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, a: Tensor | None, layers: list, causal: bool, valid: Tensor | None,
+        cache: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """layers: self.layers, as functions."""
         B, T, D = x.shape
-        qkv, out, up, down = _narrowed(x, self.qkv, self.out, self.up, self.down)
+        qkv, out, up, down = layers
         x, y = add_rms_norm(x, a, self.norm1.weight, EPS, narrow=True)
         q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in qkv(y).chunk(3, -1))
         p = self.dropout if self.training else 0.0
@@ -138,8 +145,9 @@ class Model(nn.Module):
                 raise ValueError(f"{end} tokens are more than the table of {len(table)} positions")
             x = x + table[read:end]
         x, a = self.dropout(x), None
+        layers = _narrowed(x, [layer for block in self.blocks for layer in block.layers])
         for i, block in enumerate(self.blocks):
-            x, a = block(x, a, causal, valid, None if cache is None else cache[i])
+            x, a = block(x, a, layers[4 * i : 4 * i + 4], causal, valid, None if cache is None else cache[i])
         return add_rms_norm(x, a, self.norm.weight, EPS)[1]
 
 

@@ -110,7 +110,10 @@ _WGMMA_100 = {  # where the tiles above spill on sm_100
     64: (Tiles(64, 64, 4, 3, 3, True), _WGMMA[64][1]),
     512: _MMA[512],
 }
-_WGMMA_ODD_100 = {256: (Tiles(64, 32, 8, 2, 1), Tiles(32, 32, 8, 2, 2))}
+_WGMMA_ODD_100 = {
+    16: (_WGMMA[16][0], Tiles(64, 64, 8, 3, 2)),
+    256: (Tiles(64, 32, 8, 2, 1), Tiles(32, 32, 8, 2, 2)),
+}
 _FP32 = {
     16: (Tiles(64, 64, 4, 2, 4), Tiles(32, 64, 4, 2, 4)),
     32: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 8, 2, 2)),
@@ -120,14 +123,17 @@ _FP32 = {
     512: (Tiles(16, 16, 8, 2, 2), Tiles(16, 16, 8, 2, 2)),
 }
 _FP32_90 = {  # here and below where the tiles above spill
-    64: (Tiles(64, 32, 4, 2, 3), Tiles(32, 32, 4, 2, 5)),
+    32: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 4, 2, 3)),
+    64: (Tiles(64, 32, 4, 2, 3), Tiles(32, 16, 4, 2, 4)),
     128: (Tiles(32, 16, 8, 2, 2), Tiles(32, 64, 8, 2, 2)),
 }
-_FP32_ELSEWHERE = {
+_FP32_80 = {
     16: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 4, 2, 3)),
     64: (Tiles(64, 32, 8, 2, 2), Tiles(32, 32, 4, 2, 4)),
-    128: (Tiles(32, 16, 8, 2, 2), Tiles(32, 32, 4, 2, 2)),
+    128: (Tiles(32, 16, 4, 1, 2), Tiles(32, 32, 4, 2, 2)),
 }
+_FP32_100 = _FP32_80 | {16: (Tiles(64, 64, 4, 2, 4), Tiles(32, 32, 4, 2, 3))}
+_FP32_120 = _FP32_80 | {128: (Tiles(16, 32, 4, 2, 2), Tiles(32, 32, 4, 2, 2))}
 
 
 def card(capability: tuple[int, int] | int) -> int | None:
@@ -141,7 +147,7 @@ def tiles(card: int, dtype: torch.dtype, block_d: int, odd_width: bool = False) 
     wgmma = _WGMMA | _WGMMA_ODD if odd_width else _WGMMA
     wgmma_100 = wgmma | _WGMMA_ODD_100 if odd_width else wgmma | _WGMMA_100
     halves = {90: wgmma, 100: wgmma_100, 120: _MMA | _MMA_120}.get(card, _MMA)
-    singles = _FP32 | {86: {}, 89: {}, 90: _FP32_90}.get(card, _FP32_ELSEWHERE)
+    singles = _FP32 | {80: _FP32_80, 90: _FP32_90, 100: _FP32_100, 120: _FP32_120}.get(card, {})
     found = (singles if dtype == torch.float32 else halves).get(block_d)
     if found is None or not odd_width:
         return found

@@ -10,7 +10,7 @@ from bench.without_gpu import launches
 FILE = json.loads(launches.RESULTS.read_text())
 # A change that needs more gives the reason here. Adding up the parts of dW makes the last wave full; rows of the
 # embedding catch up and are updated apart, which spares AdamW most of the table.
-MOST = {"diffusion": 93, "autoregressive": 93}
+MOST = {"diffusion": 91, "autoregressive": 91}
 
 
 @pytest.mark.parametrize("objective", launches.OBJECTIVES)

@@ -2,13 +2,14 @@
 
     L = sum_v 2^(c z),  A = sum_v 2^(c z) w_v,  z = h w_v,  c = log2 e        over a part of V, for small logits
 
-This is forward_kernel of kernels/triton/linear_cross_entropy.py with LOGITS="small" and a gradient of h: the same units,
-the same places for the sums, and combine_kernel ends both. Only the loop differs. There every thread computes addresses
-and copies its share of a tile of W. Here a tensor descriptor holds the shape of W, one thread starts the copy of a whole
-tile, and rows past the end of W arrive as 0. With SPECIALIZE Triton is asked to give the copies to a group of warps and
-the products and exps to others (`tl.range(…, warp_specialize=True)`).
+This is forward_kernel of kernels/triton/linear_cross_entropy.py with LOGITS="small" and a gradient of h: the same
+units, the same places for the sums, and combine_kernel ends both. Only the loop differs. There every thread computes
+addresses and copies its share of a tile of W. Here a tensor descriptor holds the shape of W, one thread starts the copy
+of a whole tile, and rows past the end of W arrive as 0. With SPECIALIZE Triton is asked to give the copies to a group
+of warps and the products and exps to others (`tl.range(…, warp_specialize=True)`).
 
-It needs Triton 3.4 for descriptors made by the host, and compute capability 9.0.
+It needs compute capability 9.0. Triton 3.6, 3.8 and 3.9 compile both forms. A kernel that makes a descriptor needs
+triton.set_allocator.
 """
 
 import torch

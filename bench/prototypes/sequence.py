@@ -100,7 +100,8 @@ def forward_kernel(X, Y, NORMS, QKV, OUT, UP, DOWN, VALID, TURNS, layers, T, eps
     """Program b: sequence b. Rows past T are 0 and stay finite; they are not stored."""
     overlap(PDL)
     HEAD_K: tl.constexpr = D // HEADS
-    b, t, d, c, i = tl.program_id(0), tl.arange(0, BLOCK_T), tl.arange(0, D), tl.arange(0, HEAD_K), tl.arange(0, BLOCK_I)
+    b, t, d = tl.program_id(0), tl.arange(0, BLOCK_T), tl.arange(0, D)
+    c, i = tl.arange(0, HEAD_K), tl.arange(0, BLOCK_I)
     at, inside = (b.to(tl.int64) * T + t[:, None]) * D + d[None, :], (t < T)[:, None]
     x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
     kind = QKV.dtype.element_ty

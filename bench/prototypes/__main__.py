@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import triton
 
-from bench.prototypes import pipelined_head, sequence
+from bench.prototypes import pipelined_head, sequence, sequence_backward
 from bench.without_gpu.projection import CHIPS, FLOOR_US, loop_mix
 from bench.without_gpu.rates import RATES
 from bench.without_gpu.resources import compiled, kernels, resources, tool
@@ -21,7 +21,8 @@ from tdlm_fast.kernels.triton import tiles
 
 FILE = Path(__file__).parent.parent / "results" / "prototypes.json"
 B, T, D, V, HEADS, INNER, LAYERS = 64, 128, 64, 50257, 4, 192, 2  # configs/tiny.yaml
-BODIES = {"T 128": (128, 8), "T 128, four warps": (128, 4), "T 64": (64, 4)}  # BLOCK_T, warps
+BODIES = {"T 128": (128, 8), "T 128, four warps": (128, 4), "T 64": (64, 4)}  # BLOCK_T, warps; of the forward kernel
+BACKWARD = {"backward, T 128": (128, 8), "backward, T 64": (64, 4), "backward, T 32": (32, 4)}
 SLOWER = 3  # the higher projected time of the body takes its products at this part of the rate
 LAUNCHES = 4  # of the body: cast of the weights, forward, backward, sum of the partial gradients
 
@@ -47,19 +48,20 @@ def issued(sass: str, *trips: int) -> int:
 
 
 def body(card: int) -> dict:
-    """Resources of the forward kernel of a body, and the instructions of a warp for the model of configs/tiny.yaml."""
-    figures, fp32 = {}, ("X", "Y", "NORMS", "TURNS")
-    types = dict.fromkeys(fp32, "*fp32") | dict.fromkeys(("QKV", "OUT", "UP", "DOWN"), "*bf16") | {"VALID": "*u8"}
-    types |= {"layers": "i32", "T": "i32", "eps": "fp32", "scale": "fp32"}
-    for name, (block_t, warps) in BODIES.items():
-        options = sequence.launch(block_t)
-        constants = {k: options.pop(k) for k in ("BLOCK_T", "BLOCK_I")}
-        constants |= dict(D=D, HEADS=HEADS, INNER=INNER, CAUSAL=False)
-        code = compiled(sequence.forward_kernel, card, types, constants, options | {"num_warps": warps})
-        figures[name] = resources(code, card, warps) | {"warps": warps}
-        if block_t == T and warps == 8:
-            sass = tool("nvdisasm", code.asm["cubin"], "-c")
-            figures[name]["issued"] = issued(sass, LAYERS, HEADS, INNER // constants["BLOCK_I"])
+    """Resources of both kernels of a body, and the instructions that a warp of the forward kernel issues."""
+    figures, options = {}, sequence.launch(T)
+    constants = {k: options.pop(k) for k in ("BLOCK_T", "BLOCK_I")} | dict(D=D, HEADS=HEADS, INNER=INNER, CAUSAL=False)
+    every = dict.fromkeys(("QKV", "OUT", "UP", "DOWN"), "*bf16") | {"VALID": "*u8", "layers": "i32", "T": "i32"}
+    every |= dict.fromkeys(("eps", "scale"), "fp32")
+    for kernel, cases in ((sequence.forward_kernel, BODIES), (sequence_backward.backward_kernel, BACKWARD)):
+        types = {n: every.get(n, "*fp32") for n in kernel.arg_names if n not in (*constants, "PDL")}
+        for name, (block_t, warps) in cases.items():
+            of = constants | {"BLOCK_T": block_t}, options | {"num_warps": warps}
+            code = compiled(kernel, card, types, *of)
+            figures[name] = resources(code, card, warps) | {"warps": warps}
+            if name == "T 128":
+                sass = tool("nvdisasm", code.asm["cubin"], "-c")
+                figures[name]["issued"] = issued(sass, LAYERS, HEADS, INNER // constants["BLOCK_I"])
     return figures
 
 

@@ -52,33 +52,46 @@ def body_ref(x: Tensor, blocks: list[Block], causal: bool, valid: Tensor | None 
 
 
 @triton.jit
-def _normed(x, W, eps, D: tl.constexpr):
+def normed(x, W, eps, D: tl.constexpr):
     """RMSNorm of the rows of x, fp32."""
     w = tl.load(W + tl.arange(0, D))
     return x * tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None] * w[None, :]
 
 
 @triton.jit
-def _projected(y, W, row0, row, D: tl.constexpr):
+def projected(y, W, row0, row, D: tl.constexpr):
     """y times rows row0 + row of W (_, D), transposed: (BLOCK_T, len(row)), fp32."""
     w = tl.load(W + (row0 + row)[:, None] * D + tl.arange(0, D)[None, :])
     return tl.dot(y, tl.trans(w), input_precision="ieee")
 
 
 @triton.jit
-def _turned(y, W, row0, TURNS, T, D: tl.constexpr, HEAD_K: tl.constexpr, BLOCK_T: tl.constexpr):
-    """A head's q or k, turned by its positions, in the dtype of y."""
+def turn(TURNS, T, HEAD_K: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(cos, sin) of all positions, (BLOCK_T, HEAD_K); sin is negative in the first half of a head."""
     HALF: tl.constexpr = HEAD_K // 2
     t, c = tl.arange(0, BLOCK_T), tl.arange(0, HEAD_K)
-    q = _projected(y, W, row0, c, D)
-    swapped = _projected(y, W, row0, tl.where(c < HALF, c + HALF, c - HALF), D)
     at, inside = TURNS + t[:, None] * HEAD_K + tl.where(c < HALF, c, c - HALF)[None, :], (t < T)[:, None]
-    cos, sin = tl.load(at, mask=inside, other=0.0), tl.load(at + HALF, mask=inside, other=0.0)
-    return (q * cos + swapped * tl.where((c < HALF)[None, :], -sin, sin)).to(y.dtype)
+    sin = tl.load(at + HALF, mask=inside, other=0.0)
+    return tl.load(at, mask=inside, other=0.0), tl.where((c < HALF)[None, :], -sin, sin)
 
 
 @triton.jit
-def _probabilities(q, k, VALID, b, T, scale, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr):
+def turned(y, W, row0, TURNS, T, D: tl.constexpr, HEAD_K: tl.constexpr, BLOCK_T: tl.constexpr, SWAP: tl.constexpr):
+    """A head's q or k, turned by its positions, in the dtype of y. SWAP: the columns of each pair exchanged."""
+    HALF: tl.constexpr = HEAD_K // 2
+    c = tl.arange(0, HEAD_K)
+    q = projected(y, W, row0, c, D)
+    swapped = projected(y, W, row0, tl.where(c < HALF, c + HALF, c - HALF), D)
+    cos, sin = turn(TURNS, T, HEAD_K, BLOCK_T)
+    if SWAP:
+        q = swapped * cos - q * sin
+    else:
+        q = q * cos + swapped * sin
+    return q.to(y.dtype)
+
+
+@triton.jit
+def probabilities(q, k, VALID, b, T, scale, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr):
     """softmax(q k^T scale + mask), fp32 (BLOCK_T, BLOCK_T). Every token sees itself: no 0 / 0."""
     i, j = tl.arange(0, BLOCK_T)[:, None], tl.arange(0, BLOCK_T)[None, :]
     keep = j < T
@@ -94,34 +107,44 @@ def _probabilities(q, k, VALID, b, T, scale, CAUSAL: tl.constexpr, BLOCK_T: tl.c
 
 
 @triton.jit
-def forward_kernel(X, Y, NORMS, QKV, OUT, UP, DOWN, VALID, TURNS, layers, T, eps, scale, D: tl.constexpr,
+def attended(x, y, QKV, OUT, VALID, TURNS, b, T, scale, D: tl.constexpr, HEADS: tl.constexpr, CAUSAL: tl.constexpr,
+             BLOCK_T: tl.constexpr):  # fmt: skip
+    """x + attention(y) Wo, head by head; y are the normed rows. QKV, OUT: of one layer."""
+    HEAD_K: tl.constexpr = D // HEADS
+    d, c = tl.arange(0, D), tl.arange(0, HEAD_K)
+    for h in range(HEADS):
+        row0 = h * HEAD_K
+        q = turned(y, QKV, row0, TURNS, T, D, HEAD_K, BLOCK_T, False)
+        k = turned(y, QKV, D + row0, TURNS, T, D, HEAD_K, BLOCK_T, False)
+        p = probabilities(q, k, VALID, b, T, scale, CAUSAL, BLOCK_T).to(y.dtype)
+        v = projected(y, QKV, 2 * D + row0, c, D).to(y.dtype)
+        a = tl.dot(p, v, input_precision="ieee").to(y.dtype)
+        w = tl.load(OUT + d[:, None] * D + row0 + c[None, :])
+        x = tl.dot(a, tl.trans(w), x, input_precision="ieee")
+    return x
+
+
+@triton.jit
+def forward_kernel(X, Y, STREAM, NORMS, QKV, OUT, UP, DOWN, VALID, TURNS, layers, T, eps, scale, D: tl.constexpr,
                    HEADS: tl.constexpr, INNER: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr,
                    BLOCK_I: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Program b: sequence b. Rows past T are 0 and stay finite; they are not stored."""
+    """Program b: sequence b. STREAM (layers, B, T, D): x before each layer. Rows past T are 0 and are not stored."""
     overlap(PDL)
-    HEAD_K: tl.constexpr = D // HEADS
-    b, t, d = tl.program_id(0), tl.arange(0, BLOCK_T), tl.arange(0, D)
-    c, i = tl.arange(0, HEAD_K), tl.arange(0, BLOCK_I)
+    b, t, d, i = tl.program_id(0), tl.arange(0, BLOCK_T), tl.arange(0, D), tl.arange(0, BLOCK_I)
     at, inside = (b.to(tl.int64) * T + t[:, None]) * D + d[None, :], (t < T)[:, None]
     x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
     kind = QKV.dtype.element_ty
     for layer in range(layers):
-        y = _normed(x, NORMS + 2 * layer * D, eps, D).to(kind)
+        if STREAM is not None:
+            tl.store(STREAM + tl.cast(layer, tl.int64) * tl.num_programs(0) * T * D + at, x, mask=inside)
+        y = normed(x, NORMS + 2 * layer * D, eps, D).to(kind)
         qkv, out = QKV + layer * 3 * D * D, OUT + layer * D * D
-        for h in range(HEADS):
-            row0 = h * HEAD_K
-            q = _turned(y, qkv, row0, TURNS, T, D, HEAD_K, BLOCK_T)
-            k = _turned(y, qkv, D + row0, TURNS, T, D, HEAD_K, BLOCK_T)
-            p = _probabilities(q, k, VALID, b, T, scale, CAUSAL, BLOCK_T).to(kind)
-            v = _projected(y, qkv, 2 * D + row0, c, D).to(kind)
-            a = tl.dot(p, v, input_precision="ieee").to(kind)
-            w = tl.load(out + d[:, None] * D + row0 + c[None, :])
-            x = tl.dot(a, tl.trans(w), x, input_precision="ieee")
-        y = _normed(x, NORMS + (2 * layer + 1) * D, eps, D).to(kind)
+        x = attended(x, y, qkv, out, VALID, TURNS, b, T, scale, D, HEADS, CAUSAL, BLOCK_T)
+        y = normed(x, NORMS + (2 * layer + 1) * D, eps, D).to(kind)
         up, down = UP + layer * 2 * INNER * D, DOWN + layer * D * INNER
         for i0 in range(0, INNER, BLOCK_I):
-            g = _projected(y, up, i0, i, D)
-            u = _projected(y, up, INNER + i0, i, D)
+            g = projected(y, up, i0, i, D)
+            u = projected(y, up, INNER + i0, i, D)
             z = (g / (1 + tl.exp(-g)) * u).to(kind)
             w = tl.load(down + d[:, None] * INNER + i0 + i[None, :])
             x = tl.dot(z, tl.trans(w), x, input_precision="ieee")
@@ -129,25 +152,30 @@ def forward_kernel(X, Y, NORMS, QKV, OUT, UP, DOWN, VALID, TURNS, layers, T, eps
 
 
 def launch(T: int) -> dict:
-    """Block sizes and warps for sequences of T tokens: at 128 the tiles that compile without spills."""
+    """Block sizes and warps for sequences of T tokens: at 128 those with which the forward kernel does not spill."""
     block_t = max(16, triton.next_power_of_2(T))
     return dict(BLOCK_T=block_t, BLOCK_I=32, num_warps=8 if block_t > 64 else 4, num_stages=1, enable_fp_fusion=True)
 
 
-def body(x: Tensor, weights: Weights, heads: int, causal: bool, valid: Tensor | None = None) -> Tensor:
-    """Return x (B, T, D) after all layers. valid (B, T) is False at padding, to which no token attends.
-
-    Raises ValueError where the kernel's tiles are not those of the shape: D and the width of a head must be powers of
-    2 from 16 on, inner a multiple of 32, T at most 128.
-    """
-    (B, T, D), layers, inner = x.shape, len(weights.qkv), weights.down.shape[2]
+def arguments(x: Tensor, weights: Weights, heads: int, causal: bool, valid: Tensor | None) -> tuple[list, dict]:
+    """Return what both kernels end with. Raises ValueError where their tiles are not those of the shape."""
+    (_, T, D), layers, inner = x.shape, len(weights.qkv), weights.down.shape[2]
     options, K = launch(T), D // heads
     if D & (D - 1) or D % heads or K & (K - 1) or K < 16 or inner % options["BLOCK_I"] or T > 128:
         raise ValueError(f"no tiles for D {D}, {heads} heads, inner {inner}, T {T}")
-    y, valid = torch.empty_like(x, memory_format=torch.contiguous_format), None if valid is None else valid.contiguous()
-    start_kernel(
-        forward_kernel, (B,), x.contiguous(), y, *weights, None if valid is None else valid.view(torch.uint8),
-        kept_rotation(T, K, x.device), layers, T, EPS, 1 / math.sqrt(K), D=D, HEADS=heads, INNER=inner, CAUSAL=causal,
-        **options,
-    )  # fmt: skip
-    return y
+    valid = None if valid is None else valid.contiguous().view(torch.uint8)
+    values = [valid, kept_rotation(T, K, x.device), layers, T, EPS, 1 / math.sqrt(K)]
+    return values, options | dict(D=D, HEADS=heads, INNER=inner, CAUSAL=causal)
+
+
+def body(x: Tensor, weights: Weights, heads: int, causal: bool, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return x (B, T, D) after all layers and (L, B, T, D) before each, fp32.
+
+    valid (B, T) is False at padding, to which no token attends. D and the width of a head must be powers of 2, from 16
+    on, inner a multiple of 32, and T at most 128; otherwise ValueError.
+    """
+    values, options = arguments(x, weights, heads, causal, valid)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    stream = x.new_empty(len(weights.qkv), *x.shape, dtype=torch.float32)
+    start_kernel(forward_kernel, (len(x),), x.contiguous(), y, stream, *weights, *values, **options)
+    return y, stream

@@ -43,10 +43,11 @@ def test_issue_takes_three_times_as_long_as_the_products():
     assert of["us_issue_forward"] / products == pytest.approx(prototypes.SLOWER, rel=0.05)
 
 
-def test_eight_warps_hold_128_tokens_and_four_spill():
+def test_the_page_names_what_spills():
     for of in FILE["body"].values():
         assert not any(of[name]["stack"] + of[name]["local"] for name in ("T 128", "T 64"))
-        assert of["T 128, four warps"]["stack"] > 0
+        assert all(of[name]["stack"] > 0 for name in ("T 128, four warps", "backward, T 128", "backward, T 64"))
+    assert FILE["body"]["90"]["backward, T 32"]["stack"] == 0
 
 
 def test_both_forms_copy_by_tma_and_one_is_specialised():

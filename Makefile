@@ -26,7 +26,7 @@ train: .venv/ready  ## train configs/tiny.yaml, or resume it; ARGS="key=value â€
 # Triton reads TRITON_INTERPRET once, when it is imported, so its interpreter needs a pytest run of its own.
 test: .venv/ready  ## run the whole test suite
 	$(PYTEST) -m "not interpreter"
-	if $(PY) -c 'import triton' 2> /dev/null; then TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) tests/kernels/triton; \
+	if $(PY) -c 'import triton' 2> /dev/null; then TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) tests/kernels/triton tests/bench/prototypes; \
 		else echo 'Triton is not installed: its kernels are not tested'; fi
 
 test-fast: .venv/ready  ## run the tests that take under two minutes together

@@ -1,6 +1,7 @@
 """Tables about GPUs.
 
-Those of docs/gpu.md come from resources.json, launches.json and projection.json, none of which was measured on a GPU.
+Those of docs/gpu.md come from resources.json, launches.json, projection.json and prototypes.json, none of which was
+measured on a GPU.
 Those of docs/performance.md come from the files of bench/gpu.sh, where they exist.
 """
 
@@ -105,6 +106,29 @@ def crossovers() -> str:
     return table(*rows)
 
 
+def prototypes() -> str:
+    """The two larger designs: what their prototypes compile to, and the projected time of the body."""
+    figures, cards = read("prototypes.json"), read("projection.json")["cards"]
+    rows = [
+        ("compiled, not run", "registers", "shared KB", "spilled bytes", "warps", "programs", "instructions per logit")
+    ]
+    of_all = [(f"body, {name}, sm_{card}", r) for card, of in figures["body"].items() for name, r in of.items()]
+    of_all += [(f"head, {name}, sm_90", r) for name, r in figures["head"].items()]
+    for name, r in of_all:
+        numbers = (r["registers"], f"{r['shared'] / 1024:.0f}", r["stack"] + r["local"], r["warps"], r["programs"])
+        a_logit = f"{r['instructions_a_logit']:.2f}" if "instructions_a_logit" in r else ""
+        rows.append((name, *map(str, numbers), a_logit))
+    times = [("body, projected, not measured", "launches now", "µs now", "launches of the design", "µs of the design")]
+    for card, of in figures["arithmetic"].items():
+        groups = cards[card]["steps"]["diffusion"]["groups"]
+        replaced = [groups[name] for name in ("attention", "linear layers", "norms and gate")]
+        now = [sum(r[k] for r in replaced) * 1e3 for k in ("ms", "ms_with_floor")]
+        spans = (f"{low:,.0f} to {high:,.0f}" for low, high in (now, of["us"]))
+        n = str(sum(r["launches"] for r in replaced))
+        times.append((f"sm_{card}", n, next(spans), str(of["launches"]), next(spans)))
+    return f"{table(*rows)}\n\n{table(*times)}"
+
+
 def race_tables(races: dict) -> str:
     """A table per op: our time, its share of the limit measured beside it, and peers' times as multiples of ours."""
     ops: dict[str, dict] = {}
@@ -193,5 +217,5 @@ def limits_picture(folder: Path = GPU) -> str:
 
 TABLES = {
     "crossovers": crossovers, "registers": registers, "projected-head": projected_head, "launches": launches,
-    "projected-step": projected_step,
+    "projected-step": projected_step, "prototypes": prototypes,
 }  # fmt: skip

@@ -5,51 +5,20 @@ pytest run of its own: `make test` starts the interpreter, `make test-ttsem` the
 test_tiles.py, test_register.py and test_launch.py run no kernel, so they run anywhere.
 """
 
-import contextlib
 import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from tdlm_fast.kernels import hardware
-from tdlm_fast.kernels.triton import register
-from tests.kernels.triton.machine import DEVICE, INTERPRETED, ON_GPU, RUNS_KERNELS, TTSEM
+from tests.kernels.triton.machine import DEVICE, INTERPRETED, TTSEM
+from tests.kernels.triton.start import RUNS, checked
 
 ANYWHERE = ("test_tiles.py", "test_register.py", "test_launch.py")
 UNCHECKED = "launches that were not searched for races"
 
-checked = None  # ttsem's session
-if register.missing() or not RUNS_KERNELS:
+if not RUNS:
     collect_ignore = [p.name for p in Path(__file__).parent.glob("test_*.py") if p.name not in ANYWHERE]
-elif not ON_GPU:
-    register.register("cpu")
-    torch.set_num_threads(1)
-if TTSEM:
-    from ttsem import _fakedriver, harness, memory, mlir, sanitize
-
-    modules: dict[tuple, str] = {}
-
-    def ir_for_launch(launch, stage, target):
-        """Return the IR of a launch. ttsem's own function compiles on to a cubin first, which takes a second."""
-        parts = harness._specialize(launch.fn, launch.args, launch.kwargs, target)
-        key = launch.fn.cache_key, stage, *map(str, parts)
-        if key not in modules:
-            modules[key] = mlir.to_generic(harness._stage_text(launch, stage, target), None)
-        return modules[key]
-
-    mlir.enable_generic_printing()
-    harness.ir_for_launch = ir_for_launch
-
-    memory.ACCESS_BUDGET = 16_000_000  # in a launch that is searched for races: enough for the whole vocabulary
-    # It lasts as long as the process. Tensors stay on the CPU for Python code too: cuda_is_cpu would change them all.
-    whole_process = contextlib.ExitStack()
-    checked = whole_process.enter_context(sanitize.session(90, "<pytest>", cuda_is_cpu=False))
-    _fakedriver.unstub_torch_cuda()
-    hardware.INTERPRETER = hardware.Card((9, 0), 4)  # the interpreter runs the tiles of sm_86, ttsem those of sm_90
-    # Memory that nothing wrote holds NaN, so a kernel that reads it gives NaN.
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def numpy_is_too_new() -> bool:

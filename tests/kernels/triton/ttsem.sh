@@ -47,4 +47,4 @@ if ! [ $env/ready -nt "$0" ]; then
 fi
 
 export TDLM_TTSEM=1 OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
-exec $python -m pytest -q -n auto --maxprocesses=8 --dist=worksteal "$@" tests/kernels/triton
+exec $python -m pytest -q -n auto --maxprocesses=8 --dist=worksteal "$@" tests/kernels/triton tests/bench/prototypes

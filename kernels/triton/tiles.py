@@ -96,9 +96,10 @@ _MMA = {
     256: (Tiles(64, 32, 8, 2, 1), Tiles(32, 64, 8, 2, 1)),
     512: (Tiles(32, 32, 8, 2, 1), Tiles(32, 32, 8, 2, 1)),
 }
-_MMA_120 = {  # where the tiles above spill
+_MMA_120 = {  # where the tiles above spill, or other numbers of programs fit
+    16: (Tiles(64, 64, 4, 3, 3, True, 168), Tiles(32, 64, 4, 3, 5)),
     32: (Tiles(64, 64, 4, 3, 3, True, 168), Tiles(32, 64, 8, 3, 2)),
-    64: (Tiles(64, 32, 4, 3, 3, True, 168), Tiles(32, 64, 4, 3, 3)),
+    64: (Tiles(64, 32, 4, 3, 3, True, 168), Tiles(32, 64, 4, 3, 2)),
 }
 _WGMMA_ODD = {  # of odd widths
     32: (Tiles(128, 64, 8, 3, 2), Tiles(32, 128, 8, 3, 2)),
@@ -115,7 +116,7 @@ _WGMMA_ODD_100 = {
     256: (Tiles(64, 32, 8, 2, 1), Tiles(32, 32, 8, 2, 2)),
 }
 _FP32 = {
-    16: (Tiles(64, 64, 4, 2, 4), Tiles(32, 64, 4, 2, 4)),
+    16: (Tiles(64, 64, 4, 2, 4), Tiles(32, 64, 4, 2, 3)),
     32: (Tiles(64, 32, 4, 2, 4), Tiles(32, 64, 8, 2, 2)),
     64: (Tiles(64, 32, 4, 2, 3), Tiles(32, 64, 8, 2, 3)),
     128: (Tiles(32, 16, 4, 2, 3), Tiles(32, 64, 8, 2, 2)),
@@ -133,7 +134,10 @@ _FP32_80 = {
     128: (Tiles(32, 16, 4, 1, 2), Tiles(32, 32, 4, 2, 2)),
 }
 _FP32_100 = _FP32_80 | {16: (Tiles(64, 64, 4, 2, 4), Tiles(32, 32, 4, 2, 3))}
-_FP32_120 = _FP32_80 | {128: (Tiles(16, 32, 4, 2, 2), Tiles(32, 32, 4, 2, 2))}
+_FP32_120 = _FP32_80 | {
+    16: (Tiles(64, 32, 4, 2, 3), Tiles(32, 64, 4, 2, 3)),
+    128: (Tiles(16, 32, 4, 2, 2), Tiles(32, 32, 4, 2, 2)),
+}
 
 
 def card(capability: tuple[int, int] | int) -> int | None:

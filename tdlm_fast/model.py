@@ -53,16 +53,11 @@ class Block(nn.Module):
         self.up = nn.Linear(width, gates * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    @property
-    def layers(self) -> list[nn.Linear]:
-        """The four linear layers, in the order in which they run."""
-        return [self.qkv, self.out, self.up, self.down]
-
     def forward(
         self, x: Tensor, a: Tensor | None, layers: list, causal: bool, valid: Tensor | None,
         cache: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """layers: self.layers, as functions."""
+        """layers: linear_layers(self), as functions."""
         B, T, D = x.shape
         qkv, out, up, down = layers
         x, y = add_rms_norm(x, a, self.norm1.weight, EPS, narrow=True)
@@ -84,6 +79,11 @@ class Block(nn.Module):
         x, y = add_rms_norm(x, a, self.norm2.weight, EPS, narrow=True)
         y = up(y)
         return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))
+
+
+def linear_layers(block) -> list[nn.Linear]:
+    """Return the four linear layers of a block, in the order in which they run."""
+    return [block.qkv, block.out, block.up, block.down]
 
 
 class Model(nn.Module):
@@ -145,7 +145,7 @@ class Model(nn.Module):
                 raise ValueError(f"{end} tokens are more than the table of {len(table)} positions")
             x = x + table[read:end]
         x, a = self.dropout(x), None
-        layers = _narrowed(x, [layer for block in self.blocks for layer in block.layers])
+        layers = _narrowed(x, [layer for block in self.blocks for layer in linear_layers(block)])
         for i, block in enumerate(self.blocks):
             x, a = block(x, a, layers[4 * i : 4 * i + 4], causal, valid, None if cache is None else cache[i])
         return add_rms_norm(x, a, self.norm.weight, EPS)[1]

@@ -286,9 +286,9 @@ def gather_kernel(DW, PART, N_ROWS, N, rows_of_w, D, programs, BLOCK_N: tl.const
     inside = (r < rows_of_w - row0)[:, None] & (d < D)[None, :]
     at = DW + row0.to(tl.int64) * D + r[:, None] * D + d[None, :]
     acc = tl.load(at, mask=inside, other=0.0)
+    part = PART + (row0 % BLOCK_V + r)[:, None] * D + d[None, :]
     for p in range(first, end):
-        part = tl.cast(p, tl.int64) * BLOCK_V + row0 % BLOCK_V
-        acc += tl.load(PART + (part + r)[:, None] * D + d[None, :], mask=inside, other=0.0)
+        acc += tl.load(part + tl.cast(p, tl.int64) * BLOCK_V * D, mask=inside, other=0.0)
     tl.store(at, acc, mask=inside)
 
 

@@ -207,7 +207,7 @@ class Plan(NamedTuple):
 
     @property
     def gather_rows(self) -> int:
-        return min(self.weight.vocab, self.combine_rows)
+        return max(1, min(self.weight.vocab, 512 // self.block_d))
 
     @property
     def bounds_logits(self) -> bool:

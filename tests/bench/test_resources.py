@@ -53,7 +53,7 @@ def test_an_older_triton_spills_nothing_on_cards_to_hopper_and_little_on_later_o
     result = OLDER["cards"][str(card)]
     assert set(result) == {name for name, *_ in resources.kernels(card)}
     wrong = resources.faults(card, result)
-    assert len(wrong) == 0 if card <= 90 else len(wrong) <= 4 and max(r["stack"] for r in result.values()) <= 16, wrong
+    assert len(wrong) == 0 if card <= 90 else len(wrong) <= 7 and max(r["stack"] for r in result.values()) <= 16, wrong
 
 
 @pytest.mark.parametrize("card", [card for card in (86, 90) if str(card) in FILE["cards"]])

@@ -205,7 +205,8 @@ def _coerce(key: str, value, f: dataclasses.Field):
             value = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
     except (ValueError, KeyError, TypeError, OverflowError):
         name = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[kind]
-        raise ConfigError(f"{key} is {value!r}; it must be {name}") from None
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:80] + "…"
+        raise ConfigError(f"{key} is {shown}; it must be {name}") from None
     choices = f.metadata["choices"]
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
@@ -214,17 +215,13 @@ def _coerce(key: str, value, f: dataclasses.Field):
     return value
 
 
-def _flatten_mapping(mapping, known, prefix="") -> dict[str, object]:
-    out = {}
-    for name, value in mapping.items():
-        key = f"{prefix}{name}"
-        if any(k.startswith(key + ".") for k in known):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{key} is a section; write its keys beneath it, as in {key}.KEY")
-            out |= _flatten_mapping(value, known, key + ".")
-        else:  # build() checks that the key is known
-            out[key] = value
-    return out
+def _checked(key: str, value, known: dict[str, dataclasses.Field]):
+    """Return the value as the type of its key. Raises ConfigError where the key is unknown or the value wrong."""
+    if any(k.startswith(key + ".") for k in known):
+        raise ConfigError(f"{key} is a section; write its keys beneath it, as in {key}.KEY")
+    if key not in known:
+        raise ConfigError(f"unknown key {key if key.isprintable() else repr(key)}{_nearest(key, known)}")
+    return _coerce(key, value, known[key])
 
 
 def build(values: dict[str, object]) -> Config:
@@ -232,10 +229,8 @@ def build(values: dict[str, object]) -> Config:
     known = fields()
     sections: dict[str, dict] = {}
     for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"unknown key {key}{_nearest(key, known)}")
         section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = _coerce(key, value, known[key])
+        sections.setdefault(section, {})[name] = _checked(key, value, known)
     top = sections.pop("", {})
     kinds: dict[str, typing.Any] = {f.name: f.type for f in dataclasses.fields(Config)}
     config = Config(**top, **{name: kinds[name](**kw) for name, kw in sections.items()})
@@ -301,7 +296,7 @@ def check_device(name: str) -> None:
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Return the Config of a YAML file with `key=value` overrides. Raises ConfigError."""
-    import yaml
+    from .yaml_file import YamlError, read_settings  # loads yaml, which --help does not need
 
     path = Path(path)
     if (path / "config.yaml").is_file():
@@ -312,21 +307,28 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is a folder; give a YAML file, such as {example}")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; configs/tiny.yaml is the published experiment")
+    known, values = fields(), {}
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{path} holds {type(mapping).__name__}, not keys and values")
-    values = _flatten_mapping(mapping, fields())
+        for key, (value, line) in read_settings(path).items():
+            try:
+                values[key] = _checked(key, value, known)
+            except ConfigError as e:
+                raise ConfigError(f"{path} line {line}: {e}") from None
+    except YamlError as e:
+        raise ConfigError(f"{path}: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read ({e.strerror})") from None
     for override in overrides:
         key, equals, value = override.partition("=")
-        if any(k.startswith(key + ".") for k in fields()):
+        if any(k.startswith(key + ".") for k in known):
             raise ConfigError(f"{key} is a section; write {key}.KEY=value")
         if not equals:
             raise ConfigError(f"{override!r} is not an override; write key=value, as in optim.lr=1e-3")
         values[key.strip()] = value.strip()
-    return build(values)
+    try:
+        return build(values)
+    except ConfigError as e:
+        raise e if overrides else ConfigError(f"{path}: {e}") from None
 
 
 def save(config: Config, path: Path) -> None:

@@ -108,3 +108,23 @@ def test_a_folder_instead_of_a_file_is_named_with_a_file_to_give(tmp_path):
     message = f"is a run folder and not a YAML file; give {tmp_path}/config.yaml, with run.dir={tmp_path} --resume"
     with pytest.raises(config.ConfigError, match=message):
         config.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("seed: 1\noptm: {lr: 3}\n", "line 2: unknown key optm.lr; did you mean optim.lr?"),
+        ("train:\n  epochs: many\n", "line 2: train.epochs is 'many'; it must be a finite number"),
+        ("train: 3\n", "line 1: train is a section"),
+        ('"se\\ned": 3\n', "line 1: unknown key 'se\\ned'"),
+        (f"seed: [{', '.join(['1'] * 500)}]\n", "line 1: seed is [1, 1"),
+        ("model: {width: 30}\n", "model.width 30 is not divisible by model.heads 4"),
+    ],
+)
+def test_an_error_in_a_file_names_the_file(tmp_path, text, says):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(config.ConfigError) as e:
+        config.load(tmp_path / "config.yaml")
+    message = str(e.value)
+    assert message.startswith(f"{tmp_path / 'config.yaml'}") and says in message
+    assert "\n" not in message and len(message) < 400

@@ -1,16 +1,15 @@
 """Check the code that scores a run, on that run: `python -m tdlm_fast.check RUN`. Exit code 0 where all checks pass."""
 
 import sys
-from pathlib import Path
 
-from .cli import announce, exit_codes, verb, verb_parser
+from .cli import announce, exit_codes, path, verb, verb_parser
 from .config import ConfigError, NonFinite
 
 
 @exit_codes()
 def main(argv=None) -> int:
     p = verb_parser("check", __doc__)
-    p.add_argument("run", type=Path, help="run folder")
+    p.add_argument("run", type=path, help="run folder")
     p.add_argument("--sequences", type=int, default=32, help="test sequences to check with")
     p.add_argument("--steps", type=int, default=200, help="training steps whose masks are drawn again, at most")
     p.add_argument("--device", default="auto")

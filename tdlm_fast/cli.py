@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .config import ConfigError, NonFinite, describe
+from .config import ConfigError, NonFinite, describe, expanded
 
 
 def verb(main) -> int:
@@ -65,6 +65,14 @@ def verb_parser(verb: str, about: str | None, keys: bool = False) -> argparse.Ar
     epilog = f"keys, their defaults and meanings:\n{describe()}" if keys else None
     style = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(f"python -m tdlm_fast.{verb}", None, about, epilog, formatter_class=style)
+
+
+def path(text: str) -> Path:
+    """Return the path that an option names, with ~ expanded: the `type` of every such argument."""
+    try:
+        return Path(expanded(text))
+    except ConfigError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def command(verb: str, *words) -> str:

@@ -11,19 +11,19 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import exit_codes, verb, verb_parser
+from .cli import exit_codes, path, verb, verb_parser
 from .comparison.runner import compare_runs, train_arms
 
 
 def parser() -> argparse.ArgumentParser:
     p = verb_parser("compare", __doc__, keys=True)
-    p.add_argument("config", nargs="?", type=Path, help="YAML file, as configs/tiny.yaml")
+    p.add_argument("config", nargs="?", type=path, help="YAML file, as configs/tiny.yaml")
     p.add_argument("overrides", nargs="*", help="key=value")
     p.add_argument("--seeds", type=int, default=1, help="number of seeds, from the config's upwards")
-    p.add_argument("--out", type=Path, help="folder of runs and report (default: runs/compare-NAME)")
-    p.add_argument("--arms", type=Path, nargs="+", default=[], help="YAML files of control arms, as configs/controls/*")
+    p.add_argument("--out", type=path, help="folder of runs and report (default: runs/compare-NAME)")
+    p.add_argument("--arms", type=path, nargs="+", default=[], help="YAML files of control arms, as configs/controls/*")
     runs = "finished runs, or a compare.json that holds some; nothing is trained"
-    p.add_argument("--from", dest="runs", type=Path, nargs="+", default=[], metavar="RUN", help=runs)
+    p.add_argument("--from", dest="runs", type=path, nargs="+", default=[], metavar="RUN", help=runs)
     table = "sequences of the exact likelihoods on the test split, 2 or more; 0: no table of likelihoods for any run"
     p.add_argument("--sequences", type=int, default=64, help=table)
     p.add_argument("--draws", type=int, default=16, help="draws of the published metric on the test split")

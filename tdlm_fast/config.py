@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import operator
+import os
 import re
 import typing
 from dataclasses import dataclass, field
@@ -25,8 +26,17 @@ class NonFinite(RuntimeError):
     """A loss, gradient or likelihood is not finite; the message names the place and the fix."""
 
 
-def about(default, meaning: str, choices: tuple = ()):
-    return field(default=default, metadata={"meaning": meaning, "choices": choices})
+def about(default, meaning: str, choices: tuple = (), path: bool = False):
+    return field(default=default, metadata={"meaning": meaning, "choices": choices, "path": path})
+
+
+def expanded(path: str) -> str:
+    """Return a path with a leading ~ or ~USER replaced by the home folder. Raises ConfigError if there is none."""
+    full = os.path.expanduser(path)
+    if full.startswith("~"):
+        home = path.partition("/")[0]
+        raise ConfigError(f"{path}: there is no home folder {home}; write ./{path} for a file of that name")
+    return full
 
 
 CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
@@ -41,18 +51,18 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    dir: str = about("", "run folder (empty: runs/NAME-OBJECTIVE-seedSEED, NAME from the YAML file)")
+    dir: str = about("", "run folder (empty: runs/NAME-OBJECTIVE-seedSEED, NAME from the YAML file)", path=True)
     wandb: str = about("off", "Weights & Biases", ("off", "offline", "online"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     corpus: str = about("wikitext-2", "wikitext-2, sotu, or a dataset of the Hub (owner/name or owner/name:config)")
-    path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus")
+    path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
     if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
     tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "bytes"))
     layout: str = about("packed", "packed: blocks of seq_len; paragraphs: one per row", ("packed", "paragraphs"))
-    cache: str = about(".cache/tokens", "folder of the token cache")
+    cache: str = about(".cache/tokens", "folder of the token cache", path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +217,11 @@ def _coerce(key: str, value, f: dataclasses.Field):
         name = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}[kind]
         shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:80] + "…"
         raise ConfigError(f"{key} is {shown}; it must be {name}") from None
+    if f.metadata["path"]:
+        try:
+            value = expanded(str(value))
+        except ConfigError as e:
+            raise ConfigError(f"{key}: {e}") from None
     choices = f.metadata["choices"]
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
@@ -298,7 +313,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Return the Config of a YAML file with `key=value` overrides. Raises ConfigError."""
     from .yaml_file import YamlError, read_settings  # loads yaml, which --help does not need
 
-    path = Path(path)
+    path = Path(expanded(str(path)))
     if (path / "config.yaml").is_file():
         fix = f"give {path / 'config.yaml'}, with run.dir={path} --resume to train that run further"
         raise ConfigError(f"{path} is a run folder and not a YAML file; {fix}")

@@ -7,9 +7,8 @@ sets (evaluation/accuracy.py), whose finished parts are kept, so the same comman
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from .cli import announce, exit_codes, verb, verb_parser
+from .cli import announce, exit_codes, path, verb, verb_parser
 from .config import ConfigError, NonFinite, at_least
 from .runs.folder import checkpoint_of
 
@@ -24,7 +23,7 @@ HINTS = {
 
 def parser() -> argparse.ArgumentParser:
     p = verb_parser("evaluate", __doc__)
-    p.add_argument("run", type=Path, help="run folder")
+    p.add_argument("run", type=path, help="run folder")
     p.add_argument("--split", choices=("train", "valid", "test"), help="(default: test)")
     p.add_argument("--checkpoint", choices=("best", "last"), help="(default: best of a finished run, else last)")
     p.add_argument("--target-stderr", type=float, help="nats per token at which drawing stops (default: the config's)")
@@ -33,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layout", choices=("packed", "paragraphs"), help="rows to score (default: the config's)")
     p.add_argument("--tasks", help="evaluation sets, as hellaswag,mmlu,mmlu_text,arc_easy,piqa,lambada,blimp")
     p.add_argument("--limit", type=int, help="--tasks: first questions of a paradigm or subject (default 0: all)")
-    p.add_argument("--data", type=Path, help="--tasks: folder of local sets (default: the Hub, through datasets)")
+    p.add_argument("--data", type=path, help="--tasks: folder of local sets (default: the Hub, through datasets)")
     p.add_argument("--samples", type=int, help="--tasks: noise draws an ending, diffusion (default: 16)")
     p.add_argument("--batch-size", type=int, help="--tasks: sequences a forward pass (default 0: the config's)")
     p.add_argument("--device", default="auto")

@@ -10,9 +10,8 @@ import dataclasses
 import json
 import sys
 import time
-from pathlib import Path
 
-from .cli import announce, exit_codes, verb, verb_parser
+from .cli import announce, exit_codes, path, verb, verb_parser
 from .sampling.live_view import Screen
 from .sampling.options import METHODS, UNMASKING, SamplerOptions
 
@@ -21,7 +20,7 @@ DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
 
 def parser() -> argparse.ArgumentParser:
     p = verb_parser("sample", __doc__)
-    p.add_argument("run", type=Path, help="run folder")
+    p.add_argument("run", type=path, help="run folder")
     p.add_argument("--prompt", help="text before the new tokens (default: none)")
     p.add_argument("--tokens", type=int, default=64, help="new tokens (%(default)s)")
     p.add_argument("--number", type=int, default=1, help="texts, written together; text i is that of --seed SEED+i")

@@ -1,9 +1,8 @@
 """Print several likelihoods of one run, side by side: `python -m tdlm_fast.table RUN [--sequences 64]`."""
 
 import sys
-from pathlib import Path
 
-from .cli import announce, exit_codes, verb, verb_parser
+from .cli import announce, exit_codes, path, verb, verb_parser
 from .config import NonFinite, at_least
 from .evaluation.table_lines import aligned, lines
 
@@ -11,7 +10,7 @@ from .evaluation.table_lines import aligned, lines
 @exit_codes()
 def main(argv=None) -> None:
     p = verb_parser("table", __doc__)
-    p.add_argument("run", type=Path, help="run folder")
+    p.add_argument("run", type=path, help="run folder")
     p.add_argument("--sequences", type=int, default=64, help="sequences of the exact likelihoods, a pass a token each")
     p.add_argument("--draws", type=int, default=8, help="draws of the published metric")
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")

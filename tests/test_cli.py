@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tdlm_fast import __main__ as entry
 from tdlm_fast.cli import announce
 
 
@@ -15,6 +16,25 @@ def test_the_start_is_announced_on_a_terminal_only(terminal, monkeypatch, capsys
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     announce("loading a run")
     assert capsys.readouterr() == ("", "loading a run\n" * terminal)
+
+
+@pytest.mark.parametrize(
+    "verb, words",
+    [
+        ("train", ["~/absent"]), ("memory", ["~/absent"]), ("sample", ["~/absent"]), ("table", ["~/absent"]),
+        ("check", ["~/absent"]), ("evaluate", ["~/absent"]), ("compare", ["~/absent"]),
+        ("compare", ["--from", "~/absent", "~/absent"]), ("compare", ["configs/tiny.yaml", "--arms", "~/absent"]),
+        ("compare", ["configs/tiny.yaml", "--out", "~/file"]),
+        ("evaluate", ["absent", "--tasks", "piqa", "--data", "~/absent"]),
+    ],
+)  # fmt: skip
+def test_every_verb_looks_for_a_tilde_in_the_home_folder(verb, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert entry.main([verb, *words]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error and "~" not in error and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 @pytest.mark.slow

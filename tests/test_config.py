@@ -128,3 +128,22 @@ def test_an_error_in_a_file_names_the_file(tmp_path, text, says):
     message = str(e.value)
     assert message.startswith(f"{tmp_path / 'config.yaml'}") and says in message
     assert "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize("key", ["data.path", "data.cache", "run.dir"])
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section, name = key.split(".")
+    (tmp_path / "c.yaml").write_text(f"{section}: {{{name}: ~/a/b}}\n")
+    for c in (config.load("~/c.yaml"), config.load(TINY, [f"{key}=~/a/b"])):
+        assert config.flatten(c)[key] == f"{tmp_path}/a/b"
+        config.save(c, tmp_path / "saved.yaml")
+        assert config.load(tmp_path / "saved.yaml") == c
+    kept = {value: config.flatten(config.load(TINY, [f"{key}={value}"]))[key] for value in ("./~/a", "a/~", "/~", "a~")}
+    assert all(value == key for key, value in kept.items())
+    assert config.flatten(config.load(TINY, [f"{key}=~"]))[key] == str(tmp_path)
+    with pytest.raises(
+        config.ConfigError, match=f"^{key}: ~no-such-user/a: there is no home folder ~no-such-user; wri"
+    ):
+        config.load(TINY, [f"{key}=~no-such-user/a"])
+    assert config.load(TINY, ["data.corpus=~/name"]).data.corpus == "~/name"  # not a path

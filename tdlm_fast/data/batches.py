@@ -16,7 +16,8 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     n = usable(split) // batch_size
     if not n:
         rows = f"{usable(split)} rows of {split.seq_len} tokens"
-        raise ConfigError(f"train.batch_size {batch_size} is more than the {rows} to train on")
+        hint = "; data.layout=packed makes several rows of a long line" if split.padded else ""
+        raise ConfigError(f"train.batch_size {batch_size} is more than the {rows} to train on{hint}")
     return n
 
 

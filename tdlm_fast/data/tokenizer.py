@@ -8,6 +8,7 @@ would wait for ever on a network that drops packets. Neither tokenizer has a [MA
 import hashlib
 import importlib.util
 import queue
+import re
 import threading
 from pathlib import Path
 
@@ -18,6 +19,18 @@ from ..config import ConfigError
 DOWNLOAD_SECONDS = 60  # for 1.5 MB
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+MOST_SPACE = 900_000  # tiktoken gives up on longer runs of white space, with a panic
+
+
+def space_apart(text: str) -> list[str]:
+    """Cut runs of white space at every MOST_SPACE characters; a text without such runs stays whole."""
+    if not any(character.isspace() for character in text[MOST_SPACE - 1 :: MOST_SPACE]):
+        return [text]  # a longer run would hold one of these characters
+    cuts = [0]
+    for run in re.finditer(r"\s+", text):
+        cuts += range(run.start() + MOST_SPACE, run.end(), MOST_SPACE)
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
 def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
@@ -80,7 +93,7 @@ class GPT2:
             self._encoding = downloaded_gpt2()
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        return [token for part in space_apart(text) for token in self._encoding.encode_ordinary(part)]
 
     def decode(self, ids: list[int]) -> str:
         return self._encoding.decode(ids)

@@ -7,7 +7,7 @@ import pytest
 
 from tdlm_fast.config import ConfigError
 from tdlm_fast.data import tokenizer
-from tdlm_fast.data.tokenizer import GPT2, Bytes, gpt2_ranks, packaged_gpt2
+from tdlm_fast.data.tokenizer import GPT2, MOST_SPACE, Bytes, gpt2_ranks, packaged_gpt2, space_apart
 
 TEXT = "Tiny models, naïve 语言 — it's 1,024 tokens!\n\n  indented\t\x00 <|endoftext|> 🙂"
 
@@ -73,3 +73,20 @@ def test_bytes_round_trip():
     each = Bytes()
     assert each.decode(each.encode(TEXT)) == TEXT
     assert max(each.encode(TEXT)) < each.start_token_id < each.vocab
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\t", "\u00a0", " \n"])
+@pytest.mark.parametrize("before, after", [("", "x"), ("a word", " and more"), ("x", "")])
+def test_a_million_spaces_are_encoded(space, before, after):
+    text = before + space * 1_000_001 + after
+    encoder = GPT2()
+    assert encoder.decode(encoder.encode(text)) == text
+    parts = space_apart(text)
+    assert "".join(parts) == text and len(parts) == 1 + (len(space) * 1_000_001 - 1) // MOST_SPACE
+
+
+def test_shorter_runs_of_space_stay_whole():
+    for text in ("", " ", TEXT * 1000, f"{'x ' * MOST_SPACE}", f"a{' ' * MOST_SPACE}b", f"{'x' * MOST_SPACE} y"):
+        assert space_apart(text) == [text]
+    encoder = GPT2()
+    assert encoder.encode(TEXT) == encoder._encoding.encode_ordinary(TEXT)

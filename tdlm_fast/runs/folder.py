@@ -114,15 +114,18 @@ def resumes(config, folder: Path, resume: bool) -> bool:
     return True
 
 
-def trim_samples(folder: Path, step: int) -> None:
-    """Drop the samples of later steps, which a resumed run writes again."""
+def trim_samples(folder: Path, step: int, evaluated: int | None) -> None:
+    """Drop the samples that a run resumed at `step`, whose last evaluation was at step `evaluated`, writes again.
+
+    They are read as bytes, because a write that was cut short may end inside a character.
+    """
     file = folder / "samples.txt"
     if file.is_file():
-        parts = re.split(r"(?m)^--- step (\d+)\n", file.read_text(encoding="utf-8"))
-        samples = (
-            f"--- step {at}\n{text}" for at, text in zip(parts[1::2], parts[2::2], strict=True) if int(at) <= step
-        )
-        write_beside(file, lambda p: p.write_text("".join(samples), encoding="utf-8"))
+        parts = re.split(rb"(?m)^(--- step (\d+)\r?\n)", file.read_bytes())
+        samples = zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
+        kept = b"".join(h + text for h, at, text in samples if int(at) < step or int(at) == step == evaluated)
+        end = b"\n" if kept and not kept.endswith(b"\n") else b""  # the next heading needs a line of its own
+        write_beside(file, lambda p: p.write_bytes(kept + end))
 
 
 def changes(config, folder: Path, counts) -> str:

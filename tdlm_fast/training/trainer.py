@@ -97,8 +97,10 @@ class Trainer:
             text = f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'})"
             raise settings.ConfigError(f"{text}; restore it, or start another run with run.dir=OTHER")
         if not best_is_whole:
-            self.progress.best = self.progress.evaluated = None
-        trim_samples(self.folder, self.progress.step)
+            self.progress.best = None
+            if self.progress.step == self.steps:  # no later evaluation finds a best, so this one is repeated
+                self.progress.evaluated = None
+        trim_samples(self.folder, self.progress.step, self.progress.evaluated)
 
     def run(self) -> dict:
         """Train to the last step or until a stop is asked for; returns what summary.json holds."""

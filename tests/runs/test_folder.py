@@ -2,14 +2,13 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tdlm_fast import evaluate, train
 from tdlm_fast.runs import files
-from tests.running import ENDLESS, TINY, begun, metrics, state_of
+from tests.running import ENDLESS, HANG_S, TINY, begun, metrics, state_of
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +20,8 @@ def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path,
             assert train.main([TINY, *tiny, *more]) == 2
             error = capsys.readouterr().err
             assert f"{folder} is in use by process {process.pid} on" in error and "run.dir=OTHER" in error
-        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=HANG_S)[1]
     assert process.returncode == 130 and error == "interrupted; no checkpoint was saved yet\n"
     assert not (folder / "lock").exists()
     assert train.main([TINY, *tiny]) == 2 and "holds a run already" in capsys.readouterr().err

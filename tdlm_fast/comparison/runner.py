@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import config as settings
 from ..runs.files import write_json
-from ..runs.folder import changes, resumes
+from ..runs.folder import check_finished, resumes
 from ..runs.metrics import finished
 from . import claims, judge, report
 from .arms import OBJECTIVES, alike, arms_of, check_alike, identity, pairs_of
@@ -90,21 +90,16 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
 
 
 def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
-    """Return whether the folder holds this run, finished. Raises ConfigError where it holds one of other settings."""
+    """Return whether the folder holds this run, finished. Raises ConfigError where it holds another one."""
     summary = finished(folder)
     if summary is None or not (folder / "config.yaml").is_file():
         return False
     config = settings.load(config_file, [*overrides, f"run.dir={folder}"])
     try:
         resumes(config, folder, True)
+        check_finished(config, folder, summary)
     except settings.ConfigError as e:
         raise settings.ConfigError(f"{e}; or compare into another folder with --out") from None
-    if changes(config, folder, lambda key: key in ("data.path", "data.corpus")):
-        from ..data import dataset  # loads torch, which is needed for another text only
-
-        text = dataset.load(config.data, config.model.seq_len)
-        if text.hash != summary["corpus_hash"]:
-            raise settings.ConfigError(f"{folder} was trained on another text than {text.name}; use another --out")
     return True
 
 

@@ -114,6 +114,36 @@ def resumes(config, folder: Path, resume: bool) -> bool:
     return True
 
 
+def other_source(config, folder: Path) -> str:
+    """Return where config takes its text from another source than the folder's: "data.path was X, now Y", or ""."""
+    return changes(config, folder, lambda key: key in ("data.path", "data.corpus"))
+
+
+def other_text(config, folder: Path) -> settings.ConfigError:
+    """Return the error of a run that is resumed with another text."""
+    text = f"the text is not what {folder} was trained on ({other_source(config, folder) or 'its files have changed'})"
+    return settings.ConfigError(f"{text}; restore it, or start another run with run.dir=OTHER")
+
+
+def check_finished(config, folder: Path, summary: dict) -> None:
+    """Raise ConfigError where a finished run is not the one that config asks for: its evaluation or text differs.
+
+    `resumes` has compared the other settings. The text of a path is read, as its files may have changed. A corpus is
+    known by its name, so a finished run needs no network.
+    """
+    if changed := changes(config, folder, lambda key: key.startswith("eval.") and key != "eval.batch_size"):
+        fix = f"resume with those, remove {folder / 'summary.json'} to repeat the final evaluation"
+        fix += ", or start another run with run.dir=OTHER"
+        raise settings.ConfigError(f"{folder} is finished, and was evaluated with other settings: {changed}; {fix}")
+    source_changed = other_source(config, folder)
+    if config.data.path or source_changed:
+        from ..data.sources import text_hash, texts
+
+        parts = texts(config.data, None if source_changed else summary.get("corpus"))[2]
+        if summary.get("corpus_hash") not in (None, text_hash(parts)):  # the first runs recorded none
+            raise other_text(config, folder)
+
+
 def trim_samples(folder: Path, step: int, evaluated: int | None) -> None:
     """Drop the samples that a run resumed at `step`, whose last evaluation was at step `evaluated`, writes again.
 

@@ -19,7 +19,7 @@ from ..model import build_model
 from ..runs import checkpoint
 from ..runs.device import pick_device, tell_missing, versions
 from ..runs.files import BEST, LAST, write_beside, write_json
-from ..runs.folder import changes, trim_samples
+from ..runs.folder import other_source, other_text, trim_samples
 from ..sampling.generate import generate
 from . import cuda_graph, step
 from .logger import Log, peak_memory_mb, reserved_memory_mb
@@ -69,7 +69,7 @@ class Trainer:
         self.config, self.folder, self.resume, self.stop = config, folder, resume, stop
         self.device = pick_device(config.device)
         tell_missing(self.device)
-        began = checkpoint.peek(folder / LAST) if resume else {}
+        began = checkpoint.peek(folder / LAST) if resume and not other_source(config, folder) else {}
         self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"))
         self.split = self.corpus.splits["train"]
         per_epoch = steps_per_epoch(self.split, config.train.batch_size)
@@ -93,9 +93,7 @@ class Trainer:
             best_is_whole = False
         self.progress = Progress.of(checkpoint.load(self.folder / LAST, self.model, self.optimizer))
         if self.progress.corpus_hash != self.corpus.hash:
-            keys = changes(self.config, self.folder, lambda key: key in ("data.path", "data.corpus"))
-            text = f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'})"
-            raise settings.ConfigError(f"{text}; restore it, or start another run with run.dir=OTHER")
+            raise other_text(self.config, self.folder)
         if not best_is_whole:
             self.progress.best = None
             if self.progress.step == self.steps:  # no later evaluation finds a best, so this one is repeated

@@ -4,7 +4,9 @@ runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  sa
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import re
 import socket
@@ -142,6 +144,17 @@ def check_finished(config, folder: Path, summary: dict) -> None:
         parts = texts(config.data, None if source_changed else summary.get("corpus"))[2]
         if summary.get("corpus_hash") not in (None, text_hash(parts)):  # the first runs recorded none
             raise other_text(config, folder)
+
+
+def owner_of(config) -> dict:
+    """Return what a checkpoint records of its run: the seed, and a hash of the settings that decide its weights.
+
+    Defaults are left out, so that a key that a later version adds does not make a run foreign to its own checkpoints.
+    """
+    deciding = {k: f.default for k, f in settings.fields().items() if not k.startswith(FREE)}
+    changed = {k: v for k, v in settings.flatten(config).items() if k in deciding and v != deciding[k]}
+    text = json.dumps(changed, sort_keys=True)
+    return {"seed": config.seed, "settings_hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def trim_samples(folder: Path, step: int, evaluated: int | None) -> None:

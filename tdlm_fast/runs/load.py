@@ -9,14 +9,14 @@ from ..data.tokenizer import TOKENIZERS
 from ..model import build_model
 from . import checkpoint
 from .device import pick_device, tell_missing
-from .folder import checkpoint_of
+from .folder import checkpoint_of, owner_of
 
 
 def load_run(folder: str | Path, which: str | None = None, device: str = "auto"):
     """Return (config, tokenizer, model, state) of a run: its model in evaluation mode and its checkpoint's state.
 
     which: "best" or "last"; None takes the best of a finished run and the last of a stopped one. Raises ConfigError
-    where there is no such run or its checkpoint is damaged.
+    where there is no such run, or its checkpoint is damaged or another run's.
     """
     if not str(folder):
         raise settings.ConfigError("no run folder was given; give the path of one, such as runs/tiny-diffusion-seed42")
@@ -26,7 +26,8 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     config = settings.load(folder / "config.yaml")
     tokenizer = TOKENIZERS[config.data.tokenizer]()
     model = build_model(config, tokenizer)
-    state = checkpoint.load(folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors", model)
+    file = folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors"
+    state = checkpoint.load(file, model, owner=owner_of(config))
     state["weights"] = checkpoint.weights_hash(model)  # figures computed with other weights do not count
     target = pick_device(device)
     tell_missing(target)

@@ -47,14 +47,15 @@ def test_the_same_command_runs_nothing_again(done, monkeypatch, capsys):
     assert (out / "report.html").read_text() == page
 
 
-def test_a_stopped_comparison_goes_on(done, tmp_path, start):
-    """SIGTERM in the first run: it saves; the same command then ends with the losses of the run never stopped."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_stopped_comparison_goes_on(done, tmp_path, start, name):
+    """SIGTERM or SIGHUP in the first run: it saves; the same command then ends with the losses of the whole run."""
     out, command = done
     repeated = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["--sequences", "0"]
     repeated[repeated.index("--seeds") + 1] = "1"
     process = start([sys.executable, "-m", "tdlm_fast.compare", *repeated], stderr=subprocess.PIPE)
     wait_until(lambda: holds(tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", '"step": 4'), process)
-    process.terminate()
+    process.send_signal(getattr(signal, name))
     assert "the same command resumes" in process.communicate(timeout=HANG_S)[1] and process.returncode == 130
     assert not (tmp_path / "out" / "report.html").exists()
     assert compare.main(repeated) == 0

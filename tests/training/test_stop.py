@@ -144,3 +144,41 @@ def test_a_comparison_killed_outright_takes_its_run_with_it(tiny, tmp_path, star
     while (folder / "lock").exists():  # the run ends in its own way, and so removes its lock
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_every_signal_that_ends_a_run_saves_it_first(tiny, tmp_path, monkeypatch, name, capfd):
+    folder, real, number = tmp_path / "run", logger.Log.progress, getattr(signal, name)
+
+    def progress(self, step, entry):
+        if step == 7:
+            os.kill(os.getpid(), number)
+        real(self, step, entry)
+
+    before = signal.signal(number, lambda *_: pytest.fail("the run does not handle it"))
+    try:
+        monkeypatch.setattr(logger.Log, "progress", progress)
+        assert train.main([TINY, *tiny, "eval.text=0"]) == 130
+        assert signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN)  # given back
+    finally:
+        signal.signal(number, before)
+    assert "stopped at step 7 of 30; saved" in capfd.readouterr().err
+    assert state_of(folder / files.LAST)["step"] == 7
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_that_is_ignored_stays_ignored(tiny, tmp_path, monkeypatch, name):
+    """nohup: the run lives on when its terminal is closed."""
+    real, number = logger.Log.progress, getattr(signal, name)
+
+    def progress(self, step, entry):
+        os.kill(os.getpid(), number)
+        real(self, step, entry)
+
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(logger.Log, "progress", progress)
+        assert train.main([TINY, *tiny, "train.max_steps=3", "eval.text=0"]) == 0
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)

@@ -314,6 +314,8 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: no such file; configs/tiny.yaml is the published experiment")
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read ({e.strerror or e}); see its permissions and its disk") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(mapping, dict):

@@ -16,15 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..config import ConfigError
-from .files import write_beside
+from .files import unreadable, write_beside
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 OWNER = ("seed", "settings_hash", "corpus_hash")  # of a state: the run that it belongs to
 COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # needed to resume, beside the step
 
 
-class Foreign(ConfigError):
-    """A checkpoint of another run."""
+class Refused(ConfigError):
+    """A checkpoint that is not damaged, so no other one may take its place: of another run, or unreadable."""
 
 
 def digest(tensors: dict, text: str = "") -> str:
@@ -69,12 +69,12 @@ def peek(path: Path) -> dict:
 
 
 def check_owner(path: Path, state: dict, owner: dict) -> None:
-    """Raise Foreign where a checkpoint's state names another owner (OWNER); versions up to 0.2.0 name only the text."""
+    """Raise Refused where a checkpoint's state names another owner (OWNER); versions up to 0.2.0 name only the text."""
     others = {k: state[k] for k in OWNER if k in state and state[k] != owner.get(k, state[k])}
     if others:
         differs = f"seed {others['seed']}, not {owner['seed']}" if "seed" in others else "of other settings"
         differs = "of another text" if others.keys() == {"corpus_hash"} else differs
-        raise Foreign(f"{path} belongs to another run ({differs}); restore this run's own, or {_remedy(path)}")
+        raise Refused(f"{path} belongs to another run ({differs}); restore this run's own, or {_remedy(path)}")
 
 
 def _remedy(path: Path) -> str:
@@ -84,10 +84,14 @@ def _remedy(path: Path) -> str:
 def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
     """Read a checkpoint into model and optimizer; returns its state.
 
-    Raises ConfigError naming the file; Foreign where it does not belong to `owner`, {name of OWNER: value}.
+    Raises ConfigError naming the file; Refused where it is unreadable or not of `owner`, {name of OWNER: value}.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint; train first, or give a run folder that holds checkpoints/")
+    try:
+        open(path, "rb").close()
+    except OSError as e:
+        raise Refused(str(unreadable(path, e))) from None
     try:
         with safe_open(path, "pt") as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from .. import config as settings
-from .files import LAST, write_beside
+from .files import LAST, unreadable, write_beside
 from .metrics import finished
 
 try:
@@ -164,7 +164,10 @@ def trim_samples(folder: Path, step: int, evaluated: int | None) -> None:
     """
     file = folder / "samples.txt"
     if file.is_file():
-        parts = re.split(rb"(?m)^(--- step (\d+)\r?\n)", file.read_bytes())
+        try:
+            parts = re.split(rb"(?m)^(--- step (\d+)\r?\n)", file.read_bytes())
+        except OSError as e:
+            raise unreadable(file, e) from None
         samples = zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
         kept = b"".join(h + text for h, at, text in samples if int(at) < step or int(at) == step == evaluated)
         end = b"\n" if kept and not kept.endswith(b"\n") else b""  # the next heading needs a line of its own

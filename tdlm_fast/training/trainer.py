@@ -88,7 +88,7 @@ class Trainer:
         best, last, text, state = self.folder / BEST, self.folder / LAST, {"corpus_hash": self.corpus.hash}, None
         try:
             state = checkpoint.load(best, self.model, owner=self.owner)
-        except checkpoint.Foreign:
+        except checkpoint.Refused:
             raise
         except settings.ConfigError:
             print(f"{best} is missing or damaged; the best is sought again from here", file=sys.stderr)

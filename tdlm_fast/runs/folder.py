@@ -157,6 +157,23 @@ def owner_of(config) -> dict:
     return {"seed": config.seed, "settings_hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
+def path_from(config, folder: Path) -> dict:
+    """Return {"path_from_run": …} of a relative data.path, by which the run finds its text from any current folder.
+
+    It is relative to the run folder, so that no checkpoint names a folder of the machine; {} for other sources.
+    """
+    if not config.data.path or Path(config.data.path).is_absolute():
+        return {}
+    try:
+        return {
+            "path_from_run": Path(
+                os.path.relpath(os.path.realpath(config.data.path), os.path.realpath(folder))
+            ).as_posix()
+        }
+    except ValueError:  # Windows: on another drive
+        return {}
+
+
 def trim_samples(folder: Path, step: int, evaluated: int | None) -> None:
     """Drop the samples that a run resumed at `step`, whose last evaluation was at step `evaluated`, writes again.
 

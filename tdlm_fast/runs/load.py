@@ -1,5 +1,6 @@
 """Load a trained run from its folder, and the text that it was trained on."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +35,24 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     return config, tokenizer, model.to(target).eval(), state
 
 
+def source_of(folder: Path, config, state: dict):
+    """Return config.data with a relative data.path as it leads from the current folder.
+
+    state is the checkpoint's. Where it has no such path, or nothing is there, data.path is left as it was typed.
+    """
+    path = Path(os.path.realpath(folder)) / state.get("path_from_run", "")
+    if not state.get("path_from_run") or not path.exists():
+        return config.data
+    return replace(config.data, path=os.path.normpath(path))
+
+
 def trained_text(folder: Path, config, state: dict, layout: str | None = None) -> dataset.Corpus:
     """Return the corpus of a run, in the config's layout or another one.
 
     state is the checkpoint's. Raises ConfigError where the text has changed: a sequence that is held out of another
     text may have been trained on.
     """
-    data = replace(config.data, layout=layout or config.data.layout)
+    data = replace(source_of(folder, config, state), layout=layout or config.data.layout)
     corpus = dataset.load(data, config.model.seq_len, state.get("corpus"))
     if corpus.hash != state["corpus_hash"]:
         raise settings.ConfigError(f"the text is not what {folder} was trained on; restore it")

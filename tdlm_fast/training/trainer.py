@@ -19,7 +19,7 @@ from ..model import build_model
 from ..runs import checkpoint
 from ..runs.device import pick_device, tell_missing, versions
 from ..runs.files import BEST, LAST, write_beside, write_json
-from ..runs.folder import other_source, other_text, owner_of, trim_samples
+from ..runs.folder import other_source, other_text, owner_of, path_from, trim_samples
 from ..sampling.generate import generate
 from . import cuda_graph, step
 from .logger import Log, peak_memory_mb, reserved_memory_mb
@@ -79,6 +79,7 @@ class Trainer:
         self.model = build_model(config, self.corpus.tokenizer).to(self.device).train()
         self.optimizer = adamw(self.model, config.optim)
         self.progress, self.owner = Progress(self.corpus.name, self.corpus.hash), owner_of(config)
+        self.about = self.owner | path_from(config, folder)  # what a checkpoint keeps beside the progress
         if resume:
             self.load()
         self.scoring = final_scoring(config, self.corpus.tokenizer)
@@ -228,7 +229,7 @@ class Trainer:
         nats = score.nats_per_token if math.isfinite(score.nats_per_token) else math.inf
         if progress.best is None or nats < progress.best:
             progress.best = nats
-            checkpoint.save(self.folder / BEST, self.model, None, progress.state() | self.owner)
+            checkpoint.save(self.folder / BEST, self.model, None, progress.state() | self.about)
         for i in range(config.eval.text):
             tokens = min(64, config.model.seq_len)
             text = generate(self.model, self.corpus.tokenizer, config, tokens=tokens, seed=i)
@@ -237,7 +238,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint."""
-        checkpoint.save(self.folder / LAST, self.model, self.optimizer, self.progress.state() | self.owner)
+        checkpoint.save(self.folder / LAST, self.model, self.optimizer, self.progress.state() | self.about)
         self.saved_at = self.progress.step
 
     def finish(self) -> dict:

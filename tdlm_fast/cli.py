@@ -1,6 +1,7 @@
 """The parts every verb shares, without torch: how it starts and ends, and commands to paste."""
 
 import argparse
+import contextlib
 import errno
 import functools
 import io
@@ -14,11 +15,34 @@ from pathlib import Path
 from .config import ConfigError, NonFinite, describe, expanded
 
 
+class Lenient:
+    """A stream whose failing writes lose their text and nothing else: a full disk, a closed pipe or terminal.
+
+    Progress is written to stderr, and hours of training must not end because it cannot be shown.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+
 def verb(main) -> int:
     """Run main() and return its exit code, also where the output cannot show a character, is full or is closed."""
     for name in ("stdout", "stderr"):  # closed by the process that started this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
+    sys.stderr = Lenient(sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -332,7 +332,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     except YamlError as e:
         raise ConfigError(f"{path}: {e}") from None
     except OSError as e:
-        raise ConfigError(f"{path} cannot be read ({e.strerror})") from None
+        raise ConfigError(f"{path} cannot be read ({e.strerror or e}); see its permissions and its disk") from None
     for override in overrides:
         key, equals, value = override.partition("=")
         if any(k.startswith(key + ".") for k in known):

@@ -20,6 +20,17 @@ def pytest_collection_modifyitems(items):
         test._hypothesis_internal_use_settings = fewer
 
 
+@pytest.fixture
+def start():
+    """Start processes that end with the test, with all that they started: `process = start(command, **popen)`."""
+    import contextlib
+
+    from tests.running import started
+
+    with contextlib.ExitStack() as stack:
+        yield lambda command, **kw: stack.enter_context(started(command, **kw))
+
+
 WORDS = "the old river runs by the mill and the mill turns by the river while the miller sleeps".split()
 
 

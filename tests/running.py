@@ -3,8 +3,13 @@
 import contextlib
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+import uuid
+from pathlib import Path
 
 from safetensors import safe_open
 
@@ -12,6 +17,7 @@ from tdlm_fast import config as settings
 
 TINY = "configs/tiny.yaml"
 ENDLESS = 10**7  # draws: an evaluation that does not end
+HANG_S = 600  # what takes longer has hung, on any machine; no test may depend on anything shorter
 
 
 def metrics(folder):
@@ -26,17 +32,71 @@ def state_of(file):
 
 
 @contextlib.contextmanager
-def begun(args, until):
-    """A process of train that has just printed `until`; it is killed at the end if it still runs."""
-    command = [sys.executable, "-m", "tdlm_fast.train", TINY, *args]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def started(command, env=None, **kw):
+    """Start a process with default signals; at the end, also of a failed test, it is killed with all it started.
+
+    Its children are known by a mark in their environment, also where the process itself is gone (Linux only).
+    """
+    mark = f"TDLM_TEST_MARK={uuid.uuid4().hex}"
+    env = (os.environ if env is None else env) | dict([mark.split("=")])
+    before = {}
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # `make test &` and nohup ignore some of these
+        number = getattr(signal, name)
+        if signal.getsignal(number) is signal.SIG_IGN:  # a child would inherit that, but no handler
+            before[number] = signal.signal(number, lambda *_: None)
     try:
-        printed = list(itertools.takewhile(lambda line: until not in line, process.stderr))
-        assert process.poll() is None, "".join(printed)
+        process = subprocess.Popen(command, env=env, text=True, **kw)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    try:
         yield process
     finally:
         process.kill()
         process.wait()
+        while left := marked(mark):  # one that was being started when the others ended comes later
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
+            stream.close()
+
+
+def marked(mark):
+    """The processes whose environment holds the mark."""
+    pids = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it ended, or it is another user's
+            if mark.encode() in file.read_bytes():
+                pids.append(int(file.parent.name))
+    return pids
+
+
+def wait_until(state, process):
+    """Wait until state() holds; fail where the process ends before that."""
+    deadline = time.monotonic() + HANG_S
+    while not state():
+        ended = process.poll() is not None
+        errors = process.stderr.read() if ended and process.stderr else ""
+        assert not ended, f"ended with {process.returncode}: {errors}"
+        assert time.monotonic() < deadline, f"nothing happened in {HANG_S} s"
+        time.sleep(0.02)
+
+
+def holds(file, text):
+    """Whether the file is there and holds the text."""
+    return file.exists() and text in file.read_text()
+
+
+@contextlib.contextmanager
+def begun(args, until):
+    """A process of train that has just printed `until`; it is killed at the end if it still runs."""
+    command = [sys.executable, "-m", "tdlm_fast.train", TINY, *args]
+    with started(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        printed = list(itertools.takewhile(lambda line: until not in line, process.stderr))
+        assert process.poll() is None, "".join(printed)
+        yield process
 
 
 def small_config(*overrides):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from .. import config as settings
 from ..runs.files import write_json
-from ..runs.folder import changes, resumes
+from ..runs.folder import check_finished, resumes
 from ..runs.metrics import finished
+from ..training.stop import ending_signals
 from . import claims, judge, report
 from .arms import OBJECTIVES, alike, arms_of, check_alike, identity, pairs_of
 from .budgets import ledgers
@@ -67,7 +68,11 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=_ends_with_parent()
     )  # fmt: skip
-    before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())  # the run saves, then ends
+
+    def stop(number, frame):  # the run saves, then ends
+        process.terminate()
+
+    before = {name: signal.signal(name, stop) for name in ending_signals()}
     interrupted = False
     try:
         while True:
@@ -79,7 +84,8 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
                 process.send_signal(signal.SIGINT)
         code = 130 if interrupted else code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)
         if process.poll() is None:
             process.terminate()
             process.wait()
@@ -90,21 +96,16 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
 
 
 def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
-    """Return whether the folder holds this run, finished. Raises ConfigError where it holds one of other settings."""
+    """Return whether the folder holds this run, finished. Raises ConfigError where it holds another one."""
     summary = finished(folder)
     if summary is None or not (folder / "config.yaml").is_file():
         return False
     config = settings.load(config_file, [*overrides, f"run.dir={folder}"])
     try:
         resumes(config, folder, True)
+        check_finished(config, folder, summary)
     except settings.ConfigError as e:
         raise settings.ConfigError(f"{e}; or compare into another folder with --out") from None
-    if changes(config, folder, lambda key: key in ("data.path", "data.corpus")):
-        from ..data import dataset  # loads torch, which is needed for another text only
-
-        text = dataset.load(config.data, config.model.seq_len)
-        if text.hash != summary["corpus_hash"]:
-            raise settings.ConfigError(f"{folder} was trained on another text than {text.name}; use another --out")
     return True
 
 

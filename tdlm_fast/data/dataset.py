@@ -6,7 +6,6 @@
 Every token of an evaluation split is in exactly one row.
 """
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..config import ConfigError, Data
 from .documents import lines
-from .sources import SPLITS, texts
+from .sources import text_hash, texts
 from .token_cache import cached_arrays
 from .tokenizer import TOKENIZERS, Tokenizer
 
@@ -89,7 +88,4 @@ def load(config: Data, seq_len: int, used: str | None = None) -> Corpus:
         splits[s] = split_rows(arrays, text, config.layout, seq_len, tokenizer)
         if not len(splits[s]):
             raise ConfigError(f"the {s} split of {name} is empty")
-    digest = hashlib.sha256()
-    for s in SPLITS:
-        digest.update(hashlib.sha256(parts[s].encode()).digest())
-    return Corpus(name, note, tokenizer, splits, digest.hexdigest()[:16])
+    return Corpus(name, note, tokenizer, splits, text_hash(parts))

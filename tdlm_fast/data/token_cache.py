@@ -67,18 +67,25 @@ def cached_arrays(text: str, layout: str, tokenizer, folder: Path) -> dict[str, 
     file = folder / f"{key}.safetensors"
     if file.exists():
         try:
+            open(file, "rb").close()
             with safe_open(file, "numpy") as f:
                 arrays = {name: f.get_tensor(name) for name in f.keys()}
                 if (f.metadata() or {}).get("sha256") == _digest(arrays):
                     return arrays
             raise SafetensorError("its contents do not match its checksum")
+        except PermissionError as e:
+            print(f"token cache {file} cannot be read ({e.strerror}); the text is tokenized again", file=sys.stderr)
+            return tokenize(text, layout, tokenizer)
         except (SafetensorError, OSError, ValueError) as e:
             print(f"token cache {file} is damaged ({e}); it is rebuilt", file=sys.stderr)
     arrays = tokenize(text, layout, tokenizer)
     beside = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        mode = beside.stat().st_mode & 0o777  # of the umask; safetensors makes it readable by its owner only
         save_file(arrays, beside, {"sha256": _digest(arrays)})
+        beside.chmod(mode)
         os.replace(beside, file)
     except (SafetensorError, OSError) as e:
         print(f"data.cache: {file} cannot be written ({e}); the next run tokenizes again", file=sys.stderr)

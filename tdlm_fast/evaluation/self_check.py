@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from .. import kernels
 from ..data import batches, dataset
-from ..runs.load import load_run
+from ..runs.load import load_run, source_of
 from ..runs.metrics import entries, finished
 from . import published_metric, unigram
 from .exact_likelihood import subset
@@ -49,7 +49,7 @@ class Result:
 def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "auto") -> Iterator[Result]:
     """Yield a Result for each check of a run. Raises ConfigError where the folder is not a run."""
     config, tokenizer, model, state = load_run(folder, None, device)
-    corpus = dataset.load(config.data, config.model.seq_len, state.get("corpus"))
+    corpus = dataset.load(source_of(folder, config, state), config.model.seq_len, state.get("corpus"))
     yield Result("the text is the one trained on", float(corpus.hash == state["corpus_hash"]), 1.0, 0.0)
     few = subset(corpus.splits["test"], rows, tokenizer)
     start = dict(start_token_id=tokenizer.start_token_id)

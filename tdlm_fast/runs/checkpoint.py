@@ -1,9 +1,10 @@
 """Checkpoints: one safetensors file with weights, AdamW's moments and counters, written beside and renamed.
 
     model.NAME, exp_avg.NAME, exp_avg_sq.NAME   tensors
-    "state"   JSON with step, best, tokens, seconds, …;   "sha256"   of the state and all tensors
+    "state"   JSON with step, best, tokens, seconds, …, seed and hashes of the run's settings and text
+    "sha256"  of the state and all tensors
 
-Nothing is unpickled. A file that was cut short or altered is an error that names it.
+Nothing is unpickled. A file that was cut short or altered, or that belongs to another run, is an error that names it.
 """
 
 import hashlib
@@ -15,10 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..config import ConfigError
-from .files import write_beside
+from .files import unreadable, write_beside
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+OWNER = ("seed", "settings_hash", "corpus_hash")  # of a state: the run that it belongs to
 COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # needed to resume, beside the step
+
+
+class Refused(ConfigError):
+    """A checkpoint that is not damaged, so no other one may take its place: of another run, or unreadable."""
 
 
 def digest(tensors: dict, text: str = "") -> str:
@@ -62,10 +68,30 @@ def peek(path: Path) -> dict:
     return state if isinstance(state, dict) else {}
 
 
-def load(path: Path, model, optimizer=None) -> dict:
-    """Read a checkpoint into model and optimizer; returns its state. Raises ConfigError naming the file."""
+def check_owner(path: Path, state: dict, owner: dict) -> None:
+    """Raise Refused where a checkpoint's state names another owner (OWNER); versions up to 0.2.0 name only the text."""
+    others = {k: state[k] for k in OWNER if k in state and state[k] != owner.get(k, state[k])}
+    if others:
+        differs = f"seed {others['seed']}, not {owner['seed']}" if "seed" in others else "of other settings"
+        differs = "of another text" if others.keys() == {"corpus_hash"} else differs
+        raise Refused(f"{path} belongs to another run ({differs}); restore this run's own, or {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    return "remove it, and --resume makes it again" if path.stem == "best" else "train again in another folder"
+
+
+def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
+    """Read a checkpoint into model and optimizer; returns its state.
+
+    Raises ConfigError naming the file; Refused where it is unreadable or not of `owner`, {name of OWNER: value}.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint; train first, or give a run folder that holds checkpoints/")
+    try:
+        open(path, "rb").close()
+    except OSError as e:
+        raise Refused(str(unreadable(path, e))) from None
     try:
         with safe_open(path, "pt") as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
@@ -76,8 +102,8 @@ def load(path: Path, model, optimizer=None) -> dict:
         if missing := [k for k in ("step", *(COUNTERS if optimizer else ())) if k not in state]:
             raise ValueError(f"its state has no {', '.join(missing)}")
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as e:
-        fix = "remove it, and --resume makes it again" if path.stem == "best" else "train again in another folder"
-        raise ConfigError(f"{path} is damaged ({e}); restore a copy of it, or {fix}") from None
+        raise ConfigError(f"{path} is damaged ({e}); restore a copy of it, or {_remedy(path)}") from None
+    check_owner(path, state, owner or {})
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)

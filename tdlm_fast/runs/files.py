@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import stat
 from pathlib import Path
 
 from .. import config as settings
@@ -11,10 +12,16 @@ LAST, BEST = Path("checkpoints") / "last.safetensors", Path("checkpoints") / "be
 
 
 def write_beside(path: Path, write) -> None:
-    """Call write(temporary path), flush that file, and rename it to path. If anything fails, path stays as it was."""
+    """Call write(temporary path), flush that file, and rename it to path. If anything fails, path stays as it was.
+
+    The file has the mode of the umask; safetensors would make it readable by its owner only.
+    """
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
         write(beside)
+        beside.chmod(mode)
         with open(beside, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(beside, path)
@@ -38,6 +45,11 @@ def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def unreadable(file: Path, e: OSError) -> settings.ConfigError:
+    """Return the error of a file that is there but cannot be read; it may be sound, so nothing asks to remove it."""
+    return settings.ConfigError(f"{file} cannot be read ({e.strerror or e}); see its permissions and its disk")
+
+
 def figures(file: Path, keys=(), mend: str = "remove it, and it is made again") -> dict:
     """Return what a JSON file of figures holds, {} if the file is missing.
 
@@ -51,6 +63,8 @@ def figures(file: Path, keys=(), mend: str = "remove it, and it is made again") 
             raise ValueError(f"no {', '.join(missing)}")
     except FileNotFoundError:
         return {}
+    except OSError as e:
+        raise unreadable(file, e) from None
     except ValueError as e:
         raise settings.ConfigError(f"{file} is damaged ({e}); {mend}") from None
     return content

@@ -4,7 +4,9 @@ runs/NAME/   config.yaml  metrics.jsonl  checkpoints/{last,best}.safetensors  sa
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import re
 import socket
@@ -12,7 +14,7 @@ import sys
 from pathlib import Path
 
 from .. import config as settings
-from .files import LAST, write_beside
+from .files import LAST, unreadable, write_beside
 from .metrics import finished
 
 try:
@@ -114,15 +116,79 @@ def resumes(config, folder: Path, resume: bool) -> bool:
     return True
 
 
-def trim_samples(folder: Path, step: int) -> None:
-    """Drop the samples of later steps, which a resumed run writes again."""
+def other_source(config, folder: Path) -> str:
+    """Return where config takes its text from another source than the folder's: "data.path was X, now Y", or ""."""
+    return changes(config, folder, lambda key: key in ("data.path", "data.corpus"))
+
+
+def other_text(config, folder: Path) -> settings.ConfigError:
+    """Return the error of a run that is resumed with another text."""
+    text = f"the text is not what {folder} was trained on ({other_source(config, folder) or 'its files have changed'})"
+    return settings.ConfigError(f"{text}; restore it, or start another run with run.dir=OTHER")
+
+
+def check_finished(config, folder: Path, summary: dict) -> None:
+    """Raise ConfigError where a finished run is not the one that config asks for: its evaluation or text differs.
+
+    `resumes` has compared the other settings. The text of a path is read, as its files may have changed. A corpus is
+    known by its name, so a finished run needs no network.
+    """
+    if changed := changes(config, folder, lambda key: key.startswith("eval.") and key != "eval.batch_size"):
+        fix = f"resume with those, remove {folder / 'summary.json'} to repeat the final evaluation"
+        fix += ", or start another run with run.dir=OTHER"
+        raise settings.ConfigError(f"{folder} is finished, and was evaluated with other settings: {changed}; {fix}")
+    source_changed = other_source(config, folder)
+    if config.data.path or source_changed:
+        from ..data.sources import text_hash, texts
+
+        parts = texts(config.data, None if source_changed else summary.get("corpus"))[2]
+        if summary.get("corpus_hash") not in (None, text_hash(parts)):  # the first runs recorded none
+            raise other_text(config, folder)
+
+
+def owner_of(config) -> dict:
+    """Return what a checkpoint records of its run: the seed, and a hash of the settings that decide its weights.
+
+    Defaults are left out, so that a key that a later version adds does not make a run foreign to its own checkpoints.
+    """
+    deciding = {k: f.default for k, f in settings.fields().items() if not k.startswith(FREE)}
+    changed = {k: v for k, v in settings.flatten(config).items() if k in deciding and v != deciding[k]}
+    text = json.dumps(changed, sort_keys=True)
+    return {"seed": config.seed, "settings_hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def path_from(config, folder: Path) -> dict:
+    """Return {"path_from_run": …} of a relative data.path, by which the run finds its text from any current folder.
+
+    It is relative to the run folder, so that no checkpoint names a folder of the machine; {} for other sources.
+    """
+    if not config.data.path or Path(config.data.path).is_absolute():
+        return {}
+    try:
+        return {
+            "path_from_run": Path(
+                os.path.relpath(os.path.realpath(config.data.path), os.path.realpath(folder))
+            ).as_posix()
+        }
+    except ValueError:  # Windows: on another drive
+        return {}
+
+
+def trim_samples(folder: Path, step: int, evaluated: int | None) -> None:
+    """Drop the samples that a run resumed at `step`, whose last evaluation was at step `evaluated`, writes again.
+
+    They are read as bytes, because a write that was cut short may end inside a character.
+    """
     file = folder / "samples.txt"
     if file.is_file():
-        parts = re.split(r"(?m)^--- step (\d+)\n", file.read_text(encoding="utf-8"))
-        samples = (
-            f"--- step {at}\n{text}" for at, text in zip(parts[1::2], parts[2::2], strict=True) if int(at) <= step
-        )
-        write_beside(file, lambda p: p.write_text("".join(samples), encoding="utf-8"))
+        try:
+            parts = re.split(rb"(?m)^(--- step (\d+)\r?\n)", file.read_bytes())
+        except OSError as e:
+            raise unreadable(file, e) from None
+        samples = zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
+        kept = b"".join(h + text for h, at, text in samples if int(at) < step or int(at) == step == evaluated)
+        end = b"\n" if kept and not kept.endswith(b"\n") else b""  # the next heading needs a line of its own
+        write_beside(file, lambda p: p.write_bytes(kept + end))
 
 
 def changes(config, folder: Path, counts) -> str:

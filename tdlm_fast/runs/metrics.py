@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..cli import command
-from .files import LAST, figures
+from .files import LAST, figures, unreadable
 
 # What a comparison reads of a summary.
 REPORTED = (
@@ -21,9 +21,11 @@ def summary_of(folder: Path) -> dict:
 
 
 def finished(folder: Path) -> dict | None:
-    """Return the summary of a finished run, else None. A damaged summary counts as missing."""
+    """Return the summary of a finished run, else None. A damaged summary counts as missing, an unreadable one not."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except PermissionError as e:
+        raise unreadable(folder / "summary.json", e) from None
     except (OSError, ValueError):
         return None
     return summary if isinstance(summary, dict) and summary.get("finished") and "test" in summary else None
@@ -31,7 +33,10 @@ def finished(folder: Path) -> dict | None:
 
 def entries(file: Path) -> tuple[list[dict], int]:
     """Return the entries of a metrics.jsonl and the number of damaged lines (not a JSON object with a step)."""
-    whole, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    try:
+        whole, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    except OSError as e:
+        raise unreadable(file, e) from None
     for line in lines:
         try:
             entry = json.loads(line)

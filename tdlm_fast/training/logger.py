@@ -66,7 +66,7 @@ class Log(contextlib.AbstractContextManager):
 
     def __init__(self, folder: Path, config: Config, steps: int, step: int, evaluated: int | None):
         self.file = folder / "metrics.jsonl"
-        lines, damaged = entries(self.file) if step else ([], 0)
+        lines, damaged = entries(self.file) if step or evaluated is not None else ([], 0)
         lines = [e for e in lines if e["step"] < step or e["step"] == step and ("valid" not in e or evaluated == step)]
         text = "".join(json.dumps(entry) + "\n" for entry in lines)
         write_beside(self.file, lambda p: p.write_text(text, encoding="utf-8"))

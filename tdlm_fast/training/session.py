@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..runs.files import BEST, LAST
-from ..runs.folder import locked, resumes
+from ..runs.folder import check_finished, locked, resumes
 from ..runs.metrics import finished
 from .stop import Stop
 
@@ -17,6 +17,7 @@ def train(config, folder: Path, resume: bool) -> dict:
     with Stop() as stop, locked(folder):
         resume = resumes(config, folder, resume)
         if resume and (done := finished(folder)) and ((folder / BEST).is_file() or not (folder / LAST).is_file()):
+            check_finished(config, folder, done)
             print(f"{folder} is finished already", file=sys.stderr)
             return done
         stop.patient = True  # an exception in the middle of an import may end the process without a message

@@ -1,17 +1,27 @@
-"""Ctrl-C and SIGTERM while a run trains: the first one ends the step, the second one leaves at once."""
+"""Ctrl-C, SIGTERM and the like while a run trains: the first one ends the step, the second one leaves at once.
+
+A closed terminal or a lost connection sends SIGHUP; schedulers send SIGUSR1 or SIGUSR2 before they end a job.
+"""
 
 import contextlib
 import os
 import signal
 
+ENDING = [getattr(signal, f"SIG{name}") for name in ("TERM", "HUP", "USR1", "USR2") if hasattr(signal, f"SIG{name}")]
+
+
+def ending_signals() -> list:
+    """Return the signals other than Ctrl-C that end a run; nohup has this process ignore SIGHUP, and so it stays."""
+    return [name for name in ENDING if name is signal.SIGTERM or signal.getsignal(name) is not signal.SIG_IGN]
+
 
 class Stop:
-    """Raise KeyboardInterrupt on Ctrl-C or SIGTERM inside `with`; while `patient`, the first one only sets `asked`."""
+    """Raise KeyboardInterrupt on a signal that ends a run, inside `with`; while `patient`, the first sets `asked`."""
 
     asked = patient = False
 
     def __enter__(self):
-        self.before = {name: signal.signal(name, self) for name in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {name: signal.signal(name, self) for name in (signal.SIGINT, *ending_signals())}
         return self
 
     def __exit__(self, *error):

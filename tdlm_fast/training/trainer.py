@@ -19,7 +19,7 @@ from ..model import build_model
 from ..runs import checkpoint
 from ..runs.device import pick_device, tell_missing, versions
 from ..runs.files import BEST, LAST, write_beside, write_json
-from ..runs.folder import changes, trim_samples
+from ..runs.folder import other_source, other_text, owner_of, path_from, trim_samples
 from ..sampling.generate import generate
 from . import cuda_graph, step
 from .logger import Log, peak_memory_mb, reserved_memory_mb
@@ -69,7 +69,7 @@ class Trainer:
         self.config, self.folder, self.resume, self.stop = config, folder, resume, stop
         self.device = pick_device(config.device)
         tell_missing(self.device)
-        began = checkpoint.peek(folder / LAST) if resume else {}
+        began = checkpoint.peek(folder / LAST) if resume and not other_source(config, folder) else {}
         self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"))
         self.split = self.corpus.splits["train"]
         per_epoch = steps_per_epoch(self.split, config.train.batch_size)
@@ -78,27 +78,32 @@ class Trainer:
         self.save_every = config.train.save_every or self.eval_every
         self.model = build_model(config, self.corpus.tokenizer).to(self.device).train()
         self.optimizer = adamw(self.model, config.optim)
-        self.progress = Progress(self.corpus.name, self.corpus.hash)
+        self.progress, self.owner = Progress(self.corpus.name, self.corpus.hash), owner_of(config)
+        self.about = self.owner | path_from(config, folder)  # what a checkpoint keeps beside the progress
         if resume:
             self.load()
         self.scoring = final_scoring(config, self.corpus.tokenizer)
 
     def load(self) -> None:
         """Take up the last checkpoint. Raises ConfigError where the text is not the one it was trained on."""
-        best, best_is_whole = self.folder / BEST, True
+        best, last, text, state = self.folder / BEST, self.folder / LAST, {"corpus_hash": self.corpus.hash}, None
         try:
-            checkpoint.load(best, self.model)
+            state = checkpoint.load(best, self.model, owner=self.owner)
+        except checkpoint.Refused:
+            raise
         except settings.ConfigError:
             print(f"{best} is missing or damaged; the best is sought again from here", file=sys.stderr)
-            best_is_whole = False
-        self.progress = Progress.of(checkpoint.load(self.folder / LAST, self.model, self.optimizer))
+        self.progress = Progress.of(checkpoint.load(last, self.model, self.optimizer, self.owner))
         if self.progress.corpus_hash != self.corpus.hash:
-            keys = changes(self.config, self.folder, lambda key: key in ("data.path", "data.corpus"))
-            text = f"the text is not what {self.folder} was trained on ({keys or 'its files have changed'})"
-            raise settings.ConfigError(f"{text}; restore it, or start another run with run.dir=OTHER")
-        if not best_is_whole:
-            self.progress.best = self.progress.evaluated = None
-        trim_samples(self.folder, self.progress.step)
+            if state and state.get("corpus_hash") == self.corpus.hash:
+                checkpoint.check_owner(last, self.progress.state(), text)
+            raise other_text(self.config, self.folder)
+        checkpoint.check_owner(best, state or {}, text)
+        if not state:
+            self.progress.best = None
+            if self.progress.step == self.steps:  # no later evaluation finds a best, so this one is repeated
+                self.progress.evaluated = None
+        trim_samples(self.folder, self.progress.step, self.progress.evaluated)
 
     def run(self) -> dict:
         """Train to the last step or until a stop is asked for; returns what summary.json holds."""
@@ -224,7 +229,7 @@ class Trainer:
         nats = score.nats_per_token if math.isfinite(score.nats_per_token) else math.inf
         if progress.best is None or nats < progress.best:
             progress.best = nats
-            checkpoint.save(self.folder / BEST, self.model, None, progress.state())
+            checkpoint.save(self.folder / BEST, self.model, None, progress.state() | self.about)
         for i in range(config.eval.text):
             tokens = min(64, config.model.seq_len)
             text = generate(self.model, self.corpus.tokenizer, config, tokens=tokens, seed=i)
@@ -233,7 +238,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint."""
-        checkpoint.save(self.folder / LAST, self.model, self.optimizer, self.progress.state())
+        checkpoint.save(self.folder / LAST, self.model, self.optimizer, self.progress.state() | self.about)
         self.saved_at = self.progress.step
 
     def finish(self) -> dict:
@@ -249,7 +254,7 @@ class Trainer:
         elif stopped:
             raise KeyboardInterrupt
         else:
-            at = checkpoint.load(self.folder / BEST, self.model)["step"]
+            at = checkpoint.load(self.folder / BEST, self.model, owner=self.owner)["step"]
         splits = {name: self.corpus.splits[name] for name in ("valid", "test")}
         results = {k: likelihood(self.model, s, config.objective, **self.scoring).asdict() for k, s in splits.items()}
         seconds, counts = max(progress.seconds or progress.startup_seconds, 1e-9), self.model.count_by_part()

@@ -120,7 +120,7 @@ def test_a_peer_that_is_not_ready_in_time_is_absent():
     before = signal.getsignal(signal.SIGALRM)
     with pytest.raises(peers.Absent, match="not ready after 0.05 s"), peers.ready_within(0.05):
         time.sleep(5)
-    with peers.ready_within(0.05):
+    with peers.ready_within(600):
         pass
     with peers.ready_within(0):
         time.sleep(0.1)

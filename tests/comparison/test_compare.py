@@ -4,13 +4,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import torch_free
 
 from tdlm_fast import compare
 from tdlm_fast.comparison import budgets, records, runner
+from tests.running import HANG_S, holds, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -47,20 +47,16 @@ def test_the_same_command_runs_nothing_again(done, monkeypatch, capsys):
     assert (out / "report.html").read_text() == page
 
 
-def test_a_stopped_comparison_goes_on(done, tmp_path):
-    """SIGTERM in the first run: it saves; the same command then ends with the losses of the run never stopped."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_stopped_comparison_goes_on(done, tmp_path, start, name):
+    """SIGTERM or SIGHUP in the first run: it saves; the same command then ends with the losses of the whole run."""
     out, command = done
     repeated = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["--sequences", "0"]
     repeated[repeated.index("--seeds") + 1] = "1"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tdlm_fast.compare", *repeated], stderr=subprocess.PIPE, text=True
-    )
-    metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and '"step": 4' in metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.terminate()
-    assert "the same command resumes" in process.communicate(timeout=120)[1] and process.returncode == 130
+    process = start([sys.executable, "-m", "tdlm_fast.compare", *repeated], stderr=subprocess.PIPE)
+    wait_until(lambda: holds(tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", '"step": 4'), process)
+    process.send_signal(getattr(signal, name))
+    assert "the same command resumes" in process.communicate(timeout=HANG_S)[1] and process.returncode == 130
     assert not (tmp_path / "out" / "report.html").exists()
     assert compare.main(repeated) == 0
     stopped, whole = (records.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
@@ -97,19 +93,14 @@ def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, ca
         assert compare.main(wrong) == 2 and message in capsys.readouterr().err
 
 
-def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path):
+def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path, start):
     """kill -INT, as a supervisor sends it: the run saves, and nothing trains on."""
     out, command = done
     repeated = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["train.max_steps=4000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tdlm_fast.compare", *repeated], stderr=subprocess.PIPE, text=True
-    )
-    metrics, deadline = tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and '"step": 4' in metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    process = start([sys.executable, "-m", "tdlm_fast.compare", *repeated], stderr=subprocess.PIPE)
+    wait_until(lambda: holds(tmp_path / "out" / "diffusion-seed42" / "metrics.jsonl", '"step": 4'), process)
     process.send_signal(signal.SIGINT)
-    assert "the same command resumes" in process.communicate(timeout=120)[1] and process.returncode == 130
+    assert "the same command resumes" in process.communicate(timeout=HANG_S)[1] and process.returncode == 130
     summary = json.loads((tmp_path / "out" / "diffusion-seed42" / "summary.json").read_text())
     assert 4 <= summary["steps"] < 4000 and not summary["finished"]
 

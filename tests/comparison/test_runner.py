@@ -24,7 +24,9 @@ def test_a_finished_run_of_other_settings_is_refused(done, corpus, tmp_path, cap
     for other, message in (
         ("optim.lr=1e-2", "optim.lr was 0.003, now 0.01"),
         ("model.layers=3", "model.layers was 2, now 3"),
-        (f"data.path={tmp_path / 'text'}", "was trained on another text"),
+        (f"data.path={tmp_path / 'text'}", f"data.path was '{corpus}', now '{tmp_path / 'text'}'"),
+        (f"data.path={tmp_path / 'absent'}", f"{tmp_path / 'absent'} does not exist"),
+        ("eval.max_samples=5", "eval.max_samples was 4, now 5"),
     ):
         (tmp_path / "text").write_text("another text altogether\n" * 400)
         capsys.readouterr()
@@ -34,6 +36,21 @@ def test_a_finished_run_of_other_settings_is_refused(done, corpus, tmp_path, cap
     assert (out / "compare.json").read_text() == before
     shutil.copytree(corpus, tmp_path / "same") if corpus.is_dir() else shutil.copy(corpus, tmp_path / "same")
     assert compare.main([*command[:-8], f"data.path={tmp_path / 'same'}", *command[-8:]]) == 0  # the text is the same
+
+
+def test_a_finished_run_of_a_text_that_was_rewritten_is_refused(done, corpus, tmp_path, capsys):
+    out, command = done
+    text, source = tmp_path / "text.txt", next(c for c in command if c.startswith("data.path="))
+    shutil.copy(corpus, text)
+    shutil.copytree(out, tmp_path / "out")
+    same = [{source: f"data.path={text}", str(out): str(tmp_path / "out")}.get(c, c) for c in command]
+    assert compare.main(same) == 0
+    for rewritten in (text.read_text()[:-1] + "!", text.read_text() + "one more line\n"):
+        text.write_text(rewritten)
+        capsys.readouterr()
+        assert compare.main(same) == 2
+        error = capsys.readouterr().err
+        assert "the text is not what" in error.splitlines()[-1] and "--out" in error and "Traceback" not in error
 
 
 def test_an_arm_that_is_another_is_refused(tmp_path, capsys):

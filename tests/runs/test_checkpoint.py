@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tdlm_fast import config as settings
 from tdlm_fast import evaluate, train
 from tdlm_fast.runs import checkpoint, files
+from tdlm_fast.runs.folder import owner_of
 from tests.running import TINY, state_of
 
 pytestmark = pytest.mark.slow
@@ -98,3 +101,58 @@ def test_checkpoints_save_and_load_to_the_same_digest(tmp_path, trained):
     assert about["sha256"] == checkpoint.digest(tensors, about["state"])
     swapped = dict(zip(tensors, reversed(tensors.values()), strict=True))
     assert checkpoint.digest(swapped, about["state"]) != about["sha256"] != checkpoint.digest(tensors, "")
+
+
+@pytest.mark.parametrize(
+    "other, reason",
+    [
+        (["seed=7"], "seed 7, not 42"),
+        (["objective=autoregressive"], "of other settings"),
+        (["optim.lr=1e-3"], "of other settings"),
+        (["seed=7", "optim.lr=1e-3"], "seed 7, not 42"),
+        (["data.path={}"], "of another text"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(trained, corpus, tmp_path, capsys, other, reason):
+    folder, args = trained
+    (tmp_path / "other.txt").write_text(corpus.read_text().replace("mill", "hill"))
+    other = [key.format(tmp_path / "other.txt") for key in other]
+    assert train.main([TINY, *args, *other, f"run.dir={tmp_path / 'other'}"]) == 0
+    (folder / "summary.json").unlink()
+    for name in (files.BEST, files.LAST):
+        own = (folder / name).read_bytes()
+        shutil.copy(tmp_path / "other" / name, folder / name)
+        before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        capsys.readouterr()
+        assert train.main([TINY, *args, "--resume"]) == 2
+        error = capsys.readouterr().err
+        message = f"error: {folder / name} belongs to another run ({reason}); restore this run's own, or "
+        assert error.splitlines()[-1].startswith(message)
+        assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
+        assert evaluate.main([str(folder), "--checkpoint", name.stem, "--device", "cpu"]) == 2
+        says = "the text is not what" if "text" in reason else message
+        assert says in capsys.readouterr().err
+        (folder / name).write_bytes(own)
+    assert train.main([TINY, *args, "--resume"]) == 0
+
+
+def test_checkpoints_that_name_no_owner_load(trained):
+    """Those of 0.1.0 and 0.2.0."""
+    folder, args = trained
+    whole = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").unlink()
+    for name in (files.BEST, files.LAST):
+        state = state_of(folder / name)
+        assert state["seed"] == 42 and len(state["settings_hash"]) == 16 and state["step"] == 2
+        rewrite(folder / name, {k: v for k, v in state.items() if k not in ("seed", "settings_hash")})
+    assert evaluate.main([str(folder), "--device", "cpu", "--max-samples", "2"]) == 0
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
+
+
+def test_settings_that_decide_no_weights_keep_a_checkpoint():
+    config = settings.load(TINY)
+    free = ["eval.max_samples=2", "train.save_every=3", "device=cpu", "data.path=x", "run.dir=y"]
+    assert owner_of(settings.load(TINY, free)) == owner_of(config)
+    for key in ("seed=1", "model.width=32", "optim.warmup=0.1", "data.layout=packed", "train.max_steps=7"):
+        assert owner_of(settings.load(TINY, [key])) != owner_of(config)

@@ -2,14 +2,13 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tdlm_fast import evaluate, train
 from tdlm_fast.runs import files
-from tests.running import ENDLESS, TINY, begun, metrics, state_of
+from tests.running import ENDLESS, HANG_S, TINY, begun, metrics, state_of
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +20,8 @@ def test_one_process_a_folder_and_a_stop_in_the_first_evaluation(tiny, tmp_path,
             assert train.main([TINY, *tiny, *more]) == 2
             error = capsys.readouterr().err
             assert f"{folder} is in use by process {process.pid} on" in error and "run.dir=OTHER" in error
-        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=HANG_S)[1]
     assert process.returncode == 130 and error == "interrupted; no checkpoint was saved yet\n"
     assert not (folder / "lock").exists()
     assert train.main([TINY, *tiny]) == 2 and "holds a run already" in capsys.readouterr().err
@@ -118,3 +116,68 @@ def test_resuming_says_both_values_and_minds_only_what_decides_losses(trained, t
     capsys.readouterr()
     assert train.main([TINY, *args, *free, "--resume"]) == 2
     assert "the text is not what" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_returned_for_its_own_text_and_evaluation_only(trained, corpus, tmp_path, capsys):
+    folder, args = trained
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    same, other = tmp_path / "same.txt", tmp_path / "other.txt"
+    same.write_bytes(corpus.read_bytes())
+    other.write_text(corpus.read_text().replace("mill", "hill"))
+    now = f"data.path was '{corpus}', now"
+    for keys, message in (
+        ([f"data.path={other}"], f"the text is not what {folder} was trained on ({now} '{other}')"),
+        ([f"data.path={tmp_path / 'absent'}"], f"data.path: {tmp_path / 'absent'} does not exist"),
+        (["data.path=", "data.corpus=sotu"], f"data.corpus was 'wikitext-2', now 'sotu'; {now} ''"),
+        (["eval.max_samples=8"], "other settings: eval.max_samples was 4, now 8; resume with those"),
+        (["eval.every=1", "eval.target_stderr=0.5"], "eval.every was 10, now 1; eval.target_stderr was 0.01, now 0.5"),
+        (["eval.early=1"], "eval.early was '', now '1'"),
+    ):
+        capsys.readouterr()
+        assert train.main([TINY, *args, *keys, "--resume"]) == 2
+        out, err = capsys.readouterr()
+        assert len(err.splitlines()) == 1 and message in err and len(out.splitlines()) == 1
+    for keys in ([f"data.path={same}"], ["eval.batch_size=3"], ["train.log_every=9", f"data.cache={tmp_path / 'c'}"]):
+        assert train.main([TINY, *args, *keys, "--resume"]) == 0
+        assert "finished already" in capsys.readouterr().err
+    args = [*args, f"data.path={same}"]
+    same.write_text(same.read_text() + "!")
+    assert train.main([TINY, *args, "--resume"]) == 2 and "the text is not what" in capsys.readouterr().err
+    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
+    same.write_bytes(corpus.read_bytes())
+    (folder / "summary.json").unlink()  # as the error about the evaluation says
+    assert train.main([TINY, *args, "eval.max_samples=8", "eval.target_stderr=0", "--resume"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["test"]["samples"] == 8
+
+
+def test_a_text_that_was_rewritten_in_its_place_is_another_text(tiny, corpus, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_bytes(corpus.read_bytes())
+    args = [*tiny, f"data.path={text}", "train.max_steps=2", "eval.text=0"]
+    assert train.main([TINY, *args]) == 0
+    text.write_text(text.read_text().replace("river", "brook"))
+    assert train.main([TINY, *args, "--resume"]) == 2
+    folder = tmp_path / "run"
+    assert f"the text is not what {folder} was trained on (its files have changed)" in capsys.readouterr().err
+    text.unlink()
+    assert train.main([TINY, *args, "--resume"]) == 2 and f"{text} does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_the_packaged_text_is_not_returned_for_a_corpus_of_the_hub(
+    tiny, tmp_path, finished, monkeypatch, capsys
+):
+    from tdlm_fast.data import sources
+
+    words = "".join(f"line {i} of a text that is here\n" for i in range(600))
+    monkeypatch.setattr(sources, "_sotu", lambda: {s: words for s in sources.SPLITS})
+    monkeypatch.setattr(sources, "_hub", lambda name: {s: words.replace("here", "there") for s in sources.SPLITS})
+    args = [*tiny, "data.path=", "train.max_steps=2", "eval.text=0"]
+    assert train.main([TINY, *args, "data.corpus=sotu"]) == 0
+    if not finished:
+        (tmp_path / "run" / "summary.json").unlink()
+    capsys.readouterr()
+    assert train.main([TINY, *args, "data.corpus=wikitext-2", "--resume"]) == 2
+    assert "(data.corpus was 'sotu', now 'wikitext-2')" in capsys.readouterr().err
+    monkeypatch.setattr(sources, "_hub", None)  # a finished run needs no network
+    assert train.main([TINY, *args, "data.corpus=sotu", "--resume"]) == 0

@@ -1,11 +1,15 @@
 """A trained run is loaded from its folder, and so is the text that it was trained on."""
 
+import json
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tdlm_fast import check, evaluate, table, train
 from tdlm_fast import config as settings
-from tdlm_fast import train
 from tdlm_fast.runs import checkpoint, load
 
 
@@ -41,3 +45,36 @@ def test_an_empty_path_is_not_taken_for_the_current_folder(tmp_path, monkeypatch
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(settings.ConfigError, match="^. is not a run folder: it holds no config.yaml$"):
         load.load_run(".")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run_dir", ["runs/here", "../runs/beside"])
+def test_a_relative_path_of_the_text_is_found_from_any_folder(tiny, corpus, tmp_path, monkeypatch, capsys, run_dir):
+    config, home = Path("configs/tiny.yaml").resolve(), tmp_path / "home"
+    (home / "text").mkdir(parents=True)
+    shutil.copy(corpus, home / "text" / "mine.txt")
+    monkeypatch.chdir(home)
+    args = [*tiny, "train.max_steps=2", "eval.text=0", "data.path=text/mine.txt", f"run.dir={run_dir}"]
+    assert train.main([str(config), *args]) == 0
+    folder = Path(run_dir).resolve()
+    options = ["--device", "cpu", "--json", "--max-samples", "2"]
+    capsys.readouterr()
+    assert evaluate.main([run_dir, *options]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    state = checkpoint.peek(folder / "checkpoints" / "best.safetensors")
+    assert settings.load(folder / "config.yaml").data.path == "text/mine.txt"  # as it was typed
+    assert str(tmp_path) not in json.dumps(state) and not os.path.isabs(state["path_from_run"])
+    (tmp_path / "elsewhere" / "text").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "text" / "mine.txt").write_text("another text of this name\n" * 400)
+    for place in (tmp_path, tmp_path / "elsewhere", folder):
+        monkeypatch.chdir(place)
+        for run in (folder, os.path.relpath(folder)):
+            capsys.readouterr()
+            assert evaluate.main([str(run), *options]) == 0
+            assert json.loads(capsys.readouterr().out) == figures | {"run": Path(run).name}
+    monkeypatch.chdir(tmp_path)
+    assert table.main([str(folder), "--sequences", "2", "--draws", "2", "--device", "cpu"]) == 0
+    assert check.main([str(folder), "--sequences", "2", "--device", "cpu"]) in (0, 1)
+    assert "does not exist" not in capsys.readouterr().err
+    (home / "text" / "mine.txt").unlink()
+    assert evaluate.main([str(folder), *options]) == 2 and "text/mine.txt does not exist" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import json
 import re
-import time
+import types
 
 import pytest
 import torch
@@ -137,12 +137,17 @@ def test_watch_without_a_terminal_is_one_line_a_step(runs, capsys):
 
 
 def test_the_time_that_a_text_is_shown_is_not_writing(runs, capsys, monkeypatch):
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)  # only it passes time
+
     class Slow(live_view.Screen):
         def __call__(self, x):
+            clock.now += 0.25  # for the token
             super().__call__(x)
-            time.sleep(0.5)
+            clock.now += 0.5
             self.spent += 0.5
 
+    monkeypatch.setattr(sample, "time", clock)
+    monkeypatch.setattr(live_view, "time", clock)
     monkeypatch.setattr(sample, "Screen", Slow)
     result = json.loads(call(capsys, runs["autoregressive"], "--tokens", "4", "--watch", "--json")[1])
-    assert 0 < result["seconds"] < 1.5 and result["tokens_per_s"] == pytest.approx(4 / result["seconds"])
+    assert result["seconds"] == pytest.approx(4 * 0.25) and result["tokens_per_s"] == pytest.approx(4)

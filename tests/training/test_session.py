@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 from tdlm_fast import train
+from tests.running import HANG_S, holds, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -21,18 +21,15 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("objective, how", [("diffusion", signal.SIGKILL), ("autoregressive", signal.SIGINT)])
-def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, objective, how):
+def test_a_killed_process_resumes_to_the_same_bits(tiny, tmp_path, start, objective, how):
     folder, whole = tmp_path / "run", tmp_path / "whole"
     args = [*tiny, f"objective={objective}", "train.max_steps=60", "eval.text=0"]
     command = [sys.executable, "-m", "tdlm_fast.train", "configs/tiny.yaml", *args]
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and '"step": 13' in metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.01)
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    wait_until(lambda: holds(folder / "metrics.jsonl", '"step": 13'), process)
     process.send_signal(how)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG_S)
     if how == signal.SIGINT:
         assert process.returncode == 130 and "stopping after this step" in err and "saved" in err
         assert "to resume: " in out and "--resume" in out

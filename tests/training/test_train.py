@@ -1,6 +1,7 @@
 """The verb `train`: what it prints, and its one line where it cannot train."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from tdlm_fast import train
 from tdlm_fast.runs.files import LAST
-from tests.running import TINY
+from tests.running import TINY, state_of
 
 
 def test_training_prints_a_line_before_it_loads_pytorch(tmp_path):
@@ -52,6 +53,27 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tiny, tmp_path, capsys):
     assert train.main([TINY, *tiny, f"run.dir={tmp_path / 'file' / 'run'}"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: run.dir: {tmp_path / 'file'}") and error.endswith("give another run.dir")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize("where", ["a full disk", "a closed pipe", "closed"])
+def test_training_ends_well_where_stderr_cannot_be_written(tiny, tmp_path, where):
+    command = [sys.executable, "-m", "tdlm_fast.train", TINY, *tiny]
+    if where == "closed":
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full:
+        stderr = {"a full disk": full, "a closed pipe": writer, "closed": None}[where]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    os.close(writer)
+    assert ended.returncode == 0 and f"run    {tmp_path / 'run'}" in ended.stdout
+    assert state_of(tmp_path / "run" / LAST)["step"] == 30
+    # an error has its exit status, too
+    command += ["optim.lr=7"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=subprocess.PIPE, stderr=full).returncode == 2
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -140,7 +140,9 @@ def test_a_checkpoint_keeps_the_start(tiny, tmp_path, with_a_start):
     state = state_of(tmp_path / "run" / "checkpoints" / "last.safetensors")
     assert state["startup_tokens"] == 4 * 16 * 64
     again = trainer.Progress.of(state)
-    assert again.state() == state and again.rates()["tokens_per_s"] == pytest.approx(26 * 1024 / state["seconds"])
+    assert again.state() == {k: v for k, v in state.items() if k not in ("seed", "settings_hash")} and again.rates()[
+        "tokens_per_s"
+    ] == pytest.approx(26 * 1024 / state["seconds"])
 
 
 def test_the_time_left_is_estimated_without_the_start(tmp_path, monkeypatch, capsys):

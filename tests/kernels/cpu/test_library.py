@@ -33,7 +33,7 @@ def python(code, isa):
         env={**os.environ, "TDLM_CPU_ISA": isa},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,  # only what hangs
     )
 
 

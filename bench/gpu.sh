@@ -118,7 +118,7 @@ first() {
   with nvidia-smi state 10 nvidia-smi -q -d CLOCK,POWER
   installed
   part doctor 20 "$PY" -m tdlm_fast.doctor
-  part smoke 75 "$PY" -m bench.race.smoke "${small[@]}" "${train[@]}" --json "$OUT/smoke.json"
+  part smoke 65 "$PY" -m bench.race.smoke "${small[@]}" "${train[@]}" --json "$OUT/smoke.json"
   for objective in diffusion autoregressive; do
     part "step-ours-$objective" 40 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
       "${steps[@]}" --sides ours --json "$OUT/step-ours-$objective.json"
@@ -130,7 +130,7 @@ first() {
     --page details "$PY" -m bench.race.sweep --once
   local parallel=()
   "$PY" -c 'import xdist' 2> /dev/null && parallel=(-n "$(nproc)")
-  part tests 170 env OMP_NUM_THREADS=1 TDLM_EXAMPLES=5 "${pytest[@]}" -q --maxfail=20 "--junitxml=$OUT/tests.xml" \
+  part tests 145 env OMP_NUM_THREADS=1 TDLM_EXAMPLES=5 "${pytest[@]}" -q --maxfail=20 "--junitxml=$OUT/tests.xml" \
     "${parallel[@]}" "${tests[@]}"
 }
 
@@ -139,14 +139,14 @@ second() {
     "$OUT"/tiny-{diffusion,autoregressive}
   installed
   for objective in diffusion autoregressive; do
-    part "experiment-$objective" 75 "$PY" -m tdlm_fast.train configs/tiny.yaml "objective=$objective" \
+    part "experiment-$objective" 60 "$PY" -m tdlm_fast.train configs/tiny.yaml "objective=$objective" \
       "run.dir=$OUT/tiny-$objective" "${experiment[@]}" "${train[@]}"
   done
   for objective in diffusion autoregressive; do
-    part "step-tiny-$objective" 100 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
-      "${steps[@]}" --seconds 0.3 --ready 30 "${bench[@]}" --json "$OUT/step-tiny-$objective.json"
+    part "step-tiny-$objective" 105 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
+      "${steps[@]}" --seconds 0.3 --ready 20 "${bench[@]}" --json "$OUT/step-tiny-$objective.json"
   done
-  part kernels 180 "${pytest[@]}" -q bench/race/ops.py --benchmark-disable-gc "${races[@]}" --figures "$OUT/kernels.json"
+  part kernels 110 "${pytest[@]}" -q bench/race/ops.py --benchmark-disable-gc "${races[@]}" --figures "$OUT/kernels.json"
   # Each kernel once: the smoke part compiled them. Without its cache PyTorch asks CUDA for every tensor.
   for tool in memcheck initcheck; do
     with compute-sanitizer "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \

@@ -166,10 +166,11 @@ def unfit(result: dict) -> str:
     return "" if ours.get("captured", True) else f"ours is not captured: {ours['why_not']}"
 
 
-def bench(config, corpus, device, chosen, rounds: int, seconds: float, ready: float = 0) -> dict:
+def bench(config, corpus, device, chosen, rounds: int, seconds: float, ready: float = 0, save=lambda _: None) -> dict:
     """{"sides": {side: figures}, "absent": {side: reason}}; a side that fails does not disturb the others.
 
-    ready: seconds that a peer may take to compile and tune, 0 for any.
+    ready: seconds that a peer may take to compile and tune, 0 for any. save gets what is known so far, first of all
+    ours alone, and after each round all sides.
     """
     sides, absent = {}, {}
     for name in chosen:
@@ -179,16 +180,32 @@ def bench(config, corpus, device, chosen, rounds: int, seconds: float, ready: fl
                 side = Side(name, config, corpus, device)
                 side.run(5 if memory else 1)  # compiles, warms up, captures
             side.memory = memory.peaks() if memory else {"peak_mb": None}
+            side.timed_from = side.next
             side.per_step = side.run(2) / 2
+            if name == "ours":
+                side.times.append(side.per_step)
+                save(_figures({name: side}, dict(absent), device))
+                side.times.clear()  # the rounds time all sides alike
             side.timed_from = side.next
             sides[name] = side
         except Exception as e:
             absent[name] = peers.why_not(e)
         print(f"{name}: {absent.get(name) or 'ready'}", file=sys.stderr)
-    for _ in range(rounds):
+    for i in range(rounds):
         for side in sides.values():
-            n = max(1, min(200, int(seconds / side.per_step)))
-            side.times.append(side.run(n) / n)
+            _time(side, seconds)
+        if i + 1 < rounds:
+            save(_figures(sides, dict(absent), device))
+    return _figures(sides, absent, device)
+
+
+def _time(side: Side, seconds: float) -> None:
+    n = max(1, min(200, int(seconds / side.per_step)))
+    side.times.append(side.run(n) / n)
+
+
+def _figures(sides: dict, absent: dict, device) -> dict:
+    """What bench returns, of the sides as they are."""
     figures = {}
     for name, side in sides.items():
         s = statistics.median(side.times)
@@ -285,7 +302,7 @@ def main(argv=None) -> int:
         print(peak_memory_mb(device))
         return 0
     chosen = names(device, not args.no_compile, args.sides)
-    result = {
+    about = {
         "config": args.config, "overrides": args.overrides, "objective": config.objective, "corpus": corpus.name,
         "layout": config.data.layout,
         "shape": {"B": config.train.batch_size, "T": config.model.seq_len, "D": config.model.width,
@@ -293,8 +310,11 @@ def main(argv=None) -> int:
                   "accumulation": config.train.accumulation},
         **versions(device), "peers": installed(), "python": platform.python_version(), "rounds": args.rounds,
         "estimated_peak_mb": round(memory_estimate.estimate(config, tokens=corpus.splits["train"].scored), 1),
-        **bench(config, corpus, device, chosen, args.rounds, args.seconds, args.ready),
     }  # fmt: skip
+    found = bench(
+        config, corpus, device, chosen, args.rounds, args.seconds, args.ready, lambda f: keep(about | f, args.json)
+    )
+    result = about | found
     keep(result, args.json)  # the parts below can fail or be cut off
     if device.type != "cuda" and not args.no_memory:
         for name, mb in cpu_memory(args, result["sides"]).items():

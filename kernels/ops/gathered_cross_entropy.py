@@ -47,11 +47,15 @@ def lce_gathered(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """nll (N,), lse (N,), the gradient of x for unit gradients (N, D), and x (N, D) and W (V, D) in dtype.
 
-    h (M, D); rows (N,) int64, None for all of h in order; targets (N,); only the first n_rows rows count.
+    h (M, D); rows (N,) int64, None for all of h in order; targets (N,); only the first n_rows rows count, and x is 0
+    past them.
     """
     taken = h if rows is None else h[rows]
     nll, lse, dx = reference(lce_forward)(taken, weight, targets, n_rows, valid_vocab, dtype, True)
-    return nll, lse, dx, taken.to(dtype, copy=True), weight[:valid_vocab].to(dtype, copy=True)
+    x = taken.to(dtype, copy=True)
+    if n_rows is not None:
+        x = torch.where((torch.arange(len(x), device=x.device) < n_rows)[:, None], x, 0.0)
+    return nll, lse, dx, x, weight[:valid_vocab].to(dtype, copy=True)
 
 
 @op(

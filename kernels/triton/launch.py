@@ -65,9 +65,11 @@ def compile_ahead(work: Callable[[], None], threads: int | None = None) -> None:
     """Compile the kernels that work() starts, in parallel, without starting them: their outputs are all 0.
 
     The compilers of the first step take about a second a kernel, one after the other. They run outside Python's lock.
+    Triton's mode is that of one thread, so the backward pass runs in this one and not in PyTorch's own.
     """
     global _compiles_only
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
+    one_thread = torch.autograd.set_multithreading_enabled(False)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, triton.AsyncCompileMode(pool), one_thread:
         _compiles_only = True
         try:
             work()

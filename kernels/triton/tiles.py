@@ -79,7 +79,8 @@ def rows_launch(N: int, D: int) -> tuple[tuple[int, int], dict]:
 
 
 # (forward, weight) per padded width, found by compiling (bench/without_gpu/resources.py): the largest tiles without
-# spills that leave room for as many programs on a multiprocessor as possible, in Triton 3.6 and 3.9 alike. Larger tiles
+# spills that leave room for as many programs on a multiprocessor as possible, in Triton 3.9. In 3.6 none spills up to
+# sm_90, and a few spill 8 or 16 bytes on later cards (bench/results/resources-older.json). Larger tiles
 # on Hopper and later halve the reads from L2; 128 registers let two programs of eight warps share a multiprocessor.
 _NARROW = (16, 32, 64)
 _WGMMA = dict.fromkeys(_NARROW, (Tiles(128, 64, 8, 3, 2, True, 128), Tiles(64, 128, 8, 3, 2, False, 128))) | {

@@ -10,6 +10,7 @@ waits for the device.
 """
 
 import traceback
+import warnings
 from collections import deque
 from pathlib import Path
 
@@ -105,8 +106,8 @@ class DeviceSteps:
     def run(self, step: int) -> None:
         """Start step `step`; it may still run on the device when this returns."""
         self.data.begin(step)
-        if self.warm == 0 and self.device.type == "cuda":
-            compile_ahead(self._gradients)
+        if self.warm == 0 and self.stream is not None:
+            self._compile_ahead()
         if self.lazy is not None:
             self.lazy.begin(step)
         self.generator.manual_seed((self.config.seed << 32) + step)
@@ -123,10 +124,19 @@ class DeviceSteps:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
         self.warm += 1
 
-    def _gradients(self) -> None:
-        """A step up to its gradients, which are thrown away: the kernels of it, for their compilers."""
-        x0, valid = self.data.batch(self.step)
-        backward(self.model, self.loss_of, x0, valid, self.config, self.step)
+    def _compile_ahead(self) -> None:
+        """Compile in parallel what a step needs up to its gradients, which are thrown away."""
+
+        def gradients():
+            x0, valid = self.data.batch(self.step)
+            backward(self.model, self.loss_of, x0, valid, self.config, self.step)
+
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        try:
+            with torch.cuda.stream(self.stream):  # whose memory the steps use
+                compile_ahead(gradients)
+        except Exception as error:  # the first step compiles what is missing, and raises what cannot be done without
+            warnings.warn(f"kernels are compiled one by one: {_first_error(error)}", stacklevel=2)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _capture(self) -> None:

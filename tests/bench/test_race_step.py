@@ -101,3 +101,20 @@ def test_the_memory_of_earlier_sides_is_not_counted(monkeypatch):
     for name in ("empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *a: None)
     assert race.GpuMemory(torch.device("cuda")).peaks() == {"peak_mb": 250, "reserved_mb": 500}
+
+
+def test_ours_is_saved_before_the_peers_are_ready(tiny, monkeypatch):
+    """A part of bench/gpu.sh that is cut off while a peer compiles keeps what is most wanted."""
+    config = settings.load("configs/tiny.yaml", [o for o in tiny if not o.startswith("run.")])
+    corpus, saved, real = corpus_of(config), [], race.Side
+
+    def side(name, *args):
+        if name != "ours":
+            raise KeyboardInterrupt  # cut off
+        return real(name, *args)
+
+    monkeypatch.setattr(race, "Side", side)
+    with pytest.raises(KeyboardInterrupt):
+        race.bench(config, corpus, torch.device("cpu"), ["ours", "plain, fp32"], 2, 0.01, save=saved.append)
+    (figures,) = saved
+    assert figures["sides"].keys() == {"ours"} and figures["sides"]["ours"]["tokens_per_s"] > 0

@@ -46,7 +46,7 @@ def test_loss_and_gradients_are_those_of_the_rows_taken_first(how, dtype, counte
 def test_copies_are_kept_in_the_dtype_of_the_products():
     h, rows, w, targets, _, n = problem()
     *_, x, copy = lce_gathered(h, rows, w, targets, n, len(w), torch.bfloat16)
-    assert torch.equal(x, h[rows].bfloat16()) and torch.equal(copy, w.bfloat16())
+    assert torch.equal(x[:13], h[rows[:13]].bfloat16()) and not x[13:].any() and torch.equal(copy, w.bfloat16())
 
 
 def test_rows_that_do_not_fit_are_refused_and_second_derivatives_too():

@@ -95,3 +95,11 @@ def test_a_failure_while_compiling_ahead_leaves_kernels_that_start(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         launch.compile_ahead(lambda: 1 / 0)
     assert not launch.compiles_only()
+
+
+def test_the_backward_pass_is_compiled_in_the_mode_too(monkeypatch):
+    """Triton's mode holds in one thread. PyTorch runs the backward pass of a GPU in another one, unless told not to."""
+    monkeypatch.setattr(launch.triton, "AsyncCompileMode", Compiler)
+    inside = []
+    launch.compile_ahead(lambda: inside.append(torch.autograd.is_multithreading_enabled()))
+    assert inside == [False] and torch.autograd.is_multithreading_enabled()

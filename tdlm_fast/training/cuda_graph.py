@@ -107,7 +107,7 @@ class DeviceSteps:
         """Start step `step`; it may still run on the device when this returns."""
         self.data.begin(step)
         if self.warm == 0 and self.stream is not None:
-            self._compile_ahead()
+            self._compile_ahead(self.stream)
         if self.lazy is not None:
             self.lazy.begin(step)
         self.generator.manual_seed((self.config.seed << 32) + step)
@@ -124,16 +124,16 @@ class DeviceSteps:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
         self.warm += 1
 
-    def _compile_ahead(self) -> None:
+    def _compile_ahead(self, stream) -> None:
         """Compile in parallel what a step needs up to its gradients, which are thrown away."""
 
         def gradients():
             x0, valid = self.data.batch(self.step)
             backward(self.model, self.loss_of, x0, valid, self.config, self.step)
 
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        stream.wait_stream(torch.cuda.current_stream(self.device))
         try:
-            with torch.cuda.stream(self.stream):  # whose memory the steps use
+            with torch.cuda.stream(stream):  # whose memory the steps use
                 compile_ahead(gradients)
         except Exception as error:  # the first step compiles what is missing, and raises what cannot be done without
             warnings.warn(f"kernels are compiled one by one: {_first_error(error)}", stacklevel=2)

@@ -5,9 +5,9 @@ copy, so that other load on the machine falls on all of them. Medians are printe
 the op's products at that product's flop/s, and its bytes at that copy's byte/s. A side's share is the limit's time
 divided by its own. TFLOP/s counts the fewest products that the op needs, whatever a side computes; the share of a side
 that recomputes a product to save memory counts it again. On a GPU a side is timed by events behind a waiting kernel
-(clock.py), so launches are not timed. A peer that waits for the host itself is timed with it, and its note says so; if
-ours does, the race fails. Peak memory is that held beyond the inputs. On a GPU the cases of tiny run first and the
-sweep over widths last, so that a race that is cut off has the figures that matter most.
+(clock.py), so launches are not timed. Where a peer waits for the host, its time holds the host too, and its note says
+so; if ours does, the race fails. Peak memory is that held beyond the inputs. On a GPU the cases of tiny run first and
+the sweep over widths last, so that a race that is cut off has the figures that matter most.
 """
 
 import random

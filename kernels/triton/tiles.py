@@ -212,7 +212,7 @@ class Plan(NamedTuple):
 
     @property
     def bounds_logits(self) -> bool:
-        """Return whether the forward pass looks for small logits, whose loop issues 6.6 instructions and not 9.2.
+        """Return whether the forward pass looks for small logits, whose loop issues fewer instructions.
 
         On other cards the products take longer than that, and fp16 has too few exponents.
         """

@@ -239,7 +239,7 @@ def waiting_is_an_error():
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # PyTorch says so once, after it has set the mode: as an error it would leave the mode on.
+        # PyTorch warns of the prototype after it has set the mode. As an error, the warning would leave the mode on.
         warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
         try:
             torch.cuda.set_sync_debug_mode("error")

@@ -11,7 +11,12 @@ def main(argv=None) -> int:
     p = verb_parser("check", __doc__)
     p.add_argument("run", type=path, help="run folder")
     p.add_argument("--sequences", type=int, default=32, help="test sequences to check with")
-    p.add_argument("--steps", type=int, default=200, help="training steps whose masks are drawn again, at most")
+    p.add_argument(
+        "--steps",
+        type=int,
+        default=200,
+        help="training steps whose masks are drawn again, as far as metrics.jsonl counts them",
+    )
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
     if a.sequences < 2 or a.steps < 1:

@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import sys
 from pathlib import Path
 
 from .config import ConfigError, NonFinite, describe, expanded
+
+LOWER = "eval.batch_size in the config.yaml of the run"  # what takes memory where a verb names nothing else
 
 
 class Lenient:
@@ -60,10 +63,33 @@ def verb(main) -> int:
     return code
 
 
-def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError):
+def out_of_memory(e: BaseException) -> str:
+    """Return what failed where e says that the memory of the machine or of a GPU is full, else ""."""
+    full = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"  # torch's, without importing it
+    if not full and "can't allocate memory" not in str(e):
+        return ""
+    bytes_ = re.search(r"allocate (\d+) bytes", str(e))
+    asked = bytes_ and f"{int(bytes_[1]) / 1e9:,.1f} GB more"
+    asked = asked or next(iter(re.findall(r"[Tt]ried to allocate ([\d.]+ \w+)", str(e))), "more")
+    return f"the memory is full ({asked} {'were' if bytes_ else 'was'} asked for)"
+
+
+def mendable(e: BaseException, errors: tuple[type[Exception], ...], lower: str) -> str:
+    """Return the line of an error that the user can mend, "" for any other, which is a fault of the program."""
+    if isinstance(e, errors) or isinstance(e, ValueError) and str(e).startswith("TDLM_"):
+        return str(e)  # the kernels name a wrong variable of the environment as they are imported
+    if full := out_of_memory(e):
+        return f"{full}; lower {lower}"
+    if isinstance(e, OSError) and e.filename is not None:
+        return f"{e.filename}: {e.strerror or e}; see its permissions and its disk"
+    return ""
+
+
+def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError, lower: str = LOWER):
     """Decorate a verb's main: an error ends it with one line on stderr and 2, NonFinite with 1, Ctrl-C with 130.
 
-    errors: those of what was asked for. kept: what Ctrl-C leaves, unless the interrupt brings its own words.
+    errors: those of what was asked for. kept: what Ctrl-C leaves, unless the interrupt brings its own words. lower:
+    the options or keys that take memory.
     """
 
     def decorate(main):
@@ -71,11 +97,13 @@ def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError):
         def run(argv=None) -> int:
             try:
                 return main(argv) or 0
-            except (errors, NonFinite) as e:
-                line, code = f"error: {e}", 1 if isinstance(e, NonFinite) else 2
             except KeyboardInterrupt as e:
                 line, code = "; ".join(["interrupted", *filter(None, e.args or [kept])]), 130
-            print(line, file=sys.stderr)
+            except Exception as e:
+                line, code = f"error: {mendable(e, (errors, NonFinite), lower)}", 1 if isinstance(e, NonFinite) else 2
+                if line == "error: ":
+                    raise
+            print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)  # one line, always
             return code
 
         return run
@@ -83,12 +111,20 @@ def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError):
     return decorate
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of the verbs are; argparse prints its usage before it."""
+
+    def error(self, message: str):
+        print(f"error: {message}; --help shows the usage and all options", file=sys.stderr)
+        sys.exit(2)
+
+
 def verb_parser(verb: str, about: str | None, keys: bool = False) -> argparse.ArgumentParser:
     """Return the parser of a verb; about is its docstring, whose first line --help prints; keys adds the config's."""
     about = (about or "").partition("\n")[0].partition(": `python")[0]
     epilog = f"keys, their defaults and meanings:\n{describe()}" if keys else None
     style = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"python -m tdlm_fast.{verb}", None, about, epilog, formatter_class=style)
+    return Parser(f"python -m tdlm_fast.{verb}", None, about, epilog, formatter_class=style)
 
 
 def path(text: str) -> Path:
@@ -97,6 +133,12 @@ def path(text: str) -> Path:
         return Path(expanded(text))
     except ConfigError as e:
         raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def own_folder(folder: Path, option: str) -> None:
+    """Raise ConfigError where a folder to write into is a root or a home folder, where its files would be lost."""
+    if folder.resolve() in (Path(folder.resolve().anchor), Path.home().resolve()):
+        raise ConfigError(f"{option} is {folder}; give a folder of its own, such as {folder / 'runs' / 'NAME'}")
 
 
 def command(verb: str, *words) -> str:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import exit_codes, path, verb, verb_parser
+from .cli import exit_codes, own_folder, path, verb, verb_parser
 from .comparison.runner import compare_runs, train_arms
 
 
@@ -51,6 +51,7 @@ def check(a) -> None:
 def main(argv=None) -> None:
     a = parser().parse_intermixed_args(argv)
     check(a)
+    own_folder(a.out or Path("runs"), "--out")
     out = a.out or Path("runs") / f"compare-{(a.runs[0] if a.runs else a.config).stem}"
     runs = a.runs or train_arms(a.config, a.overrides, a.arms, a.seeds, out)
     result = compare_runs(runs, out, sequences=a.sequences, draws=a.draws)

@@ -39,6 +39,13 @@ def expanded(path: str) -> str:
     return full
 
 
+LARGEST = 2**31 - 1  # of the whole numbers that options take, apart from seeds
+MOST = {  # above these no run ends, or a number overflows
+    "train.epochs": 10**6, "train.max_steps": 2**31, "train.batch_size": 2**24, "train.log_every": 2**31,
+    "train.save_every": 2**31, "model.layers": 1000, "model.width": 2**20, "model.inner": 2**22, "eval.every": 2**31,
+    "eval.samples": 2**31, "eval.max_samples": 2**31, "eval.batch_size": 2**24, "eval.probe": 2**24,
+    "eval.published": 10_000, "eval.text": 1000, "model.seq_len": 65536,
+}  # fmt: skip
 CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
 # names of the same keys in other trainers
@@ -150,6 +157,8 @@ def at_least(options, least: dict, hints: dict, prefix: str = "") -> None:
             finite = " and finite" if isinstance(value, float) else ""
             option = f"{prefix}{name.replace('_', '-')}"
             raise ConfigError(f"{option} is {value}; it must be at least {low}{finite}{hints.get(name, '')}")
+        if isinstance(value, int) and value > LARGEST and name != "seed":
+            raise ConfigError(f"{prefix}{name.replace('_', '-')} is {value}; it must be at most {LARGEST:,}")
 
 
 def early_steps(config: Config) -> set[int]:
@@ -273,7 +282,7 @@ def _check(c: Config) -> None:
         need(values[key] >= 0, f"{key} is {values[key]}; it must not be negative")
     for key in ("eval.samples", "eval.max_samples"):
         need(values[key] >= 2, f"{key} is {values[key]}; it must be at least 2, as one draw shows no error")
-    for key, most in (("train.epochs", 10**6), ("train.max_steps", 2**31), ("train.batch_size", 2**24)):
+    for key, most in MOST.items():
         need(values[key] <= most, f"{key} is {values[key]}; it must be at most {most:,}")
     for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2", "noise.input_masking"):
         need(0 <= values[key] < 1, f"{key} is {values[key]}; it must lie in 0 <= {key} < 1")
@@ -282,7 +291,6 @@ def _check(c: Config) -> None:
     need(m.width % m.heads == 0, f"model.width {m.width} is not divisible by model.heads {m.heads}")
     head, odd = m.width // m.heads, m.positions == "rope" and m.width // m.heads % 2
     need(not odd, f"model.width / model.heads is {head}; model.positions=rope needs it even")
-    need(m.seq_len <= 65536, f"model.seq_len is {m.seq_len}; it must be at most 65536")
     parts = f"train.accumulation {t.accumulation} does not divide train.batch_size {t.batch_size}"
     need(t.batch_size % t.accumulation == 0, parts)
     need(c.optim.min_lr <= c.optim.lr, f"optim.min_lr {c.optim.min_lr} is greater than optim.lr {c.optim.lr}")

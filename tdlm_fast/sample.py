@@ -2,7 +2,8 @@
 
 A diffusion run writes between a prompt and a suffix, in any order (sampling/generate.py lists the methods); an
 autoregressive run continues the prompt. The token that starts a sequence (GPT-2's <|endoftext|>) occurs in no training
-text, so it is never written, and neither is [MASK]. Text is written to stdout, and speed and cost to stderr.
+text, so it is never written, and neither is [MASK]. Text is written to stdout, with dots for
+control characters (--json keeps them), and speed and cost to stderr.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import sys
 import time
 
 from .cli import announce, exit_codes, path, verb, verb_parser
-from .sampling.live_view import Screen
+from .config import NonFinite
+from .sampling.live_view import Screen, visible
 from .sampling.options import METHODS, UNMASKING, SamplerOptions
 
 DIFFUSION_ONLY = ("steps", "method", "unmasking", "block", "remask")
@@ -65,40 +67,46 @@ def given(a) -> dict:
     return {name: getattr(a, name) for name in names if getattr(a, name) is not None}
 
 
-@exit_codes(errors=ValueError)
+@exit_codes(errors=ValueError, lower="--number or --tokens")
 def main(argv=None) -> None:
     a = parser().parse_args(argv)
     options = options_of(a)
     announce(f"loading {a.run}")
-    from .runs.load import load_run  # loads torch
-    from .sampling.generate import generate_batch
+    from .runs.checkpoint import check_finite
+    from .runs.load import load_run
+    from .sampling.generate import check_room, generate_batch
 
     config, tokenizer, model, _ = load_run(a.run, a.checkpoint, a.device)
+    try:
+        check_finite(model)
+    except NonFinite as e:
+        raise NonFinite(f"{a.run}: {e}") from None
     useless = ", ".join(f"--{name}" for name in ("suffix", *DIFFUSION_ONLY) if getattr(a, name) is not None)
     if config.objective == "autoregressive" and useless:
         raise ValueError(f"{useless}: for diffusion; {a.run} is autoregressive and only continues the prompt")
     prompt, suffix, start = a.prompt or "", a.suffix or "", tokenizer.start_token_id
     stream = sys.stderr if a.json else sys.stdout
     screen = Screen(tokenizer, model.mask_token_id, stream, a.frame) if a.watch else None
+    ids = tokenizer.encode(prompt), tokenizer.encode(suffix)
+    check_room(model, config.objective, sum(map(len, ids)) + a.tokens, a.number, config.model.seq_len)
     started = time.perf_counter()
     try:
         written = generate_batch(
-            model, config.objective, tokenizer.encode(prompt), tokenizer.encode(suffix), options,
+            model, config.objective, *ids, options,
             seq_len=config.model.seq_len, start_token_id=start, forbidden=start, on_step=screen,
         )  # fmt: skip
     finally:
         if screen:
             screen.close()
-    ids = written.ids.tolist()
     seconds = max(time.perf_counter() - started - (screen.spent if screen else 0.0), 1e-9)
-    texts = [prompt + tokenizer.decode(new) + suffix for new in ids]
+    texts = [prompt + tokenizer.decode(new) + suffix for new in written.ids.tolist()]
     calls, per_text, speed = written.evaluations, written.rows / a.number, a.number * a.tokens / seconds
     if a.json:
         about = {"run": a.run.name, "objective": config.objective, "prompt": prompt, "suffix": suffix} | given(a)
         cost = {"network_evaluations": calls, "network_evaluations_a_text": per_text}
         print(json.dumps(about | cost | {"seconds": seconds, "tokens_per_s": speed, "texts": texts}))
     else:
-        print(*texts, sep="\n")
+        print(*map(visible, texts), sep="\n")
         cost = f"{calls:,} network evaluations ({per_text:,.1f} a text)"
         print(f"{a.number * a.tokens:,} tokens, {cost}, {speed:,.0f} tokens/s", file=sys.stderr)
 

@@ -6,10 +6,12 @@ Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safeten
 import sys
 
 from . import config as settings
-from .cli import command, exit_codes, verb, verb_parser
+from .cli import command, exit_codes, out_of_memory, own_folder, verb, verb_parser
 from .runs.files import LAST
 from .runs.folder import folder_of
 from .training.session import train
+
+LOWER = "train.batch_size (or raise train.accumulation), eval.batch_size, model.seq_len, model.width or model.layers"
 
 
 @exit_codes()
@@ -29,6 +31,7 @@ def main(argv=None) -> int:
     try:
         config = settings.load(args.config, args.overrides)
         folder = folder_of(config, args.config)
+        own_folder(folder, "run.dir")
         print(f"{args.config}: {config.objective}, into {folder}", flush=True)  # PyTorch takes seconds to load
         summary = train(config, folder, args.resume)
     except OSError as e:
@@ -37,6 +40,10 @@ def main(argv=None) -> int:
         raise KeyboardInterrupt(kept()) from None
     except settings.NonFinite as e:
         raise settings.NonFinite(f"{e}; {kept()}") from None
+    except (MemoryError, RuntimeError) as e:
+        if not (full := out_of_memory(e)):
+            raise
+        raise settings.ConfigError(f"{full}; lower {LOWER}; {kept()}") from None
     memory = f", peak memory {summary['peak_memory_mb']:,.0f} MB" if summary["peak_memory_mb"] else ""
     for name in ("valid", "test"):
         score, error = summary[name], f" ± {summary[name]['stderr']:.4f}" if summary[name]["samples"] else ""

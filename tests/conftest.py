@@ -138,7 +138,7 @@ def sharp_run(corpus, tmp_path_factory):
 
     from tdlm_fast import train
     from tdlm_fast.evaluation import likelihood
-    from tdlm_fast.runs import checkpoint, load
+    from tdlm_fast.runs import checkpoint, files, load
 
     folder = tmp_path_factory.mktemp("sharp")
     keys = [
@@ -161,7 +161,8 @@ def sharp_run(corpus, tmp_path_factory):
         seed=config.seed, target_stderr=config.eval.target_stderr, max_samples=config.eval.max_samples,
         precision=config.precision,
     )  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary | {"test": result.asdict()}))
+    del summary["sha256"]
+    files.write_figures(folder / "summary.json", summary | {"test": result.asdict()})
     return folder
 
 

@@ -10,6 +10,14 @@ SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide 
 IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
 
 
+def check_tokens(first: settings.Config, other: settings.Config, both: str) -> None:
+    """Raise ConfigError where two configs score other tokens, before anything is trained."""
+    a, b = settings.flatten(first), settings.flatten(other)
+    text = ("data.path",) if first.data.path or other.data.path else ("data.corpus",)
+    if differs := [f"{k} is {a[k]!r}, {b[k]!r}" for k in (*SCORED, *text) if a[k] != b[k]]:
+        raise settings.ConfigError(f"{both} would not be scored on the same tokens: {'; '.join(differs)}")
+
+
 def check_alike(runs: list[dict], folders: list[Path]) -> None:
     """Raise ConfigError unless all runs were scored on the same tokens and each is listed once."""
     first = runs[0]

@@ -8,9 +8,11 @@ from pathlib import Path
 from .. import config as settings
 from ..cli import command
 from ..runs import metrics
-from ..runs.files import figures
+from ..runs.files import figures, matches
+from ..runs.folder import check_summary
 
 PARTS = ("folder", "config", "summary", "evaluations", "table", "losses", "tasks")  # of a run in compare.json
+NO_RECORD = "--from takes run folders, and a compare.json of finished runs as it was written"
 SHOWN = {  # figures of an evaluation that are judged or drawn
     "valid": ("nats_per_token", "stderr", "ppl"),
     "published": ("reweighted_loss", "stderr", "published_metric", "each"),
@@ -25,11 +27,16 @@ def read(folder: Path) -> dict:
     if not summary.get("finished"):
         raise settings.ConfigError(f"{folder} is not finished: {command('train', 'CONFIG', '--resume')} finishes it")
     entries = metrics.entries(folder / "metrics.jsonl")[0]
-    config = settings.flatten(settings.load(folder / "config.yaml"))
+    settings_of_run = settings.load(folder / "config.yaml")
+    check_summary(settings_of_run, folder, summary)
+    config = settings.flatten(settings_of_run)
     evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
     if not evaluations:
         file = folder / "metrics.jsonl"
         raise settings.ConfigError(f"{file} holds no evaluation to compare; restore it, or leave the run out")
+    if not metrics.as_written(folder, summary):
+        fix = f"restore it, or remove {folder / 'summary.json'}, and --resume drops what is damaged"
+        raise settings.ConfigError(f"{folder / 'metrics.jsonl'} was changed after the run had written it; {fix}")
     counted = {e["step"]: e for e in entries if "loss" in e}
     places = ("step", "loss", "tokens", "seconds", "loss_tokens")
     for e in evaluations:  # older runs counted no tokens at evaluations
@@ -52,7 +59,9 @@ def read(folder: Path) -> dict:
 def recorded(file: Path) -> list[dict]:
     """Return the runs of a compare.json, as read() does. Raises ConfigError where the file is another one."""
     try:
-        runs = [{k: run[k] for k in PARTS} for arm in figures(file)["arms"] for run in arm["runs"] or [{}]]
+        runs = [
+            {k: run[k] for k in PARTS} for arm in figures(file, (), NO_RECORD)["arms"] for run in arm["runs"] or [{}]
+        ]
         for run in runs:
             run["config"] = settings.flatten(settings.build(run["config"]))
     except (KeyError, TypeError, AttributeError):
@@ -109,6 +118,8 @@ def sound(run: dict, source: Path) -> dict:
 def _of(summary: dict, figures: dict, **also) -> bool:
     """Return whether figures belong to the run's best weights and text; also: further parts of their key."""
     wanted = also | {"step": summary["best_step"], "corpus": summary["corpus_hash"]}
-    if "weights" in summary and "weights" in figures.get("key", {}):  # older keys have no weights
+    if not matches(figures, {}):
+        return False
+    if "weights" in summary and "weights" in figures["key"]:  # older keys have no weights
         wanted["weights"] = summary["weights"]
-    return wanted.items() <= figures.get("key", {}).items()
+    return matches(figures, wanted)

@@ -5,6 +5,7 @@ inline SVG (svg.py), without a script or a font.
 """
 
 import re
+import typing
 from html import escape
 from pathlib import Path
 
@@ -187,8 +188,13 @@ def html(result: dict, title: str) -> str:
 
 
 def markdown(result: dict, title: str) -> str:
+    def plain(content) -> typing.Any:  # names of runs and texts may hold HTML, which Markdown would pass on
+        if isinstance(content, str):
+            return escape(content, quote=False)
+        return [plain(each) for each in content] if isinstance(content, list | tuple) else content
+
     parts = [f"# {title}"]
-    for kind, *content in blocks(result):
+    for kind, *content in ((kind, *plain(content)) for kind, *content in blocks(result)):
         if kind == "h":
             parts.append(f"## {content[0]}")
         elif kind in ("p", "note"):

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import config as settings
-from ..runs.files import write_json
+from ..runs.files import write_figures
 from ..runs.folder import check_finished, resumes
 from ..runs.metrics import finished
 from ..training.stop import ending_signals
 from . import claims, judge, report
-from .arms import OBJECTIVES, alike, arms_of, check_alike, identity, pairs_of
+from .arms import OBJECTIVES, alike, arms_of, check_alike, check_tokens, identity, pairs_of
 from .budgets import ledgers
 from .records import read, recorded, thinned
 
@@ -42,6 +42,8 @@ def _jobs(config_file: Path, overrides: list[str], controls: list[Path]) -> tupl
         *((arm, arm.stem, keys_of(arm, extra)) for arm in controls),
     ]
     configs = [settings.load(file, keys) for file, _, keys in jobs]
+    for (file, *_), config in zip(jobs[len(OBJECTIVES) :], configs[len(OBJECTIVES) :], strict=True):
+        check_tokens(configs[0], config, f"--arms: {config_file} and {file}")
     first, names = configs[0].seed, {}
     for (file, name, _), config in zip(jobs, configs, strict=True):
         same = identity(settings.flatten(config) | {"seed": first})
@@ -97,7 +99,7 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
 
 def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
     """Return whether the folder holds this run, finished. Raises ConfigError where it holds another one."""
-    summary = finished(folder)
+    summary = finished(folder, remake=True)
     if summary is None or not (folder / "config.yaml").is_file():
         return False
     config = settings.load(config_file, [*overrides, f"run.dir={folder}"])
@@ -157,6 +159,6 @@ def compare(arms: list[dict], out: Path) -> dict:
     }  # fmt: skip
     result = json.loads(json.dumps(result, default=asdict))  # intervals become dicts
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "compare.json", result, indent=None)
+    write_figures(out / "compare.json", result, indent=None)
     report.write(result, out)
     return result

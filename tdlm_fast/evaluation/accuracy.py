@@ -16,7 +16,6 @@ parts that it cuts elsewhere. RUN/tasks.json holds the results.
 """
 
 import itertools
-import json
 import math
 import time
 import zlib
@@ -27,7 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import ConfigError, config_hash
-from ..runs.files import figures, write_json
+from ..runs import files
+from ..runs.checkpoint import check_finite
 from ..runs.load import load_run
 from ..statistics import t_975, wilson
 from . import endings, tasks
@@ -120,7 +120,7 @@ class Parts:
         if file.is_file():
             for line in file.read_bytes().splitlines():
                 try:
-                    part = json.loads(line)
+                    part = files.read_line(line)
                     self.by_key[part["key"]] = part
                 except (ValueError, KeyError, TypeError):  # also raised by bytes that are not UTF-8
                     continue
@@ -130,7 +130,7 @@ class Parts:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a+b") as f:
             cut = f.tell() and (f.seek(-1, 2), f.read(1))[1] != b"\n"
-            f.write(b"\n" * bool(cut) + json.dumps(part).encode() + b"\n")
+            f.write(b"\n" * bool(cut) + files.line(part).encode())
 
 
 def _cut_into_parts(questions: list[Question]):
@@ -176,6 +176,7 @@ def evaluate(
         raise ConfigError("--limit and --batch-size must be at least 0")
     sets = {name: tasks.load(name, data) for name in dict.fromkeys(names)}  # a missing set is named before any scoring
     config, tokenizer, model, state = load_run(folder, checkpoint, device)
+    check_finite(model)
     enumerated = (samples + 1).bit_length() - 1  # tokens
     bound = f"bound: every subset of endings up to {enumerated} tokens, else {samples} draws"
     draws = (0, 0) if config.objective == "autoregressive" else (samples, config.seed if seed is None else seed)
@@ -183,7 +184,7 @@ def evaluate(
     weights = {"config": config_hash(config), "corpus": state["corpus_hash"]}
     weights |= {name: state[name] for name in ("step", "weights")}
     file = folder / "tasks.json"
-    results = {k: v for k, v in figures(file).items() if weights.items() <= v.get("key", {}).items()}
+    results = {k: v for k, v in files.figures(file).items() if files.matches(v, weights)}
     for name, (source, questions) in sets.items():
         questions = tasks.first(questions, limit)
         parts, scores = Parts(folder / "tasks" / f"{name}.jsonl"), {}
@@ -204,7 +205,7 @@ def evaluate(
             "cut_contexts": scores["cut_contexts"], "pieced_endings": scores["pieced_endings"],
             "key": weights | {"checkpoint": checkpoint, "limit": limit, "samples": draws[0], "seed": draws[1]},
         }  # fmt: skip
-        write_json(file, results)
+        files.write_figures(file, results)
     return {name: results[name] for name in sets}
 
 

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from .. import kernels
+from ..config import ConfigError
 from ..data import batches, dataset
+from ..runs.folder import checkpoint_of
 from ..runs.load import load_run, source_of
-from ..runs.metrics import entries, finished
+from ..runs.metrics import as_written, entries, summary_of
 from . import published_metric, unigram
 from .exact_likelihood import subset
 from .likelihood import final_scoring, likelihood, scoring
@@ -48,7 +50,12 @@ class Result:
 
 def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "auto") -> Iterator[Result]:
     """Yield a Result for each check of a run. Raises ConfigError where the folder is not a run."""
-    config, tokenizer, model, state = load_run(folder, None, device)
+    summary = summary_of(folder, as_written=False)
+    which = "best" if summary.get("finished") else checkpoint_of(folder, None)
+    config, tokenizer, model, state = load_run(folder, which, device)
+    if summary:
+        yield Result("summary.json is as it was written", float(_as_written(folder)), 1.0, 0.0)
+        yield Result("metrics.jsonl is as it was written", float(as_written(folder, summary)), 1.0, 0.0)
     corpus = dataset.load(source_of(folder, config, state), config.model.seq_len, state.get("corpus"))
     yield Result("the text is the one trained on", float(corpus.hash == state["corpus_hash"]), 1.0, 0.0)
     few = subset(corpus.splits["test"], rows, tokenizer)
@@ -57,12 +64,18 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
     with torch.no_grad():
         yield from _short_sequences(model, few, config.precision, start)
         yield from _plain_pytorch(model, few, config, start)
-    summary = finished(folder)
-    if summary is not None:
+    if summary.get("finished"):
         recomputed = likelihood(model, corpus.splits["test"], config.objective, **final_scoring(config, tokenizer))
         stored = summary["test"]["nats_per_token"]
         yield Result("the stored test figure, computed again", recomputed.nats_per_token, stored, 1e-4)
     yield from _replay(folder, config, corpus, steps)
+
+
+def _as_written(folder: Path) -> bool:
+    try:
+        return bool(summary_of(folder))
+    except ConfigError:
+        return False
 
 
 def _known_predictors(train: dataset.Split, few: dataset.Split, tokenizer, device) -> Iterator[Result]:
@@ -142,7 +155,10 @@ def _plain_pytorch(model, few: dataset.Split, config, start: dict) -> Iterator[R
 
 
 def _replay(folder: Path, config, corpus: dataset.Corpus, steps: int) -> Iterator[Result]:
-    """Yield the checks that draw the masks and tokens of the first steps again, against metrics.jsonl."""
+    """Yield the checks that draw the masks and tokens of the first steps again, against metrics.jsonl.
+
+    They reach to the step of its last line within `steps`, and at least to that of its first line.
+    """
 
     def batch(step: int):
         size = config.train.batch_size
@@ -162,10 +178,11 @@ def _replay(folder: Path, config, corpus: dataset.Corpus, steps: int) -> Iterato
         parts = torch.cat([a, b])
     yield Result("the masks of a step, whole and in two parts, differ in", float((whole != parts).sum()), 0.0, 0.0)
     lines = (e for e in entries(folder / "metrics.jsonl")[0] if "loss" in e and "loss_tokens" in e)
-    recorded = {e["step"]: (e["tokens"], e["loss_tokens"]) for e in lines if e["step"] <= steps}
-    if not recorded:
-        yield Result(f"metrics.jsonl counts the tokens of steps up to {steps}: lines", 0.0, 1.0, 0.0)
+    counts = {e["step"]: (e["tokens"], e["loss_tokens"]) for e in lines}
+    if not counts:
+        yield Result("metrics.jsonl counts the tokens of training steps: lines", 0.0, 1.0, 0.0)
         return
+    recorded = {step: n for step, n in counts.items() if step <= max(steps, min(counts))}
     tokens = loss_tokens = wrong = 0
     for step in range(max(recorded)):
         x0, valid = batch(step)

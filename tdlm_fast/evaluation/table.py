@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.dataset import Split
-from ..runs.files import figures, write_json
+from ..runs.files import figures, write_figures
 from ..runs.load import load_run, trained_text
 from ..statistics import t_975
 from . import exact_likelihood, likelihood, published_metric
@@ -79,5 +79,5 @@ def likelihoods(
         "per_sequence": {k: v.tolist() for k, v in each.items()}, "tokens_per_sequence": few.lengths.tolist(),
         "levels": diagnose(model, whole, config.objective, rows=64, loss_weight=config.loss_weight, **kw),
     }  # fmt: skip
-    write_json(file, table)
+    write_figures(file, table)
     return table

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..config import ConfigError
+from ..config import ConfigError, NonFinite
 from .files import unreadable, write_beside
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,6 +39,13 @@ def digest(tensors: dict, text: str = "") -> str:
 def weights_hash(model) -> str:
     """Return a hash of all weights, by which two models are known to be the same."""
     return digest(model.state_dict())[:16]
+
+
+def check_finite(model) -> None:
+    """Raise NonFinite where a weight is nan or infinite: text and accuracies of such a model would look like others."""
+    for name, p in model.named_parameters():
+        if not p.isfinite().all():
+            raise NonFinite(f"the weights are not finite: {name} holds nan or infinity; use another checkpoint")
 
 
 def save(path: Path, model, optimizer, state: dict) -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -34,6 +35,25 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use device=auto")
     return device
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a GPU, or of the machine within this process's limits; None where it is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        limits.append(free["MemAvailable"] + free["SwapFree"])
+    except (OSError, KeyError, ValueError, IndexError):  # not Linux
+        pass
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # no such controller, or "max"
+            continue
+    return min(limits, default=None)
 
 
 def versions(device: torch.device) -> dict:

@@ -1,9 +1,15 @@
-"""Write files of a run so that each is whole or absent, and read its JSON files."""
+"""Write files of a run so that each is whole or absent, and read its JSON files.
 
+A file of figures ends with "sha256" of all it holds, and a line of kept parts with its "crc32", so that no figure in
+them can change unnoticed.
+"""
+
+import hashlib
 import json
 import math
 import os
 import stat
+import zlib
 from pathlib import Path
 
 from .. import config as settings
@@ -45,22 +51,66 @@ def write_json(path: Path, value: dict, indent: int | None = 2) -> None:
     write_beside(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def seal(value: dict) -> str:
+    """Return the SHA-256 of a dict as JSON writes it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_figures(path: Path, value: dict, indent: int | None = 2) -> None:
+    """Write value and its seal to path, as write_json does; `figures` reads it."""
+    value = json.loads(json.dumps(plain(value)))  # as it will be read
+    write_json(path, value | {"sha256": seal(value)}, indent)
+
+
+def parse(text: str | bytes):
+    """Return what JSON text holds. Raises ValueError, also where it is nested too deep for Python."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def line(value: dict) -> str:
+    """Return a line of a .jsonl file: value as JSON, and the CRC-32 of its text."""
+    text = json.dumps(plain(value), allow_nan=False)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
+
+
+def read_line(text: str | bytes) -> dict:
+    """Return what a line holds. Raises ValueError where it is damaged; lines of older versions have no checksum."""
+    value = parse(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    if value.pop("crc32", None) not in (None, zlib.crc32(json.dumps(value).encode())):
+        raise ValueError("it does not match its checksum")
+    return value
+
+
 def unreadable(file: Path, e: OSError) -> settings.ConfigError:
     """Return the error of a file that is there but cannot be read; it may be sound, so nothing asks to remove it."""
     return settings.ConfigError(f"{file} cannot be read ({e.strerror or e}); see its permissions and its disk")
 
 
-def figures(file: Path, keys=(), mend: str = "remove it, and it is made again") -> dict:
+def matches(figures, wanted: dict) -> bool:
+    """Return whether what a file holds is a dict of figures whose "key" has all that is wanted."""
+    key = figures.get("key") if isinstance(figures, dict) else None
+    return isinstance(key, dict) and wanted.items() <= key.items()
+
+
+def figures(file: Path, keys=(), mend: str = "remove it, and it is made again", *, as_written: bool = True) -> dict:
     """Return what a JSON file of figures holds, {} if the file is missing.
 
-    Raises ConfigError, which ends with `mend`, where the file is damaged or one of `keys` is missing.
+    Raises ConfigError, which ends with `mend`, where the file is damaged, lacks one of `keys`, or with `as_written`
+    does not match its seal; older files have none.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         if missing := [k for k in keys if k not in content]:
             raise ValueError(f"no {', '.join(missing)}")
+        if content.pop("sha256", None) not in (None, seal(content)) and as_written:
+            raise ValueError("its contents do not match its checksum")
     except FileNotFoundError:
         return {}
     except OSError as e:

@@ -96,7 +96,7 @@ def resumes(config, folder: Path, resume: bool) -> bool:
     has_config, has_last = (folder / "config.yaml").is_file(), (folder / LAST).is_file()
     if not resume and (has_config or has_last):
         raise settings.ConfigError(f"{folder} holds a run already: --resume continues it, run.dir=OTHER starts another")
-    if not has_last and not (has_config and finished(folder)):
+    if not has_last and not (has_config and finished(folder, remake=True)):
         left = [name for name in MADE if has_config and (folder / name).exists()]
         earlier = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
         if left:
@@ -133,6 +133,7 @@ def check_finished(config, folder: Path, summary: dict) -> None:
     `resumes` has compared the other settings. The text of a path is read, as its files may have changed. A corpus is
     known by its name, so a finished run needs no network.
     """
+    check_summary(config, folder, summary)
     if changed := changes(config, folder, lambda key: key.startswith("eval.") and key != "eval.batch_size"):
         fix = f"resume with those, remove {folder / 'summary.json'} to repeat the final evaluation"
         fix += ", or start another run with run.dir=OTHER"
@@ -144,6 +145,15 @@ def check_finished(config, folder: Path, summary: dict) -> None:
         parts = texts(config.data, None if source_changed else summary.get("corpus"))[2]
         if summary.get("corpus_hash") not in (None, text_hash(parts)):  # the first runs recorded none
             raise other_text(config, folder)
+
+
+def check_summary(config, folder: Path, summary: dict) -> None:
+    """Raise ConfigError where the summary is of a run of another seed or other settings than config."""
+    owner = owner_of(config)
+    if any(summary.get(k, v) != v for k, v in owner.items()):  # versions up to 0.2.0 recorded none
+        differs = "another seed" if summary.get("seed") != owner["seed"] else "other settings"
+        fix = "restore this run's own, or remove it, and --resume makes it again"
+        raise settings.ConfigError(f"{folder / 'summary.json'} belongs to another run ({differs}); {fix}")
 
 
 def owner_of(config) -> dict:

@@ -1,10 +1,12 @@
 """Read the figures of a run: summary.json and metrics.jsonl."""
 
-import json
+import contextlib
+import hashlib
 from pathlib import Path
 
+from .. import config as settings
 from ..cli import command
-from .files import LAST, figures, unreadable
+from .files import LAST, figures, parse, unreadable
 
 # What a comparison reads of a summary.
 REPORTED = (
@@ -13,33 +15,65 @@ REPORTED = (
 )  # fmt: skip
 
 
-def summary_of(folder: Path) -> dict:
-    """Return the summary of a run, finished or not, {} if it is missing. Raises ConfigError where it is damaged."""
+PRINTED = ("valid", "tokens_per_s", "peak_memory_mb")  # what `train` prints besides
+SCORE = ("nats_per_token", "stderr", "samples", "ppl", "bits_per_byte", "bound")  # of "valid" and "test"
+
+
+def summary_of(folder: Path, as_written: bool = True) -> dict:
+    """Return the summary of a run, finished or not, {} if it is missing.
+
+    Raises ConfigError where it is damaged, or with `as_written` was changed after it was written.
+    """
     resume, last = command("train", "CONFIG", "--resume"), (folder / LAST).is_file()
     mend = f"remove it, and {resume} makes it again" if last else f"restore it: without {LAST} it cannot be made again"
-    return figures(folder / "summary.json", REPORTED, mend)
+    file = folder / "summary.json"
+    summary = figures(file, (*REPORTED, *PRINTED), mend, as_written=as_written)
+    for name in ("valid", "test") if summary else ():
+        if not isinstance(summary[name], dict) or any(k not in summary[name] for k in SCORE):
+            raise settings.ConfigError(f"{file} is damaged (no score of the {name} split); {mend}")
+    return summary
 
 
-def finished(folder: Path) -> dict | None:
-    """Return the summary of a finished run, else None. A damaged summary counts as missing, an unreadable one not."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except PermissionError as e:
-        raise unreadable(folder / "summary.json", e) from None
-    except (OSError, ValueError):
+def finished(folder: Path, remake: bool = False) -> dict | None:
+    """Return the summary of a finished run, else None.
+
+    Raises ConfigError where it cannot be read or is damaged; with `remake` a damaged one counts as missing.
+    """
+    file = folder / "summary.json"
+    if remake and file.is_dir():
         return None
-    return summary if isinstance(summary, dict) and summary.get("finished") and "test" in summary else None
+    try:
+        summary = summary_of(folder)
+    except settings.ConfigError:
+        with contextlib.suppress(OSError), open(file, "rb"):
+            if remake:
+                return None
+        raise
+    return summary if summary.get("finished") else None
+
+
+def sha256(file: Path) -> str | None:
+    """Return the SHA-256 of a file, None if there is none. Raises ConfigError where it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    except OSError as e:
+        raise unreadable(file, e) from None
+
+
+def as_written(folder: Path, summary: dict) -> bool:
+    """Return whether metrics.jsonl is what the run of this summary wrote; versions up to 0.2.0 did not record it."""
+    return summary.get("metrics_sha256") in (None, sha256(folder / "metrics.jsonl"))
 
 
 def entries(file: Path) -> tuple[list[dict], int]:
-    """Return the entries of a metrics.jsonl and the number of damaged lines (not a JSON object with a step)."""
+    """Return the entries of a metrics.jsonl and the number of damaged lines."""
     try:
         whole, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     except OSError as e:
         raise unreadable(file, e) from None
-    for line in lines:
+    for text in lines:
         try:
-            entry = json.loads(line)
+            entry = parse(text)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):

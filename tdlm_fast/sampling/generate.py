@@ -27,10 +27,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import ConfigError
+from ..runs.device import available_bytes
 from .autoregressive import continue_texts
 from .diffusion import fill
 from .draws import Draws
 from .options import SamplerOptions
+
+GENERATOR = 5056  # bytes of the state of a text's random generator
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,21 @@ class Generated:
     ids: Tensor  # (number, tokens) int64, the new tokens
     evaluations: int  # forward passes of the network
     rows: int  # texts in those passes, added up: a text that a step does not change is left out of its pass
+
+
+def check_room(model, objective: str, length: int, number: int, seq_len: int) -> None:
+    """Raise ConfigError where `number` texts of `length` tokens cannot be in memory together, naming how many can.
+
+    Counted is what is stored in any case: the tokens, a generator, one layer's hidden states, and an autoregressive
+    model's keys and values.
+    """
+    width, device = model.head.shape[1], next(model.parameters()).device
+    read, layers = min(length, seq_len), 2 * len(model.blocks) if objective == "autoregressive" else 0
+    each, free = 16 * length + GENERATOR + 4 * read * width * (1 + layers), available_bytes(device)
+    if free is not None and each * number > free:
+        needed = f"{number:,} texts of {length:,} tokens take {each * number / 1e9:,.1f} GB of memory or more"
+        fix = f"the largest number that fits is {free // each:,}" if free >= each else "lower --tokens"
+        raise ConfigError(f"--number: {needed}, and {free / 1e9:,.1f} GB are free on {device}; {fix}")
 
 
 @torch.no_grad()

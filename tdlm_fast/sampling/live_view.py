@@ -18,8 +18,13 @@ def width(c: str) -> int:
     return 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
 
 
+def visible(text: str, kept: str = "\n\t") -> str:
+    """Return text with dots for control characters, which could move the cursor, except those that are kept."""
+    return "".join(c if c in kept or c.isprintable() or unicodedata.category(c) == "Zs" else "·" for c in text)
+
+
 def runs(tokenizer, ids: list[int], before: list[int] | None, mask_token_id: int) -> list[tuple[str, str]]:
-    """Cut ids into (style, text) of equal style; control characters, which could move the cursor, become dots."""
+    """Cut ids into (style, text) of equal style."""
     out = []
 
     def style(j):
@@ -30,7 +35,7 @@ def runs(tokenizer, ids: list[int], before: list[int] | None, mask_token_id: int
     for kind, places in itertools.groupby(range(len(ids)), style):
         same = [ids[i] for i in places]
         text = BLOCK * len(same) if kind == DIM else tokenizer.decode(same)
-        out.append((kind, "".join(c if c == "\n" or c.isprintable() else "·" for c in text)))
+        out.append((kind, visible(text, "\n")))
     return out
 
 

@@ -16,7 +16,11 @@ def train(config, folder: Path, resume: bool) -> dict:
     """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite, KeyboardInterrupt."""
     with Stop() as stop, locked(folder):
         resume = resumes(config, folder, resume)
-        if resume and (done := finished(folder)) and ((folder / BEST).is_file() or not (folder / LAST).is_file()):
+        if (
+            resume
+            and (done := finished(folder, remake=True))
+            and ((folder / BEST).is_file() or not (folder / LAST).is_file())
+        ):
             check_finished(config, folder, done)
             print(f"{folder} is finished already", file=sys.stderr)
             return done

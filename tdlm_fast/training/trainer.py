@@ -18,10 +18,12 @@ from ..evaluation.published_metric import both
 from ..model import build_model
 from ..runs import checkpoint
 from ..runs.device import pick_device, tell_missing, versions
-from ..runs.files import BEST, LAST, write_beside, write_json
+from ..runs.files import BEST, LAST, write_beside, write_figures
 from ..runs.folder import other_source, other_text, owner_of, path_from, trim_samples
+from ..runs.metrics import sha256
 from ..sampling.generate import generate
 from . import cuda_graph, step
+from .limits import check_memory, training_seconds
 from .logger import Log, peak_memory_mb, reserved_memory_mb
 from .optimizer import adamw, learning_rate
 from .stop import Stop
@@ -72,6 +74,7 @@ class Trainer:
         began = checkpoint.peek(folder / LAST) if resume and not other_source(config, folder) else {}
         self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"))
         self.split = self.corpus.splits["train"]
+        check_memory(config, self.corpus.tokenizer.vocab, max(map(len, self.corpus.splits.values())), self.device)
         per_epoch = steps_per_epoch(self.split, config.train.batch_size)
         self.steps = config.train.max_steps or max(1, int(config.train.epochs * per_epoch))
         self.eval_every, self.early = config.eval.every or per_epoch, settings.early_steps(config)
@@ -141,6 +144,10 @@ class Trainer:
         self.log.say(f"{sum(counts.values()):,} parameters: {parts}")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        if self.device.type == "cpu":  # a GPU would compile kernels first
+            hours = training_seconds(self.model, self.split, self.config, self.steps - self.progress.step) / 3600
+            if hours > 1 / 6:
+                self.log.say(f"training takes about {hours:,.1f} hours, evaluations not counted")
         if not self.resume:
             self.evaluate()
         self.runner = cuda_graph.start(
@@ -268,9 +275,9 @@ class Trainer:
             **progress.rates(), "peak_memory_mb": peak_memory_mb(self.device), **of_gpu,
             "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
-            "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash,
-            "weights": checkpoint.weights_hash(self.model),
+            "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash, **self.owner,
+            "weights": checkpoint.weights_hash(self.model), "metrics_sha256": sha256(self.folder / "metrics.jsonl"),
         }  # fmt: skip
-        write_json(self.folder / "summary.json", summary)
+        write_figures(self.folder / "summary.json", summary)
         self.log.result(summary)
         return summary

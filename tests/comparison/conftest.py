@@ -8,6 +8,8 @@ import pytest
 
 from tdlm_fast import compare
 from tdlm_fast import config as settings
+from tdlm_fast.runs.files import write_figures
+from tdlm_fast.runs.folder import owner_of
 
 SMALL = ["train.max_steps=24", "train.log_every=4", "train.save_every=8", "eval.every=12", "eval.probe=4",
          "eval.early=2", "eval.text=0"]  # fmt: skip
@@ -37,7 +39,8 @@ def copy_of(run: Path, folder: Path, **changed) -> Path:
     shutil.copytree(run, folder)
     config = settings.load(run / "config.yaml", [f"{k}={v}" for k, v in changed.items() if not k.endswith("_")])
     settings.save(config, folder / "config.yaml")
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text()) | owner_of(config)
     summary |= {k[:-1]: v for k, v in changed.items() if k.endswith("_")}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    del summary["sha256"]
+    write_figures(folder / "summary.json", summary)
     return folder

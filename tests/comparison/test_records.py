@@ -8,6 +8,7 @@ import pytest
 from tdlm_fast import compare
 from tdlm_fast import config as settings
 from tdlm_fast.comparison import records, report
+from tdlm_fast.runs.files import figures as figures_of
 
 from .conftest import copy_of
 
@@ -32,6 +33,7 @@ def test_a_comparison_keeps_what_its_report_needs(done, tmp_path):
     record = json.loads((out / "compare.json").read_text())
     whole = [a | {"runs": [records.read(out / run["folder"]) for run in a["runs"]]} for a in record["arms"]]
     file = tmp_path / "compare.json"
+    del record["sha256"]
     file.write_text(json.dumps(record | {"arms": whole}, indent=2))
     assert file.stat().st_size > 2 * (out / "compare.json").stat().st_size
     assert compare.main(["--from", str(file), "--out", str(tmp_path / "again")]) == 0
@@ -82,6 +84,7 @@ def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
 def test_figures_that_cannot_be_judged_are_named(done, tmp_path, capsys, damage, says):
     out, _ = done
     result = json.loads((out / "compare.json").read_text())
+    del result["sha256"]  # as an older version wrote it
     damage(result["arms"][1]["runs"][1])
     (tmp_path / "bad.json").write_text(json.dumps(result))
     assert compare.main(["--from", str(tmp_path / "bad.json"), "--out", str(tmp_path / "out")]) == 2
@@ -93,7 +96,7 @@ def test_figures_that_cannot_be_judged_are_named(done, tmp_path, capsys, damage,
 def test_kept_figures_of_another_split_or_other_weights_are_not_used(done, tmp_path, capsys):
     out, _ = done
     run = copy_of(out / "diffusion-seed42", tmp_path / "run")
-    summary, record = (json.loads((run / f"{f}.json").read_text()) for f in ("summary", "likelihoods"))
+    summary, record = (figures_of(run / f"{f}.json") for f in ("summary", "likelihoods"))
     assert records.read(run)["table"] == record and record["key"]["weights"] == summary["weights"]
     key = {name: record["key"][name] for name in ("step", "weights", "corpus")} | {"checkpoint": "best"}
     figures = {"acc": 0.5, "n": 2, "chance": 0.5, "seconds": 1.0}

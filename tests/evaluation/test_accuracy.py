@@ -12,6 +12,7 @@ from tdlm_fast.data.tokenizer import GPT2, Bytes
 from tdlm_fast.evaluation import accuracy, endings, tasks
 from tdlm_fast.evaluation.tasks import Question
 from tdlm_fast.evaluation.unigram import Unigram
+from tdlm_fast.runs import files
 
 from .conftest import HUB, OBJECTIVES, SHARED, score
 
@@ -104,11 +105,11 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
     monkeypatch.setattr(accuracy, "score_part", stop)
     capsys.readouterr()
     assert evaluate.main(command) == 130
-    assert set(json.loads((run / "tasks.json").read_text())) == {"hellaswag", "mmlu", "mmlu_text", "arc_easy"}
+    assert set(files.figures(run / "tasks.json")) == {"hellaswag", "mmlu", "mmlu_text", "arc_easy"}
     assert evaluate.main(command) == 0
     assert len(count) == 5 + 2 + 4  # piqa, lambada, and two parts of each paradigm
     first = json.loads(capsys.readouterr().out)
-    results = json.loads((run / "tasks.json").read_text())
+    results = files.figures(run / "tasks.json")
     assert {"run": "run"} | results == first and set(results) == set(tasks.TASKS)
     blimp = results["blimp"]
     assert blimp["n"] == 6 and set(blimp["groups"]) == {"a_first", "b_second"} and blimp["groups"]["a_first"]["n"] == 3
@@ -120,7 +121,7 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
     file = run / "tasks" / "blimp.jsonl"
     file.write_text(file.read_text()[:-30])  # a line cut short by a power failure
     assert evaluate.main(command) == 0 and len(count) == 12
-    assert json.loads((run / "tasks.json").read_text())["blimp"]["acc"] == blimp["acc"]
+    assert files.figures(run / "tasks.json")["blimp"]["acc"] == blimp["acc"]
     assert evaluate.main(command) == 0 and len(count) == 12
     sentences = local / "blimp" / "pairs.tsv"
     as_it_was = sentences.read_text()
@@ -138,7 +139,7 @@ def test_a_run_keeps_finished_parts_and_prints_a_table(run, local, monkeypatch, 
     assert evaluate.main([*blimp_only, "--samples", "4", "--limit", "2", "--seed", "7"]) == 0 and len(count) == 16
     table = capsys.readouterr().out.splitlines()
     assert any(line.startswith("a_first") for line in table) and table[0].startswith("task  ")
-    assert json.loads((run / "tasks.json").read_text())["piqa"] == results["piqa"]  # other tasks stay
+    assert files.figures(run / "tasks.json")["piqa"] == results["piqa"]  # other tasks stay
 
 
 def test_figures_of_other_weights_are_not_taken_for_these(run, local):

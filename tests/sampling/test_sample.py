@@ -13,6 +13,7 @@ from tdlm_fast.data.tokenizer import Bytes
 from tdlm_fast.runs import checkpoint, load
 from tdlm_fast.sampling import generate, live_view
 from tdlm_fast.sampling.autoregressive import window_start
+from tdlm_fast.sampling.live_view import visible
 from tdlm_fast.sampling.options import METHODS
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def test_texts_of_a_batch_are_those_of_their_seeds_and_their_cost_is_told(runs, 
     if objective == "autoregressive":
         assert each == [12] * 3
     code, out, err = call(capsys, *args[:-1], "--seed", "4")
-    assert out == singles[0]["texts"][0] + "\n"  # the line of figures is on stderr
+    assert out == visible(singles[0]["texts"][0]) + "\n"  # the line of figures is on stderr
     assert re.fullmatch(r"12 tokens, \d+ network evaluations \([\d.]+ a text\), [\d,]+ tokens/s\n", err)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .config import Model as Shape
-from .kernels import add_rms_norm, attention, embedding, swiglu
+from .kernels import add_rms_norm, attention, embedding, self_attention, swiglu
 from .kernels.ops.foreach_cast import cast
 from .kernels.ops.rotary import rotate
 
@@ -61,11 +61,11 @@ class Block(nn.Module):
         B, T, D = x.shape
         qkv, out, up, down = layers
         x, y = add_rms_norm(x, a, self.norm1.weight, EPS, narrow=True)
-        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in qkv(y).chunk(3, -1))
         p = self.dropout if self.training else 0.0
         if cache is None:
-            a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
+            a = self_attention(qkv(y), self.heads, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
         else:
+            q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in qkv(y).chunk(3, -1))
             read = cache[0].shape[2] if cache else 0
             if self.rope:
                 q, k = rotate(q, read), rotate(k, read)
@@ -75,7 +75,8 @@ class Block(nn.Module):
                 a = F.scaled_dot_product_attention(q, k, v)
             else:
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
-        a = out(a.transpose(1, 2).reshape(B, T, D))
+            a = a.transpose(1, 2).reshape(B, T, D)
+        a = out(a)
         x, y = add_rms_norm(x, a, self.norm2.weight, EPS, narrow=True)
         y = up(y)
         return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))

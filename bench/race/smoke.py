@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from bench.race import peers, processes
 from bench.race.calls import EXACT, OPS, calls
@@ -37,13 +38,13 @@ OBJECTIVES = ("diffusion", "autoregressive")
 
 def widened(args: tuple) -> tuple:
     """The arguments of a call in fp64: tensors, and the type that products are made in."""
-    tensors = (a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+    tensors = tree_map(lambda a: a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a, args)
     return tuple(torch.float64 if isinstance(a, torch.dtype) else a for a in tensors)
 
 
 def outputs(run, args: tuple) -> list[torch.Tensor]:
     """What a call returns, and the tensors that it may have changed."""
-    args = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
+    args = tree_map(lambda a: a.clone() if isinstance(a, torch.Tensor) else a, args)
     returned = run(*args)
     returned = [returned] if isinstance(returned, torch.Tensor) else list(returned or ())
     return [a for a in (*returned, *args) if isinstance(a, torch.Tensor)]

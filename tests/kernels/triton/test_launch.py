@@ -79,14 +79,15 @@ def test_kernels_that_are_compiled_ahead_do_not_start_and_give_zeros(monkeypatch
 
     started = []
     monkeypatch.setattr(launch.triton, "AsyncCompileMode", Compiler)
-    monkeypatch.setattr(step_scalars, "clip_kernel", Kernel(started))
+    for kernel in ("squares_kernel", "clip_kernel"):
+        monkeypatch.setattr(step_scalars, kernel, Kernel(started))
     run = register._lazily("step_scalars", "clip_scale")
-    norms, loss, steps = torch.full((3,), 7.0), torch.tensor(1.0), torch.tensor(0.0)
+    grads, loss, steps = [torch.full((3,), 7.0)], torch.tensor(1.0), torch.tensor(0.0)
     outputs = []
-    dispatch.compile_ahead(lambda: outputs.extend(run(norms, loss, 1.0, steps)))
-    assert started == ["compiled"] and [a.item() for a in outputs] == [0, 0, 0]
-    run(norms, loss, 1.0, steps)
-    assert len(started) == 2 and started[1][0] == (1,)
+    dispatch.compile_ahead(lambda: outputs.extend(run(loss, grads, 1.0, steps)))
+    assert started == ["compiled"] * 2 and [a.item() for a in outputs] == [0, 0, 0]
+    run(loss, grads, 1.0, steps)
+    assert len(started) == 4 and started[-1][0] == (1,)
     assert not launch.compiles_only()
 
 

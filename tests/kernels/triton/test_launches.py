@@ -88,7 +88,8 @@ def calls():
     yield "embedding_backward", (torch.randn(40, 16), tokens, 9)
     starts = torch.arange(4)
     yield "draw", (tokens.short(), starts, starts + 2, starts, torch.tensor(1), 2, 2, 6, 65535, True)
-    yield "clip_scale", (torch.ones(3), torch.tensor(1.0), 1.0, torch.tensor(1.0))
+    for n in (1, 3, 70):
+        yield "clip_scale", (torch.tensor(1.0), [torch.ones(5)] * n, 1.0, torch.tensor(1.0))
     table, seen = torch.randn(9, 16), torch.zeros(9, dtype=torch.int32)
     table = table, table.clone(), table.abs(), seen, seen.clone(), torch.ones(5, 3), torch.tensor(1.0), torch.tensor(1)
     one = torch.tensor(1.0)

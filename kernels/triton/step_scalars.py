@@ -21,7 +21,7 @@ def squares_kernel(GRADS, SIZES, SUMS, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Program p: the sum of the squares of its share of the blocks of all GRADS into SUMS[p]."""
     overlap(PDL)
     total, turn, programs = tl.zeros([BLOCK], tl.float32), tl.program_id(0), tl.num_programs(0)
-    for i in tl.static_range(len(GRADS)):
+    for i in tl.static_range(len(GRADS)):  # pyright: ignore[reportGeneralTypeIssues]
         for start in range(turn * BLOCK, SIZES[i], programs * BLOCK):
             at = start + tl.arange(0, BLOCK)
             g = tl.load(GRADS[i] + at, mask=at < SIZES[i], other=0.0).to(tl.float32)

@@ -18,6 +18,7 @@ from .config import Config
 from .config import Model as Shape
 from .kernels import add_rms_norm, attention, embedding, self_attention, swiglu
 from .kernels.ops.foreach_cast import cast
+from .kernels.ops.rms_norm import spread
 from .kernels.ops.rotary import rotate
 
 EPS = 1e-6  # of every norm
@@ -54,13 +55,13 @@ class Block(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(
-        self, x: Tensor, a: Tensor | None, layers: list, causal: bool, valid: Tensor | None,
+        self, x: Tensor, a: Tensor | None, layers: list, norms: list[Tensor], causal: bool, valid: Tensor | None,
         cache: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """layers: linear_layers(self), as functions."""
+        """layers: linear_layers(self), as functions. norms: the weights of norm1 and norm2."""
         B, T, D = x.shape
         qkv, out, up, down = layers
-        x, y = add_rms_norm(x, a, self.norm1.weight, EPS, narrow=True)
+        x, y = add_rms_norm(x, a, norms[0], EPS, narrow=True)
         p = self.dropout if self.training else 0.0
         if cache is None:
             a = self_attention(qkv(y), self.heads, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
@@ -77,7 +78,7 @@ class Block(nn.Module):
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
             a = a.transpose(1, 2).reshape(B, T, D)
         a = out(a)
-        x, y = add_rms_norm(x, a, self.norm2.weight, EPS, narrow=True)
+        x, y = add_rms_norm(x, a, norms[1], EPS, narrow=True)
         y = up(y)
         return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))
 
@@ -147,9 +148,12 @@ class Model(nn.Module):
             x = x + table[read:end]
         x, a = self.dropout(x), None
         layers = _narrowed(x, [layer for block in self.blocks for layer in linear_layers(block)])
+        norms = [norm.weight for block in self.blocks for norm in (block.norm1, block.norm2)]
+        norms = spread(x, [*norms, self.norm.weight])
         for i, block in enumerate(self.blocks):
-            x, a = block(x, a, layers[4 * i : 4 * i + 4], causal, valid, None if cache is None else cache[i])
-        return add_rms_norm(x, a, self.norm.weight, EPS)[1]
+            own = layers[4 * i : 4 * i + 4], norms[2 * i : 2 * i + 2]
+            x, a = block(x, a, *own, causal, valid, None if cache is None else cache[i])
+        return add_rms_norm(x, a, norms[-1], EPS)[1]
 
 
 def build_model(config: Config, tokenizer) -> Model:

@@ -47,7 +47,7 @@ def body_ref(x: Tensor, blocks: list[Block], causal: bool, valid: Tensor | None 
     """Return x (B, T, D) after all blocks, as tdlm_fast.model.Model computes it."""
     a = None
     for block in blocks:
-        x, a = block(x, a, linear_layers(block), causal, valid)
+        x, a = block(x, a, linear_layers(block), [block.norm1.weight, block.norm2.weight], causal, valid)
     return x if a is None else x + a
 
 

@@ -58,7 +58,7 @@ class Block(nn.Module):
         self, x: Tensor, a: Tensor | None, layers: list, norms: list[Tensor], causal: bool, valid: Tensor | None,
         cache: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """layers: linear_layers(self), as functions. norms: the weights of norm1 and norm2."""
+        """layers: linear_layers(self), as functions. norms: norm_weights(self), or what spread makes of them."""
         B, T, D = x.shape
         qkv, out, up, down = layers
         x, y = add_rms_norm(x, a, norms[0], EPS, narrow=True)
@@ -86,6 +86,11 @@ class Block(nn.Module):
 def linear_layers(block) -> list[nn.Linear]:
     """Return the four linear layers of a block, in the order in which they run."""
     return [block.qkv, block.out, block.up, block.down]
+
+
+def norm_weights(block) -> list[Tensor]:
+    """Return the weights of the two norms of a block, in the order in which they run."""
+    return [block.norm1.weight, block.norm2.weight]
 
 
 class Model(nn.Module):
@@ -148,8 +153,7 @@ class Model(nn.Module):
             x = x + table[read:end]
         x, a = self.dropout(x), None
         layers = _narrowed(x, [layer for block in self.blocks for layer in linear_layers(block)])
-        norms = [norm.weight for block in self.blocks for norm in (block.norm1, block.norm2)]
-        norms = spread(x, [*norms, self.norm.weight])
+        norms = spread(x, [*(w for block in self.blocks for w in norm_weights(block)), self.norm.weight])
         for i, block in enumerate(self.blocks):
             own = layers[4 * i : 4 * i + 4], norms[2 * i : 2 * i + 2]
             x, a = block(x, a, *own, causal, valid, None if cache is None else cache[i])

@@ -10,6 +10,7 @@
 #   TRAIN   key=value … for the training runs and steps, as data.corpus=sotu      BENCH  more options of bench.race.step
 #   DRY     1: the same parts at small sizes on a CPU, to find errors before a GPU is at hand
 # A part that fails or runs out of time keeps its output, and the next part starts; parts-HALF.tsv lists how each ended.
+# The limits of a half's parts add up to LIMIT, so no part takes the time of a later one.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 HALVES=${1:-all}
@@ -143,18 +144,18 @@ second() {
       "run.dir=$OUT/tiny-$objective" "${experiment[@]}" "${train[@]}"
   done
   for objective in diffusion autoregressive; do
-    part "step-tiny-$objective" 105 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
+    part "step-tiny-$objective" 85 "$PY" -m bench.race.step "objective=$objective" data.layout=packed "${train[@]}" \
       "${steps[@]}" --seconds 0.3 --ready 20 "${bench[@]}" --json "$OUT/step-tiny-$objective.json"
   done
-  part kernels 110 "${pytest[@]}" -q bench/race/ops.py --benchmark-disable-gc "${races[@]}" --figures "$OUT/kernels.json"
+  part kernels 70 "${pytest[@]}" -q bench/race/ops.py --benchmark-disable-gc "${races[@]}" --figures "$OUT/kernels.json"
   # Each kernel once: the smoke part compiled them. Without its cache PyTorch asks CUDA for every tensor.
   for tool in memcheck initcheck; do
-    with compute-sanitizer "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+    with compute-sanitizer "$tool" 25 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
       --error-exitcode 9 "$PY" -m bench.race.smoke --each "${small[@]}"
   done
-  part tests-native 25 "${native[@]}" "${pytest[@]}" -q tests/kernels/cuda/test_linear_cross_entropy.py \
+  part tests-native 20 "${native[@]}" "${pytest[@]}" -q tests/kernels/cuda/test_linear_cross_entropy.py \
     -k "not emulated and not emulator"
-  part step-small-diffusion 60 "$PY" -m bench.race.step --config configs/small.yaml data.if_unreachable=sotu \
+  part step-small-diffusion 40 "$PY" -m bench.race.step --config configs/small.yaml data.if_unreachable=sotu \
     "${train[@]}" "${steps[@]}" --ready 20 "${bench[@]}" --json "$OUT/step-small-diffusion.json"
 }
 

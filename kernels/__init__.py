@@ -5,7 +5,7 @@ if __name__ == "kernels":
 
 from . import cpu, cuda, triton  # noqa: E402, F401
 from .dispatch import available_backends, use_backend, use_environment  # noqa: E402
-from .ops.attention import attention  # noqa: E402
+from .ops.attention import attention, self_attention  # noqa: E402
 from .ops.corrupt import Corruption, corrupt  # noqa: E402
 from .ops.embedding import embedding  # noqa: E402
 from .ops.linear_cross_entropy import linear_cross_entropy  # noqa: E402
@@ -15,7 +15,7 @@ from .ops.swiglu import swiglu  # noqa: E402
 
 __all__ = [
     "Corruption", "add_rms_norm", "attention", "available_backends", "corrupt", "embedding", "linear_cross_entropy",
-    "rms_norm", "swiglu", "take_rows", "use_backend",
+    "rms_norm", "self_attention", "swiglu", "take_rows", "use_backend",
 ]  # fmt: skip
 
 use_environment()

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from .config import Config
 from .config import Model as Shape
-from .kernels import add_rms_norm, attention, embedding, swiglu
+from .kernels import add_rms_norm, attention, embedding, self_attention, swiglu
 from .kernels.ops.foreach_cast import cast
+from .kernels.ops.rms_norm import spread
 from .kernels.ops.rotary import rotate
 
 EPS = 1e-6  # of every norm
@@ -54,18 +55,18 @@ class Block(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(
-        self, x: Tensor, a: Tensor | None, layers: list, causal: bool, valid: Tensor | None,
+        self, x: Tensor, a: Tensor | None, layers: list, norms: list[Tensor], causal: bool, valid: Tensor | None,
         cache: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """layers: linear_layers(self), as functions."""
+        """layers: linear_layers(self), as functions. norms: norm_weights(self), or what spread makes of them."""
         B, T, D = x.shape
         qkv, out, up, down = layers
-        x, y = add_rms_norm(x, a, self.norm1.weight, EPS, narrow=True)
-        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in qkv(y).chunk(3, -1))
+        x, y = add_rms_norm(x, a, norms[0], EPS, narrow=True)
         p = self.dropout if self.training else 0.0
         if cache is None:
-            a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
+            a = self_attention(qkv(y), self.heads, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
         else:
+            q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in qkv(y).chunk(3, -1))
             read = cache[0].shape[2] if cache else 0
             if self.rope:
                 q, k = rotate(q, read), rotate(k, read)
@@ -75,8 +76,9 @@ class Block(nn.Module):
                 a = F.scaled_dot_product_attention(q, k, v)
             else:
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
-        a = out(a.transpose(1, 2).reshape(B, T, D))
-        x, y = add_rms_norm(x, a, self.norm2.weight, EPS, narrow=True)
+            a = a.transpose(1, 2).reshape(B, T, D)
+        a = out(a)
+        x, y = add_rms_norm(x, a, norms[1], EPS, narrow=True)
         y = up(y)
         return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))
 
@@ -84,6 +86,11 @@ class Block(nn.Module):
 def linear_layers(block) -> list[nn.Linear]:
     """Return the four linear layers of a block, in the order in which they run."""
     return [block.qkv, block.out, block.up, block.down]
+
+
+def norm_weights(block) -> list[Tensor]:
+    """Return the weights of the two norms of a block, in the order in which they run."""
+    return [block.norm1.weight, block.norm2.weight]
 
 
 class Model(nn.Module):
@@ -146,9 +153,11 @@ class Model(nn.Module):
             x = x + table[read:end]
         x, a = self.dropout(x), None
         layers = _narrowed(x, [layer for block in self.blocks for layer in linear_layers(block)])
+        norms = spread(x, [*(w for block in self.blocks for w in norm_weights(block)), self.norm.weight])
         for i, block in enumerate(self.blocks):
-            x, a = block(x, a, layers[4 * i : 4 * i + 4], causal, valid, None if cache is None else cache[i])
-        return add_rms_norm(x, a, self.norm.weight, EPS)[1]
+            own = layers[4 * i : 4 * i + 4], norms[2 * i : 2 * i + 2]
+            x, a = block(x, a, *own, causal, valid, None if cache is None else cache[i])
+        return add_rms_norm(x, a, norms[-1], EPS)[1]
 
 
 def build_model(config: Config, tokenizer) -> Model:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tdlm_fast.kernels.ops.rotary import kept_rotation
 from tdlm_fast.kernels.triton.launch import overlap, start_kernel
-from tdlm_fast.model import EPS, Block, linear_layers
+from tdlm_fast.model import EPS, Block, linear_layers, norm_weights
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -47,7 +47,7 @@ def body_ref(x: Tensor, blocks: list[Block], causal: bool, valid: Tensor | None 
     """Return x (B, T, D) after all blocks, as tdlm_fast.model.Model computes it."""
     a = None
     for block in blocks:
-        x, a = block(x, a, linear_layers(block), causal, valid)
+        x, a = block(x, a, linear_layers(block), norm_weights(block), causal, valid)
     return x if a is None else x + a
 
 

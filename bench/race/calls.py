@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch.utils._pytree import tree_map
 
 from bench.race.cases import Attention, Gate, Lce, Norm
 from tdlm_fast.kernels import dispatch
@@ -87,13 +88,9 @@ def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tupl
     tokens = torch.randint(-(2**15), 2**15, (int(lengths.sum()),), generator=g).short()
     split = tokens, lengths.cumsum(0) - lengths, lengths, torch.randperm(2 * B, generator=g)
     found.append(("draw", (*split, step, B, 2, T, 65535, True)))
-    found.append(("clip_scale", (torch.rand(23, generator=g), one, 0.5, torch.tensor(3.0))))
+    grads = [torch.randn(shape, generator=g) for shape in ((), (7,), (33, 65), (4001,))]
+    found.append(("clip_scale", (one, grads, 0.5, torch.tensor(3.0))))
     found.append(("record", (torch.zeros(3, 4, dtype=torch.float64), step, one, one, step, step)))
     found += _lazy_rows(g)
     for name, args in found:
-        yield name, tuple(_moved(a, device) for a in args)
-
-
-def _moved(a, device: str):
-    """Return a copy of a tensor on the device, so that an op may write to it; other values as they are."""
-    return a.to(device, copy=True) if isinstance(a, torch.Tensor) else a
+        yield name, tree_map(lambda a: a.to(device, copy=True) if isinstance(a, torch.Tensor) else a, args)

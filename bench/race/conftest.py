@@ -1,6 +1,5 @@
 """Print the races of ops.py, and write each to the file of --figures as soon as it ends."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -40,13 +39,14 @@ def figures_are_written_after_each_race(request):
     if not path:
         return
     from tdlm_fast.runs.device import pick_device, versions
+    from tdlm_fast.runs.files import write_json
 
     figures = versions(pick_device("auto")) | {"torch": torch.__version__, "races": {}}
     for race in _races(request.config):
         sides = {n: {k: _figure(v) for k, v in s.items()} for n, s in race.extra_info["sides"].items()}
         limits = {k: _figure(v) for k, v in race.extra_info["limits"].items()}
         figures["races"][race.name.removeprefix("test_")] = {"sides": sides, "limits": limits}
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(path, figures, indent=1)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -5,17 +5,18 @@ the same type, plus rounding. Ops on integers must give the reference's bits. Th
 objective run twice from the same weights: launched one by one, and by the runner of training, which on a GPU replays
 five of them as a CUDA graph. Losses and weights must be equal bit for bit. A line per failure is printed, and the exit
 code is 1 if there is one. The full tests take minutes; this comes before them. On a GPU all kernels are compiled first,
-by as many processes as there are cores.
+by as many processes as there are cores. The file of --json is written after every check, so a run that is killed leaves
+those that it made; "finished" is false until the last one.
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from bench.race import peers, processes
 from bench.race.calls import EXACT, OPS, calls
@@ -25,6 +26,7 @@ from tdlm_fast.data.tokenizer import TOKENIZERS
 from tdlm_fast.kernels import dispatch
 from tdlm_fast.model import build_model
 from tdlm_fast.runs.device import pick_device, versions
+from tdlm_fast.runs.files import write_json
 from tdlm_fast.training import step
 from tdlm_fast.training.cuda_graph import DeviceSteps
 from tdlm_fast.training.optimizer import adamw
@@ -37,13 +39,13 @@ OBJECTIVES = ("diffusion", "autoregressive")
 
 def widened(args: tuple) -> tuple:
     """The arguments of a call in fp64: tensors, and the type that products are made in."""
-    tensors = (a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+    tensors = tree_map(lambda a: a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a, args)
     return tuple(torch.float64 if isinstance(a, torch.dtype) else a for a in tensors)
 
 
 def outputs(run, args: tuple) -> list[torch.Tensor]:
     """What a call returns, and the tensors that it may have changed."""
-    args = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
+    args = tree_map(lambda a: a.clone() if isinstance(a, torch.Tensor) else a, args)
     returned = run(*args)
     returned = [returned] if isinstance(returned, torch.Tensor) else list(returned or ())
     return [a for a in (*returned, *args) if isinstance(a, torch.Tensor)]
@@ -149,6 +151,26 @@ def compile_step(overrides: list[str]) -> None:
     trained(DeviceSteps, config, pick_device(config.device), mode="off")
 
 
+def check(made: list, overrides: list[list[str]], device: torch.device, path: Path | None) -> dict:
+    """Check calls, and steps by each list of overrides; return the figures, kept in a file as found."""
+    figures = {**versions(device), "finished": False, "ops": [], "steps": [], "failures": []}
+
+    def keep(name: str, row: dict, title: str) -> None:
+        figures[name].append(row)
+        figures["failures"] += [f"{title}: {row['why']}"] if row["why"] else []
+        if path:
+            write_json(path, figures, indent=1)
+
+    for _, (name, inputs) in made:
+        row = check_op(name, inputs, device)
+        keep("ops", row, f"{name}, {row['dtype']}")
+    for each in overrides:
+        row = check_steps(settings.load("configs/tiny.yaml", each), device)
+        figures["finished"] = each is overrides[-1]
+        keep("steps", row, f"steps, {row['objective']}")
+    return figures
+
+
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="key=value, of the training steps")
@@ -171,18 +193,13 @@ def main(argv=None) -> int:
         tasks = [(compile_step, each) for each in overrides]
         tasks += [(compile_op, dtype, i, args.small) for dtype in DTYPES for i in range(len(made) // len(DTYPES))]
         processes.run(tasks, "cuda")
-    rows = [check_op(name, inputs, device) for _, (name, inputs) in made]
-    steps = [check_steps(settings.load("configs/tiny.yaml", each), device) for each in overrides]
-    failures = [f"{r['op']}, {r['dtype']}: {r['why']}" for r in rows if r["why"]]
-    failures += [f"steps, {r['objective']}: {r['why']}" for r in steps if r["why"]]
-    figures = {**versions(device), "ops": rows, "steps": steps, "failures": failures}
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    figures = check(made, overrides, device, args.json)
+    failures, steps = figures["failures"], figures["steps"]
     for line in failures:
         print(f"FAILED {line}")
     captured = ", ".join(f"{r['objective']} {'captured' if r['captured'] else 'not captured'}" for r in steps)
     print(
-        f"{figures['device']}: {len(rows)} calls of {len(OPS)} ops, {STEPS} steps ({captured}): {len(failures)} failed"
+        f"{figures['device']}: {len(made)} calls of {len(OPS)} ops, {STEPS} steps ({captured}): {len(failures)} failed"
     )
     return int(bool(failures))
 

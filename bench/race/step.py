@@ -16,7 +16,6 @@ is less work than the bound needs. The exit code is 1 where our side fails, or i
 import argparse
 import functools
 import importlib.metadata
-import json
 import platform
 import re
 import statistics
@@ -24,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -34,6 +34,7 @@ from tdlm_fast import config as settings
 from tdlm_fast import model
 from tdlm_fast.data import batches, dataset
 from tdlm_fast.runs.device import pick_device, versions
+from tdlm_fast.runs.files import write_json
 from tdlm_fast.training import memory_estimate, step
 from tdlm_fast.training.cuda_graph import DeviceSteps, start
 from tdlm_fast.training.logger import peak_memory_mb
@@ -336,9 +337,7 @@ def main(argv=None) -> int:
 
 def keep(result: dict, path: str | None) -> None:
     if path:
-        with open(path, "w") as f:
-            json.dump(result, f, indent=1)
-            f.write("\n")
+        write_json(Path(path), result, indent=1)
 
 
 def show(result: dict) -> None:

@@ -5,14 +5,16 @@ each, at the shape of configs/tiny.yaml and three counts of rows that bear loss.
 processes as there are cores, each of which makes one small call, so that Triton's cache holds what the timed call
 needs. A configuration whose answer differs from today's, or that cannot run, is listed with the reason. Each pass is
 timed with the programs that tiles.py gives it and with as many as are resident, once and twice over. Times are of
-replayed CUDA graphs. The forward pass is that of training: it makes its 16-bit copies of h and W too.
+replayed CUDA graphs. The forward pass is that of training: it makes its 16-bit copies of h and W too. The file is
+written after every configuration, so a run that is killed leaves what it timed; "finished" is false until the end.
 """
 
 import argparse
 import contextlib
-import json
+import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -26,6 +28,7 @@ from tdlm_fast.kernels import hardware
 from tdlm_fast.kernels.triton import linear_cross_entropy, tiles
 from tdlm_fast.kernels.triton.tiles import Plan, Tiles
 from tdlm_fast.runs.device import versions
+from tdlm_fast.runs.files import write_json
 
 SIDES = ("forward", "weight")
 KERNELS = {side: f"{side}_kernel" for side in SIDES}
@@ -197,15 +200,22 @@ def measure(problem: Problem, side: str, tile: Tiles | None, truth, counts: tupl
     return row
 
 
-def sweep(problem: Problem, candidates: dict, counts: tuple[int, ...]) -> dict:
-    """{"forward", "weight"}: a row per configuration, today's first."""
-    figures = {}
+def sweep(problem: Problem, candidates: dict, counts: tuple[int, ...], keep: Callable[[dict], None]) -> dict:
+    """{"forward", "weight"}: a row per configuration, today's first. keep is called with what is known, row by row.
+
+    The two passes take turns, so a sweep that is cut off has rows of both.
+    """
+    figures, truths = {side: [] for side in SIDES}, {}
     for side in SIDES:
         problem.n_rows.fill_(len(problem.h) // 2)
-        truth = outcome(problem, side, plan_of(problem, side, None))[0]
-        figures[side] = [measure(problem, side, None, None, counts) | {"today": True}]
-        for tile in candidates[side]:
-            figures[side].append(measure(problem, side, tile, truth, counts))
+        truths[side] = outcome(problem, side, plan_of(problem, side, None))[0]
+        figures[side].append(measure(problem, side, None, None, counts) | {"today": True})
+        keep(figures)
+    for pair in itertools.zip_longest(*(candidates[side] for side in SIDES)):
+        for side, tile in zip(SIDES, pair, strict=True):
+            if tile is not None:
+                figures[side].append(measure(problem, side, tile, truths[side], counts))
+                keep(figures)
     return figures
 
 
@@ -262,10 +272,16 @@ def main(argv=None) -> int:
     compiling = time.perf_counter() - begin
     figures = {
         **versions(problem.h.device), "shape": {"N": N, "D": case.D, "V": V}, "dtype": str(dtype)[6:],
-        "live": counts, "compile_seconds": round(compiling, 1), **sweep(problem, candidates, counts),
+        "live": counts, "compile_seconds": round(compiling, 1), "finished": False,
     }  # fmt: skip
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+    def keep(found: dict) -> None:
+        figures.update(found)
+        if args.json:
+            write_json(args.json, figures, indent=1)
+
+    sweep(problem, candidates, counts, keep)
+    keep({"finished": True})
     show(figures)
     own = [figures[side][0] for side in SIDES]
     return int(any(row["why"] for row in own))

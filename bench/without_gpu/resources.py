@@ -51,20 +51,24 @@ SHARED = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # KB of a mul
 
 
 def compiled(kernel, card: int, types: dict, constants: dict, options: dict, aligned: bool = True):
-    """The compiled kernel. types: Triton type of each argument that is neither constant nor None.
+    """The compiled kernel. types: Triton type of each argument that is neither constant nor None, a tuple of a tuple.
 
     Triton's launcher finds pointers to be aligned to 16 bytes. aligned: it also finds widths and strides to be
     multiples of 16, those of these names and those whose type ends in ":16".
     """
     names = kernel.arg_names
-    widths = [n for n, t in types.items() if t.endswith(":16") or n in ("D", "T", *STRIDES)]
-    types = {n: t.removesuffix(":16") for n, t in types.items()}
+    widths = [n for n, t in types.items() if t[-3:] == ":16" or n in ("D", "T", *STRIDES)]
+    types = {n: t.removesuffix(":16") if isinstance(t, str) else t for n, t in types.items()}
     signature = {n: types.get(n, "constexpr") for n in names}
     constants, options = constants | {"PDL": card >= 90}, options | {"launch_pdl": card >= 90}  # as on that card
     values = {(i,): constants.get(n) for i, n in enumerate(names) if n not in types}
     plain = {p.name for p in kernel.params if p.do_not_specialize}
     whole = [n for n in types if types[n][0] == "*" or aligned and n in widths and n not in plain]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in whole}
+    parts = [
+        (names.index(n), i) for n, t in types.items() if isinstance(t, tuple) for i in range(len(t)) if t[i][0] == "*"
+    ]
+    attributes |= {place: [["tt.divisibility", 16]] for place in parts}
     source = ASTSource(kernel, signature, values, attributes)
     return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
 
@@ -290,9 +294,12 @@ def small_kernels():
         types |= {"VALID": "*i1"} if "padded" in of else {}
         types |= dict.fromkeys(("T", "steps_per_epoch", "n_tokens", "token_mask"), "i32")
         yield f"draw, {of}", batch.draw_kernel, types, {"BLOCK": 128}, batch.OPTIONS
-    types = dict.fromkeys(("NORMS", "LOSS", "NORM", "SCALE", "SKIP", "STEPS"), f32) | {"P": "i32", "clip": "fp32"}
     constants = {"BLOCK": step_scalars.BLOCK}
-    yield "clip", step_scalars.clip_kernel, types, constants, step_scalars.OPTIONS
+    for n in (15, step_scalars.GRADIENTS):  # of configs/tiny.yaml, and at most
+        types = {"GRADS": (f32,) * n, "SIZES": ("i32",) * n, "SUMS": f32}
+        yield f"squares of {n} gradients", step_scalars.squares_kernel, types, constants, step_scalars.WIDE
+    types = dict.fromkeys(("SUMS", "LOSS", "NORM", "SCALE", "SKIP", "STEPS"), f32) | {"n": "i32", "clip": "fp32"}
+    yield "clip", step_scalars.clip_kernel, types, constants, step_scalars.WIDE
     types = {"LOG": "*fp64", "STEP": i64, "LOSS": f32, "NORM": f32, "LOSS_TOKENS": i64, "TOKENS": i64, "window": "i32"}
     yield "record", step_scalars.record_kernel, types, {}, step_scalars.OPTIONS
     types = dict.fromkeys(("P", "M", "V", "SCALARS", "STEPS", "GRAD", "LR", "SCALE", "SKIP"), f32)

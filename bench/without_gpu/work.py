@@ -113,7 +113,7 @@ def on_card(card: int, multiprocessors: int):
 
 HEAD = tuple(f"tdlm::{name}" for name in memory_estimate.HEAD)
 # PyTorch's own ops that a GPU runs as the trace does; attention and dropout decompose differently there.
-LIMITED = ("mm", "cat", "embedding", "index_select", "_foreach_copy_", "_foreach_norm", "_fused_adamw_")
+LIMITED = ("mm", "cat", "embedding", "index_select", "_foreach_copy_", "_fused_adamw_")
 
 
 def limits(config, device: torch.device, rates: dict, live: float, tokens: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import implement
-from ..ops.attention import dropout_threshold, tile_attention, tile_attention_backward
+from ..ops.attention import dropout_threshold, empty_gradients, tile_attention, tile_attention_backward
 from ..ops.rotary import empty_rows_first, kept_rotation
 from . import library
 
@@ -44,8 +44,8 @@ def forward(q, *rest):
 
 
 def backward(dout, q, *rest):
-    grads = tuple(empty_rows_first(q) for _ in range(3))
-    _run(dout.to(q.dtype), grads, q, *rest)
+    grads = empty_gradients(q)
+    _run(dout.to(q.dtype), grads.unbind(), q, *rest)
     return grads
 
 

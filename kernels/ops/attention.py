@@ -7,7 +7,8 @@
 Padded keys and keys of other documents are masked. A token always sees itself, so no row is empty. With T up to 128
 the (T, T) score tile of a head fits one Triton program (Dao et al. 2022 with a single block). Only q, k, v are kept for
 the backward pass, which recomputes the tile and writes dq, dk, dv in one launch, without atomics. Scores, softmax and
-sums are fp32; products and results have the inputs' dtype.
+sums are fp32; products and results have the inputs' dtype. dq, dk, dv lie side by side, as the projection that made
+q, k, v reads its gradient.
 
 Dropout keeps an entry where its Philox word reaches a threshold, (word >> 1) >= round(p 2^31), so both passes draw the
 same bits. The word of entry (b, h, i, j) is word j % 4 of counter ((b H + h) T + i) ceil(T / 4) + j // 4.
@@ -91,12 +92,18 @@ def tile_attention(
     return empty_rows_first(q).copy_((p if drop is None else p * drop) @ v.to(p.dtype))
 
 
-@op("tdlm::tile_attention_backward", fake=lambda dout, q, *_: tuple(empty_rows_first(q) for _ in range(3)))
+def empty_gradients(q: Tensor) -> Tensor:
+    """Return an empty (3, B, H, T, K) in the memory order (B, T, 3, H, K)."""
+    B, H, T, K = q.shape
+    return q.new_empty(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
+
+
+@op("tdlm::tile_attention_backward", fake=lambda dout, q, *_: empty_gradients(q))
 def tile_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, segments: Tensor | None,
     key: Tensor | None, causal: bool, dropout_p: float, rope: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk, dv, each (B, H, T, K), recomputed from q, k, v."""
+) -> Tensor:  # fmt: skip
+    """dq, dk, dv in one tensor (3, B, H, T, K), recomputed from q, k, v; in memory (B, T, 3, H, K)."""
     (queries, keys), (do, values) = _wide(q, k, rope=rope), _wide(dout, v)
     p, drop = _probabilities(queries, keys, valid, segments, key, causal, dropout_p)
     dp = do @ values.mT
@@ -106,12 +113,36 @@ def tile_attention_backward(
     dq, dk, dv = ds @ keys, ds.mT @ queries, (p if drop is None else p * drop).mT @ do
     if rope:
         dq, dk = rotate(dq, back=True), rotate(dk, back=True)
-    dq, dk, dv = (empty_rows_first(q).copy_(g) for g in (dq, dk, dv))
-    return dq, dk, dv
+    out = empty_gradients(q)
+    for part, g in zip(out, (dq, dk, dv), strict=True):
+        part.copy_(g)
+    return out
 
 
-differentiate(tile_attention, tile_attention_backward)
+differentiate(tile_attention, lambda *args: tile_attention_backward(*args).unbind())
 attention_ref = reference(tile_attention)
+
+
+class _Joined(torch.autograd.Function):
+    """tile_attention of q, k, v that lie in one tensor. Its gradient is what the kernel wrote: there is no cat."""
+
+    @staticmethod
+    def forward(ctx, qkv, heads, valid, segments, key, *rest):
+        ctx.save_for_backward(qkv, valid, segments, key)
+        ctx.heads, ctx.rest = heads, rest
+        return tile_attention(*_thirds(qkv, heads), valid, segments, key, *rest)
+
+    @staticmethod
+    def backward(ctx, dout):
+        qkv, *tensors = ctx.saved_tensors
+        grads = tile_attention_backward(dout, *_thirds(qkv, ctx.heads), *tensors, *ctx.rest)
+        return grads.permute(1, 3, 0, 2, 4).reshape(qkv.shape), *[None] * (4 + len(ctx.rest))
+
+
+def _thirds(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Return views q, k, v (B, H, T, K) of qkv (B, T, 3 H K)."""
+    B, T, _ = qkv.shape
+    return tuple(a.view(B, T, heads, -1).transpose(1, 2) for a in qkv.chunk(3, -1))
 
 
 @functools.cache
@@ -156,6 +187,29 @@ def backend(q: Tensor, masked: bool) -> str:
     return "flash-attn" if q.shape[3] <= 256 and q.shape[3] % 8 == 0 and not masked and _flash_attn() else "sdpa"
 
 
+def _choice(q: Tensor, valid: Tensor | None, segments: Tensor | None, rope: bool) -> tuple[str, bool]:
+    """Return backend's answer, and whether the tile's kernels turn q and k as they read them."""
+    choice = backend(q, valid is not None or segments is not None)
+    return choice, rope and choice == "tile" and (not q.is_cuda or turns_fit(*q.shape[2:]))
+
+
+def _dropout_key(q: Tensor, dropout_p: float) -> Tensor | None:
+    return torch.randint(2**32, (2,), device=q.device) if dropout_p else None
+
+
+def check_inputs(q, k, v, valid, segments, dropout_p: float, rope: bool) -> None:
+    """Raise ValueError where the arguments of attention do not fit together."""
+    if not (q.shape == k.shape == v.shape and q.dim() == 4):
+        raise ValueError(f"q, k, v have shapes {[tuple(a.shape) for a in (q, k, v)]}; all must be one (B, H, T, K)")
+    for name, a in (("valid", valid), ("segments", segments)):
+        if a is not None and a.shape != (q.shape[0], q.shape[2]):
+            raise ValueError(f"{name} has shape {tuple(a.shape)}; it must be (B, T) = {(q.shape[0], q.shape[2])}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p is {dropout_p}; it must lie in 0 <= dropout_p < 1")
+    if rope and q.shape[3] % 2:
+        raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
+
+
 def attention(
     q: Tensor,  # (B, H, T, K)
     k: Tensor,  # (B, H, T, K)
@@ -172,23 +226,12 @@ def attention(
     Dropout follows PyTorch's generator of the device: one seed gives the same bits, eager or in a replayed CUDA graph
     (whose replay reads the generator's seed). Raises ValueError where shapes do not fit or dropout_p is not in [0, 1).
     """
-    if not (q.shape == k.shape == v.shape and q.dim() == 4):
-        raise ValueError(f"q, k, v have shapes {[tuple(a.shape) for a in (q, k, v)]}; all must be one (B, H, T, K)")
-    for name, a in (("valid", valid), ("segments", segments)):
-        if a is not None and a.shape != (q.shape[0], q.shape[2]):
-            raise ValueError(f"{name} has shape {tuple(a.shape)}; it must be (B, T) = {(q.shape[0], q.shape[2])}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p is {dropout_p}; it must lie in 0 <= dropout_p < 1")
-    if rope and q.shape[3] % 2:
-        raise ValueError(f"rope turns pairs; the head size {q.shape[3]} must be even")
-    choice = backend(q, valid is not None or segments is not None)
-    # The tile's kernels turn rows as they read them.
-    is_inside = rope and choice == "tile" and (not q.is_cuda or turns_fit(*q.shape[2:]))
+    check_inputs(q, k, v, valid, segments, dropout_p, rope)
+    choice, is_inside = _choice(q, valid, segments, rope)
     if rope and not is_inside:
         q, k = rotate_both(q, k)
     if choice == "tile":
-        key = torch.randint(2**32, (2,), device=q.device) if dropout_p else None
-        return tile_attention(q, k, v, valid, segments, key, causal, dropout_p, is_inside)
+        return tile_attention(q, k, v, valid, segments, _dropout_key(q, dropout_p), causal, dropout_p, is_inside)
     if choice == "flash-attn" and (flash_attn := _flash_attn()):
         q, k, v = (a.transpose(1, 2) for a in (q, k, v))
         return flash_attn(q, k, v, dropout_p=dropout_p, causal=causal).transpose(1, 2)
@@ -196,3 +239,26 @@ def attention(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=dropout_p
     )
+
+
+def self_attention(
+    qkv: Tensor,  # (B, T, 3 H K): the queries of all heads, then their keys, then their values
+    heads: int,
+    *,
+    causal: bool,
+    valid: Tensor | None = None,  # (B, T) bool, as for attention
+    dropout_p: float = 0.0,
+    rope: bool = False,
+) -> Tensor:
+    """Return attention of the thirds of qkv, its heads side by side: (B, T, H K).
+
+    Where a tile serves and turns q and k itself, the gradient of qkv is written in place, without a concatenation.
+    """
+    q, k, v = _thirds(qkv, heads)
+    check_inputs(q, k, v, valid, None, dropout_p, rope)
+    choice, is_inside = _choice(q, valid, None, rope)
+    if choice == "tile" and is_inside == rope and not hardware.is_transformed():
+        out = _Joined.apply(qkv, heads, valid, None, _dropout_key(q, dropout_p), causal, dropout_p, rope)
+    else:
+        out = attention(q, k, v, causal=causal, valid=valid, dropout_p=dropout_p, rope=rope)
+    return out.transpose(1, 2).flatten(2)

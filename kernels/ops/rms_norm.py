@@ -5,6 +5,9 @@
 
 Where no backend serves a call, the functions are F.rms_norm. Sums are fp32 (fp64 for fp64), and results are rounded
 once. Only x (or s) is kept for the backward pass.
+
+A kernel's programs each sum dw over some rows, and one more launch per norm adds up these parts. spread leaves the
+parts of all norms of a model apart until the end of the backward pass, and adds them up there together.
 """
 
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor
 
 from .. import hardware
 from ..dispatch import differentiate, op, server
+
+PARTS = 256  # of dw, at most
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
@@ -56,25 +61,33 @@ differentiate(rms_norm_forward, rms_norm_backward)
 def add_rms_norm_forward(
     x: Tensor, a: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """s = x + a (..., D) in x's dtype, or (0,) without a, and y (..., D), the norm of it, in dtype."""
+    """s = x + a (..., D) in x's dtype, or (0,) without a, and y (..., D), the norm of it, in dtype.
+
+    weight is (D,), or (P, D) of equal rows, as spread makes it.
+    """
     s = x if a is None else (x + a).to(x.dtype)
-    return (x.new_empty(0) if a is None else s), rms_norm_ref(s, weight, eps).to(dtype)
+    return (x.new_empty(0) if a is None else s), rms_norm_ref(s, first_row(weight), eps).to(dtype)
 
 
 def _fake_backward(dy, ds, s, weight, eps, dtype):
     da = s.new_empty(0) if dtype in (None, s.dtype) else s.new_empty(s.shape, dtype=dtype)
-    return s.new_empty(s.shape), da, torch.empty_like(weight)
+    return s.new_empty(s.shape), da, weight.new_empty(weight.shape)
 
 
 @op("tdlm::add_rms_norm_backward", fake=_fake_backward)
 def add_rms_norm_backward(
     dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx (..., D) of the gradients of y and s; the same in dtype, (0,) where that is None or s's; dw (D,)."""
-    dx, dw = rms_norm_backward_ref(dy, s, weight, eps)
+    """dx (..., D) of the gradients of y and s; the same in dtype, (0,) where that is None or s's; dw as weight.
+
+    The rows of a dw (P, D) add up to the gradient.
+    """
+    dx, dw = rms_norm_backward_ref(dy, s, first_row(weight), eps)
     dx = dx if ds is None else dx + ds
     da = s.new_empty(0) if dtype in (None, s.dtype) else dx.to(dtype)
-    return dx.to(s.dtype), da, dw.to(weight.dtype)
+    out = weight.new_zeros(weight.shape)
+    first_row(out).copy_(dw)
+    return dx.to(s.dtype), da, out
 
 
 def _setup_add(ctx, inputs, output):
@@ -95,6 +108,33 @@ def _backward_add(ctx, ds, dy):
 
 
 add_rms_norm_forward.register_autograd(_backward_add, setup_context=_setup_add)
+
+
+def first_row(weight: Tensor) -> Tensor:
+    """Return weight (D,), or the first row of a weight (P, D)."""
+    return weight[0] if weight.dim() == 2 else weight
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *weights):
+        return tuple(w.expand(PARTS, -1) for w in weights)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return torch.stack(grads).sum(1).unbind()
+
+
+def spread(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Return each weight (D,) as (PARTS, D) of equal rows, without a copy, for norms of x (..., D) on a GPU.
+
+    Their gradients then take two launches together, not one each. Where no kernel serves x, the weights are returned as
+    they are.
+    """
+    if not (x.is_cuda and torch.is_grad_enabled()) or hardware.is_transformed():
+        return weights
+    served = server(add_rms_norm_forward, x, None, weights[0], 0.0, x.dtype)
+    return list(_Spread.apply(*weights)) if served else weights
 
 
 def check_shapes(x: Tensor, weight: Tensor, *like: Tensor | None) -> None:
@@ -118,7 +158,7 @@ def rms_norm(
 def add_rms_norm(
     x: Tensor,  # (..., D)
     a: Tensor | None,  # (..., D), added to x first
-    weight: Tensor,  # (D,)
+    weight: Tensor,  # (D,), or of spread
     eps: float,
     narrow: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -133,4 +173,4 @@ def add_rms_norm(
         s, y = add_rms_norm_forward(x, a, weight, eps, dtype)
         return (x if a is None else s), y
     s = x if a is None else x + a
-    return s, rms_norm(s, weight, eps)
+    return s, rms_norm(s, first_row(weight), eps)

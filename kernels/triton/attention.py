@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.attention import dropout_threshold
+from ..ops.attention import dropout_threshold, empty_gradients
 from ..ops.rotary import empty_rows_first, kept_rotation
 from .launch import overlap, start_kernel
 
@@ -180,7 +180,8 @@ def forward(q, k, v, valid, segments, key, causal, dropout_p, rope=False):
 
 def backward(dout, q, k, v, valid, segments, key, causal, dropout_p, rope=False):
     q, k, v, dout = _dense(q, k, v, dout)
-    dq, dk, dv = (empty_rows_first(q) for _ in range(3))
+    grads = empty_gradients(q)
+    dq, dk, dv = grads
     arguments, constants = _arguments(q, valid, segments, key, causal, dropout_p, rope, q, k, v, dout, dq)
     start_kernel(backward_kernel, (q.shape[0] * q.shape[1],), q, k, v, dout, dq, dk, dv, *arguments, **constants)
-    return dq, dk, dv
+    return grads

@@ -1,6 +1,7 @@
 """The Triton kernels of ops/rms_norm.py: some rows per program, with or without the residual added first.
 
-Each program of the backward pass sums dw over its own rows. The sums of the programs are added up in order.
+Each program of the backward pass sums dw over its own rows. The sums of the programs are added up in order, or returned
+as they are for a weight of as many rows.
 """
 
 import torch
@@ -8,10 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.rms_norm import check_shapes
+from ..ops.rms_norm import PARTS, check_shapes, first_row
 from .launch import overlap, start_kernel
 
-PROGRAMS = 256  # of the backward pass, at most
 TILE = 1024  # entries that a program holds at once, or one row
 
 
@@ -66,29 +66,31 @@ def launch(D: int) -> dict:
 
 
 def forward(x, a, weight, eps, dtype) -> tuple[Tensor, Tensor]:
-    check_shapes(x, weight, a)
+    w = first_row(weight).contiguous()
+    check_shapes(x, w, a)
     D, options = x.shape[-1], launch(x.shape[-1])
     N, x, a = x.numel() // D, x.contiguous(), None if a is None else a.contiguous()
     s, y = x.new_empty(0) if a is None else torch.empty_like(x), torch.empty_like(x, dtype=dtype)
     grid = (triton.cdiv(N, options["ROWS"]),)
-    start_kernel(forward_kernel, grid, x, a, weight.contiguous(), None if a is None else s, y, N, D, eps, **options)
+    start_kernel(forward_kernel, grid, x, a, w, None if a is None else s, y, N, D, eps, **options)
     return s, y
 
 
 def backward(dy, ds, x, weight, eps, dtype) -> tuple[Tensor, Tensor, Tensor]:
-    check_shapes(x, weight, dy, ds)
+    w = first_row(weight).contiguous()
+    check_shapes(x, w, dy, ds)
     D, options = x.shape[-1], launch(x.shape[-1])
     N, x, dy, ds = x.numel() // D, x.contiguous(), dy.contiguous(), None if ds is None else ds.contiguous()
     dx, other = torch.empty_like(x), dtype not in (None, x.dtype)
     da = torch.empty_like(x, dtype=dtype) if other else x.new_empty(0)
     rows = triton.cdiv(N, options["ROWS"])
-    tiles = triton.cdiv(rows, PROGRAMS)
-    part = x.new_empty(triton.cdiv(rows, tiles), D, dtype=torch.float32)
+    in_parts = weight.dim() == 2
+    tiles = triton.cdiv(rows, len(weight) if in_parts else PARTS)
+    part = x.new_empty(len(weight) if in_parts else triton.cdiv(rows, tiles), D, dtype=torch.float32)
     start_kernel(
-        backward_kernel, (len(part),), dy, ds, x, weight.contiguous(), dx, da if other else None, part, N, D, eps,
-        tiles, **options,
+        backward_kernel, (len(part),), dy, ds, x, w, dx, da if other else None, part, N, D, eps, tiles, **options,
     )  # fmt: skip
-    return dx, da, part.sum(0).to(weight.dtype)
+    return dx, da, (part if in_parts else part.sum(0)).to(weight.dtype)
 
 
 def norm(x, weight, eps) -> Tensor:

@@ -136,7 +136,7 @@ def _calls(device: torch.device) -> dict:
         next_token.next_token: (x0, x0, x0 > 0, V),
         batch.draw: (integers(9, dtype=torch.int16), y, y, y, n, 2, 1, 128, 65535, False),
         stable_sort.stable_order: (y, V),
-        scalars.clip_scale: (g, one, 1.0, one),
+        scalars.clip_scale: (one, [g], 1.0, one),
         scalars.record: (floats(4, 4, dtype=torch.float64), n, one, one, n, n),
         lazy.catch_up: (*table, one, n, y, y, 0.9, 0.95, 1e-8),
         lazy.update_rows: (*table, one, n, w, one, one, one, 0.9, 0.95, 1e-8),

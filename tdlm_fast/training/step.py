@@ -51,8 +51,8 @@ def update(model, optimizer, loss, config: Config):
     clip = config.optim.clip or float("inf")
     # Fused AdamW skips the step where found_inf is 1: no bad gradient reaches the weights, and the host does not wait.
     if loss.is_cuda:  # it also divides by grad_scale there, so clipping needs no pass over the gradients
-        norms = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None]))
-        norm, optimizer.grad_scale, optimizer.found_inf = clip_scale(norms, loss, clip, optimizer.steps())
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norm, optimizer.grad_scale, optimizer.found_inf = clip_scale(loss, grads, clip, optimizer.steps())
     else:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip, foreach=True)
         optimizer.found_inf = (~torch.isfinite(loss + norm)).float()

@@ -105,6 +105,26 @@ def test_it_keeps_what_was_computed(tmp_path):
     assert done.returncode == 2 and "usage: bash bench/gpu.sh [first|second|all]" in done.stderr
 
 
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_the_limits_of_the_parts_add_up_to_that_of_the_half(half, tmp_path):
+    """Every part runs, tools of a GPU too, and none has less than it asks for because earlier ones took longer."""
+    text = SCRIPT.read_text()
+    for name, body in (("part", 'echo "part $1 $2"; return'), ("with", 'shift; part "$@"; return')):
+        assert text.count(f"\n{name}() {{ ") == 1
+        text = text.replace(f"\n{name}() {{ ", f"\n{name}() {{ {body}; ")
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "gpu.sh").write_text(text)
+    env = {k: v for k, v in os.environ.items() if k not in ("LIMIT", "DRY", "KEEP")}
+    env |= {"OUT": str(tmp_path / "out"), "PY": "true"}
+    command = ["bash", str(tmp_path / "bench" / "gpu.sh"), half]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    seconds = {name: int(n) for name, n in re.findall(r"^part (\S+) (\d+)$", done.stdout, re.M)}
+    limit = int(re.search(r"^LIMIT=\$\{LIMIT:-(\d+)\}$", text, re.M)[1])
+    assert len(seconds) >= 9 and min(seconds.values()) >= 10
+    assert sum(seconds.values()) <= limit, seconds
+    assert {"ncu", "sweep"} <= seconds.keys() or {"initcheck", "experiment-autoregressive"} <= seconds.keys()
+
+
 def test_everything_it_names_exists():
     text = SCRIPT.read_text()
     paths = set(re.findall(r"(?<![\w/$.\"])(?:tests|bench|configs)/[\w/.-]+\w", text)) - {"bench/results/gpu"}

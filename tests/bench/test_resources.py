@@ -30,6 +30,7 @@ REPRESENTATIVE = (
     "attention's gradient, bfloat16, T 128, K 32, causal, every mask", "embedding's chunks, bfloat16, D 64",
     "attention's gradient, bfloat16, T 128, K 16, causal, every mask, turned",
     "norm, float32 to bfloat16, D 64", "norm's gradient, float32 to bfloat16, D 4096", "order of tokens", "clip",
+    "squares of 15 gradients",
     "gate's gradient, bfloat16, D 192", "draw, int32, padded", "record",
     "logits, bfloat16", "towards w, added, bfloat16",
 )  # fmt: skip

@@ -31,7 +31,11 @@ def test_every_op_of_a_step_is_called(dtype):
 def test_a_machine_that_computes_passes(tmp_path, capsys):
     assert smoke.main([*SMALL, "--small", "--json", str(tmp_path / "smoke.json")]) == 0
     found = json.loads((tmp_path / "smoke.json").read_text())
-    assert not found["failures"] and {r["dtype"] for r in found["ops"]} == {"float32", "float16", "bfloat16"}
+    assert (
+        found["finished"]
+        and not found["failures"]
+        and {r["dtype"] for r in found["ops"]} == {"float32", "float16", "bfloat16"}
+    )
     assert {r["op"] for r in found["ops"]} == set(OPS)
     assert [len(r["losses"]) for r in found["steps"]] == [smoke.STEPS] * 2
     assert smoke.main([*SMALL, "--small", "--each"]) == 0
@@ -104,3 +108,24 @@ def test_a_graph_that_is_not_captured_is_named(monkeypatch):
     )
     row = smoke.check_steps(settings.load("configs/tiny.yaml", SMALL), torch.device("cuda"))
     assert row["why"] == "the graph is not captured: CUDA graphs need a GPU"
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_run_that_is_killed_leaves_the_checks_that_it_made(monkeypatch, tmp_path, after):
+    rows = []
+
+    def check_op(name, args, device):
+        if len(rows) == after:
+            raise KeyboardInterrupt
+        rows.append({"op": name, "dtype": "float32", "why": "its error" if len(rows) == 1 else ""})
+        return rows[-1]
+
+    monkeypatch.setattr(smoke, "check_op", check_op)
+    file = tmp_path / "smoke.json"
+    with pytest.raises(KeyboardInterrupt):
+        smoke.main([*SMALL, "--small", "--json", str(file)])
+    assert file.exists() == bool(after)
+    if after:
+        found = json.loads(file.read_text())
+        assert not found["finished"] and found["ops"] == rows and not found["steps"]
+        assert found["failures"] == [f"{rows[1]['op']}, float32: its error"] and found["versions"]

@@ -96,6 +96,27 @@ def test_the_forward_pass_is_timed_with_the_programs_that_are_resident(monkeypat
     assert found["programs"] == max(528, planned)
 
 
+def test_a_run_that_is_killed_leaves_what_it_timed(monkeypatch, tmp_path):
+    made = []
+
+    def measure(problem, side, tile, truth, counts):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(side)
+        return row({}, why=f"row {len(made)}")
+
+    monkeypatch.setattr(sweep, "measure", measure)
+    monkeypatch.setattr(sweep, "outcome", lambda *a: ([], {}))
+    monkeypatch.setattr(sweep.processes, "run", lambda *a: [])
+    monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: False)
+    with hardware.pretend((9, 0), 132, torch.Tensor), pytest.raises(KeyboardInterrupt):
+        sweep.main(["--json", str(tmp_path / "sweep.json")])
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert made == ["forward", "weight", "forward", "weight", "forward"]
+    assert [r["why"] for r in found["forward"]] == ["row 1", "row 3", "row 5"] and len(found["weight"]) == 2
+    assert not found["finished"] and found["live"] == [2300, 4096, 8192]
+
+
 @pytest.mark.slow
 def test_the_sweep_runs_in_the_interpreter(tmp_path):
     env, file = os.environ | {"TRITON_INTERPRET": "1"}, tmp_path / "sweep.json"
@@ -103,6 +124,7 @@ def test_the_sweep_runs_in_the_interpreter(tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
+    assert found["finished"]
     for side in sweep.SIDES:
         assert [r["why"] for r in found[side]] == ["", ""] and all(set(r["ms"]) == {"9", "60"} for r in found[side])
     assert done.stdout.count("today") == 4

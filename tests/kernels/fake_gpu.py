@@ -2,9 +2,10 @@
 
     launches(body)   the kernels that body would start on a GPU, each with its grid and the device that is current
 
-Binder, specialisation, cache key and options are Triton's. Compiling is left out: a kernel is only counted where Triton
-would compile it. So kernels write nothing, and memory that they would write holds zeros. Python code takes every tensor
-for one on a GPU. kernels/triton/launch.py, which chooses the device of a launch, is told the index of that GPU.
+Binder, specialisation, cache key and options are Triton's. Compiling is left out, unless FakeGpu is asked for it: a
+kernel is only counted where Triton would compile it. Kernels never run, and memory that they would write holds zeros.
+Python code takes every tensor for one on a GPU. kernels/triton/launch.py, which chooses the device of a launch, is told
+the index of that GPU.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -21,12 +23,18 @@ from tdlm_fast.kernels.triton import launch, register
 
 CARD = hardware.Card((9, 0), 132)
 REAL_DEVICE = torch.Tensor.device
+DO_COMPILE = JITFunction._do_compile
 
 
 class Launch(NamedTuple):
     kernel: str  # "attention.forward_kernel"
     grid: tuple[int, int, int]
     current: int  # index of the current device
+
+
+def name_of(kernel: JITFunction) -> str:
+    """Return "file.function" of a kernel."""
+    return f"{kernel.fn.__module__.split('.')[-1]}.{kernel.fn.__name__}"
 
 
 class Compiled:
@@ -45,11 +53,14 @@ class Compiled:
 
 
 class FakeGpu(contextlib.ExitStack):
-    """A machine whose tensors lie on the GPU of this index while device 0 is current, until the end of the block."""
+    """A machine whose tensors lie on the GPU of this index while device 0 is current, until the end of the block.
 
-    def __init__(self, index: int = 0):
+    compiles: kernels are compiled for CARD, by Triton's own ways, and then not loaded.
+    """
+
+    def __init__(self, index: int = 0, compiles: bool = False):
         super().__init__()
-        self.index, self.current = index, 0
+        self.index, self.current, self.compiles = index, 0, compiles
         self.launches: list[Launch] = []
         self.compiled: list[str] = []  # kernels in the order in which Triton would compile them, one for each cache key
         self.caches: set[JITFunction] = set()
@@ -68,13 +79,19 @@ class FakeGpu(contextlib.ExitStack):
         return 0
 
     def compile(self, kernel: JITFunction, key, signature, device, constexprs, options, attrs, warmup):
-        name = f"{kernel.fn.__module__.split('.')[-1]}.{kernel.fn.__name__}"
+        name = name_of(kernel)
         kernel.ASTSource(kernel, signature, constexprs, attrs)  # raises where they do not fit the kernel
         self.compiled.append(name)
         self.caches.add(kernel)
+        if self.compiles:
+            return DO_COMPILE(kernel, key, signature, device, constexprs, options, attrs, warmup)
         cache = kernel.device_caches[device][0]
         cache[key] = Compiled(self, name)
         return cache[key]
+
+    def load(self, compiled: CompiledKernel) -> None:
+        """Let a compiled kernel be launched as if it lay on the GPU."""
+        compiled._run = Compiled(self, name_of(compiled.src.fn)).run
 
     @contextlib.contextmanager
     def device(self, device):
@@ -91,6 +108,7 @@ class FakeGpu(contextlib.ExitStack):
         self.callback(setattr, driver, "_active", active)
         self.callback(self._forget)
         self._replace(JITFunction, "_do_compile", lambda kernel, *args: self.compile(kernel, *args))
+        self._replace(CompiledKernel, "_init_handles", lambda compiled: self.load(compiled))
         self._replace(torch.cuda, "current_device", lambda: self.current)
         self._replace(torch.cuda, "device", self.device)
         self._replace(torch, "empty", torch.zeros)

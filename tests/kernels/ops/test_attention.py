@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import attention, hardware, use_backend
+from tdlm_fast.kernels import attention, hardware, self_attention, use_backend
 from tdlm_fast.kernels.ops import attention as A
 
 pytestmark = pytest.mark.usefixtures("references")  # tests/kernels/cpu/test_attention.py tests the native kernels
@@ -47,6 +47,33 @@ def test_packed_documents_attend_as_if_alone(causal, of):
         packed = A.attention_ref(q, k, v, None, segments, None, causal, 0.0)
     single = [attention(*parts, causal=causal) for parts in zip(*(a.split(lengths, 2) for a in (q, k, v)), strict=True)]
     torch.testing.assert_close(packed, torch.cat(single, 2))
+
+
+@pytest.mark.parametrize("serving", ["tile", "sdpa"])
+def test_self_attention_is_attention_of_the_thirds(monkeypatch, serving):
+    """Outputs and gradients have the same bits; with a tile the gradient of qkv is the memory that the op wrote."""
+    monkeypatch.setattr(A, "backend", lambda q, masked: serving)
+    B, T, H, K = 2, 9, 3, 8
+    qkv, dout = torch.randn(B, T, 3 * H * K), torch.randn(B, T, H * K)
+    more = dict(causal=True, valid=problem()[3], dropout_p=0.2, rope=True)
+    written, found = [], []
+    backward = A.tile_attention_backward
+    monkeypatch.setattr(A, "tile_attention_backward", lambda *args: written.append(backward(*args)) or written[-1])
+    for of in (
+        lambda qkv: self_attention(qkv, H, **more),
+        lambda qkv: attention(*(a.view(B, T, H, K).transpose(1, 2) for a in qkv.chunk(3, -1)), **more)
+        .transpose(1, 2).reshape(B, T, H * K),
+    ):  # fmt: skip
+        torch.manual_seed(3)
+        x = qkv.clone().requires_grad_()
+        out = of(x)
+        found += [out.detach(), *torch.autograd.grad(out, x, dout)]
+    out, dqkv, *theirs = found
+    assert torch.equal(out, theirs[0]) and torch.equal(dqkv, theirs[1]) and dqkv.isfinite().all()
+    if serving == "tile":
+        assert dqkv.data_ptr() == written[0].data_ptr() and dqkv.is_contiguous()
+    with pytest.raises(ValueError, match="dropout_p is 1"):
+        self_attention(qkv, H, causal=True, dropout_p=1)
 
 
 class OnGPU:

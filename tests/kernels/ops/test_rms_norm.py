@@ -4,13 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdlm_fast.kernels import add_rms_norm, rms_norm
+from tdlm_fast.kernels import add_rms_norm, hardware, rms_norm, use_backend
 from tdlm_fast.kernels.ops.rms_norm import (
+    PARTS,
+    _Spread,
     add_rms_norm_backward,
     add_rms_norm_forward,
     check_shapes,
     rms_norm_backward,
     rms_norm_forward,
+    spread,
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("references")  # tests/kernels/cpu/test_norm_and_gate.py tests the native kernels
@@ -103,3 +106,30 @@ def test_opcheck():
         torch.library.opcheck(add_rms_norm_forward, (x, added, weight, EPS, torch.bfloat16))
     torch.library.opcheck(add_rms_norm_backward, (dy, ds, x, weight, EPS, torch.bfloat16))
     torch.library.opcheck(add_rms_norm_backward, (dy, None, x, weight, EPS, None))
+    torch.library.opcheck(add_rms_norm_forward, (x, a, weight.expand(3, -1), EPS, torch.bfloat16))
+    torch.library.opcheck(add_rms_norm_backward, (dy, ds, x, weight.expand(3, -1), EPS, None))
+
+
+def test_weights_are_spread_only_for_a_gpu_whose_kernels_serve():
+    x, _, weight, _, _ = inputs(torch.float32)
+    weights = [weight.clone().requires_grad_() for _ in range(3)]
+    assert spread(x, weights) is weights  # on a CPU nothing changes
+    with use_backend(None), hardware.pretend((8, 6), 46, torch.Tensor):
+        assert [(w.shape, w.stride()) for w in spread(x, weights)] == [((PARTS, len(weight)), (0, 1))] * 3
+        with torch.no_grad():
+            assert spread(x, weights) is weights
+    with use_backend(None), hardware.pretend((7, 5), 46, torch.Tensor):
+        assert spread(x, weights) is weights
+
+
+def test_the_gradients_of_spread_weights_are_those_of_the_weights():
+    """Where nothing serves them, through F.rms_norm of one row."""
+    x, a, weight, ds, dy = inputs(torch.float32)
+    weights = [weight.clone().requires_grad_(), (weight + 1).requires_grad_()]
+
+    def grads(first, second):
+        s, y = add_rms_norm(x, a, first, EPS)
+        return torch.autograd.grad((y * dy).sum() + (add_rms_norm(s, None, second, EPS)[1] * ds).sum(), weights)
+
+    for mine, true in zip(grads(*_Spread.apply(*weights)), grads(*weights), strict=True):
+        assert torch.equal(mine, true)

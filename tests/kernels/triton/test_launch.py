@@ -1,6 +1,7 @@
 """The launch of a kernel: the GPU that it runs on, and what it may overlap with."""
 
 import contextlib
+import threading
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ pytest.importorskip("triton", reason="Triton is an extra: pip install -e .[trito
 
 from tdlm_fast.kernels import hardware  # noqa: E402
 from tdlm_fast.kernels.triton import launch  # noqa: E402
+from tests.kernels.triton.machine import INTERPRETED, TTSEM  # noqa: E402
 
 
 class OnGpu(torch.Tensor):
@@ -79,15 +81,52 @@ def test_kernels_that_are_compiled_ahead_do_not_start_and_give_zeros(monkeypatch
 
     started = []
     monkeypatch.setattr(launch.triton, "AsyncCompileMode", Compiler)
-    monkeypatch.setattr(step_scalars, "clip_kernel", Kernel(started))
+    for kernel in ("squares_kernel", "clip_kernel"):
+        monkeypatch.setattr(step_scalars, kernel, Kernel(started))
     run = register._lazily("step_scalars", "clip_scale")
-    norms, loss, steps = torch.full((3,), 7.0), torch.tensor(1.0), torch.tensor(0.0)
+    grads, loss, steps = [torch.full((3,), 7.0)], torch.tensor(1.0), torch.tensor(0.0)
     outputs = []
-    dispatch.compile_ahead(lambda: outputs.extend(run(norms, loss, 1.0, steps)))
-    assert started == ["compiled"] and [a.item() for a in outputs] == [0, 0, 0]
-    run(norms, loss, 1.0, steps)
-    assert len(started) == 2 and started[1][0] == (1,)
+    dispatch.compile_ahead(lambda: outputs.extend(run(loss, grads, 1.0, steps)))
+    assert started == ["compiled"] * 2 and [a.item() for a in outputs] == [0, 0, 0]
+    run(loss, grads, 1.0, steps)
+    assert len(started) == 4 and started[-1][0] == (1,)
     assert not launch.compiles_only()
+
+
+@pytest.mark.skipif(not hasattr(launch.triton, "AsyncCompileMode"), reason="this Triton has no AsyncCompileMode")
+@pytest.mark.skipif(INTERPRETED or TTSEM, reason="it compiles for a GPU, and neither of these does")
+def test_kernels_are_compiled_in_parallel_and_found_where_they_are_launched(monkeypatch, tmp_path):
+    """By Triton's own mode and compiler, both passes of an op: the first launch compiles nothing more."""
+    from tdlm_fast.kernels import swiglu
+    from tdlm_fast.kernels.triton import swiglu as kernels
+    from tests.kernels import fake_gpu
+
+    both, threads = threading.Barrier(2), []
+
+    def compiler(kernel):
+        real = kernel.compile
+
+        def run(*args, **options):
+            both.wait(60)  # until the other kernel is being compiled too
+            threads.append(threading.get_ident())
+            return real(*args, **options)
+
+        return run
+
+    monkeypatch.setattr(launch.triton.knobs.cache, "dir", str(tmp_path))
+    x, names = torch.randn(8, 64, requires_grad=True), ["swiglu.forward_kernel", "swiglu.backward_kernel"]
+    with fake_gpu.FakeGpu(compiles=True) as gpu:
+        for kernel in (kernels.forward_kernel, kernels.backward_kernel):
+            assert kernel.device_caches[gpu.get_current_device()]  # Triton sets the kernel's compiler with its cache
+            monkeypatch.setattr(kernel, "compile", compiler(kernel))
+        launch.compile_ahead(lambda: swiglu(x).sum().backward(), threads=2)
+        assert gpu.compiled == names and not gpu.launches and not x.grad.any()
+        assert len(set(threads)) == 2 and threading.get_ident() not in threads
+        for name in names:
+            (held,) = getattr(kernels, name.split(".")[1]).device_caches[gpu.get_current_device()][0].values()
+            assert held.asm["cubin"] and held.metadata.target.arch == 90 and held.name == name.split(".")[1]
+        swiglu(x).sum().backward()
+    assert gpu.compiled == names and [done.kernel for done in gpu.launches] == names
 
 
 def test_a_failure_while_compiling_ahead_leaves_kernels_that_start(monkeypatch):

@@ -79,7 +79,8 @@ def calls():
     yield "rms_norm", (x, w, 1e-6)
     yield "rms_norm_backward", (dy, x, w, 1e-6)
     yield "add_rms_norm", (x, a.half(), w, 1e-6, F16)
-    yield "add_rms_norm_backward", (dy.half(), ds, x, w, 1e-6, F16)
+    for weight in (w, w.expand(5, -1)):
+        yield "add_rms_norm_backward", (dy.half(), ds, x, weight, 1e-6, F16)
     x, dy = Gate("", 40, 32).inputs(F16)
     yield "swiglu", (x,)
     yield "swiglu_backward", (dy, x)
@@ -88,7 +89,8 @@ def calls():
     yield "embedding_backward", (torch.randn(40, 16), tokens, 9)
     starts = torch.arange(4)
     yield "draw", (tokens.short(), starts, starts + 2, starts, torch.tensor(1), 2, 2, 6, 65535, True)
-    yield "clip_scale", (torch.ones(3), torch.tensor(1.0), 1.0, torch.tensor(1.0))
+    for n in (1, 3, 70):
+        yield "clip_scale", (torch.tensor(1.0), [torch.ones(5)] * n, 1.0, torch.tensor(1.0))
     table, seen = torch.randn(9, 16), torch.zeros(9, dtype=torch.int32)
     table = table, table.clone(), table.abs(), seen, seen.clone(), torch.ones(5, 3), torch.tensor(1.0), torch.tensor(1)
     one = torch.tensor(1.0)

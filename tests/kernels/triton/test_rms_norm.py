@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from bench.race.cases import NORM, Gate, Norm
 from tdlm_fast.kernels import add_rms_norm
+from tdlm_fast.kernels.ops import rms_norm as rms_norm_ops
 from tdlm_fast.kernels.ops.rms_norm import (
+    PARTS,
+    _Spread,
     add_rms_norm_backward,
     add_rms_norm_forward,
     rms_norm_backward,
@@ -94,11 +97,35 @@ def test_dw_is_the_same_bits_every_run_and_holds_every_row():
     (x, w), (dy,) = Norm("", 3000, 16).inputs(torch.float32, DEVICE)
     runs = [rms_norm_backward(dy, x, w, EPS) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    assert -(-3000 // rms_norm_triton.launch(16)["ROWS"]) < rms_norm_triton.PROGRAMS  # one tile a program here
+    assert -(-3000 // rms_norm_triton.launch(16)["ROWS"]) < PARTS  # one tile a program here
     for row in (0, 63, 64, 2999):  # each row reaches dw
         one = torch.zeros_like(dy)
         one[row] = 1
         assert (rms_norm_backward(one, x, w, EPS)[1] != 0).all()
+
+
+@pytest.mark.parametrize("N", [5, 3000])
+def test_parts_of_dw_that_are_left_apart_add_up(N, monkeypatch):
+    """The gradients of spread weights, of two norms, against fp64; more parts than tiles of rows, and fewer."""
+    (x, w, a), (dy, ds) = Norm("", N, 48, add=True).inputs(torch.float32, DEVICE)
+    monkeypatch.setattr(rms_norm_ops, "PARTS", 12)
+    weights = [w.clone().requires_grad_(), (2 * w).requires_grad_()]
+    first, second = _Spread.apply(*weights)
+    assert first.shape == (12, 48) and first.data_ptr() == weights[0].data_ptr()
+    parts = [add_rms_norm_backward(dy, ds, x, v, EPS, None)[2] for v in (w, w.expand(12, -1))]
+    assert parts[1].shape == (12, 48) and torch.allclose(parts[0], parts[1].sum(0), rtol=1e-5, atol=1e-4)
+    assert (parts[1].abs().sum(1) > 0).sum() > 1 or N < rms_norm_triton.launch(48)["ROWS"]
+
+    def loss(x, a, first, second):
+        s, y = add_rms_norm(x, a, first, EPS)
+        return [(y * dy.to(y) + s * ds.to(s)).sum() + (add_rms_norm(y, None, second, EPS)[1] * ds.to(y)).sum()]
+
+    mine = torch.autograd.grad(loss(x, a, first, second), weights)
+    wide = [t.detach().double().requires_grad_() for t in weights]
+    truth = torch.autograd.grad(loss(x.double(), a.double(), *wide), wide)
+    theirs = torch.autograd.grad(loss(x, a, *weights), weights)
+    for m, t, true in zip(mine, theirs, truth, strict=True):
+        assert (m - true).abs().max() <= 2 * (t - true).abs().max() + 1e-6 * true.abs().max()
 
 
 def test_padding_adds_nothing_where_eps_is_0():
@@ -138,5 +165,6 @@ def test_ops_pass_opcheck():
     torch.library.opcheck(add_rms_norm_forward, (leaves[0], None, leaves[1], EPS, torch.float32))
     torch.library.opcheck(add_rms_norm_backward, (dy, ds, x, w, EPS, torch.float16))
     torch.library.opcheck(add_rms_norm_backward, (dy, None, x, w, EPS, None))
+    torch.library.opcheck(add_rms_norm_backward, (dy, ds, x, w.expand(3, -1), EPS, None))
     torch.library.opcheck(swiglu_forward, (leaves[0],))
     torch.library.opcheck(swiglu_backward, (dy[:, :12], x))

@@ -40,6 +40,7 @@ def expanded(path: str) -> str:
 
 
 CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
+LAYOUTS = ("packed", "paragraphs", "published")  # data/token_cache.py
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
 # names of the same keys in other trainers
 OTHER_NAMES = {
@@ -61,8 +62,15 @@ class Data:
     path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
     if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
     tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "bytes"))
-    layout: str = about("packed", "packed: blocks of seq_len; paragraphs: one per row", ("packed", "paragraphs"))
+    layout: str = about(
+        "packed", "packed: blocks of seq_len; paragraphs: one per row; published: a line per row, as it is", LAYOUTS
+    )
     cache: str = about(".cache/tokens", "folder of the token cache", path=True)
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows differ in length and are padded to model.seq_len."""
+        return self.layout != "packed"
 
 
 @dataclass(frozen=True, kw_only=True)

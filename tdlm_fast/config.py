@@ -84,6 +84,7 @@ class Model:
     positions: str = about("rope", "position encoding", ("rope", "learned"))
     tied: bool = about(False, "embedding and head share their weights")
     dropout: float = about(0.1, "dropout of embeddings and attention")
+    norm_eps: float = about(1e-6, "added to the mean square in every RMSNorm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +271,7 @@ def _check(c: Config) -> None:
 
     for key in (
         "model.layers", "model.width", "model.heads", "model.seq_len", "train.batch_size", "train.accumulation",
-        "train.log_every", "eval.batch_size", "train.epochs",
+        "train.log_every", "eval.batch_size", "train.epochs", "model.norm_eps",
     ):  # fmt: skip
         need(values[key] > 0, f"{key} is {values[key]}; it must be greater than 0")
     for key in (

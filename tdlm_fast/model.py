@@ -20,8 +20,6 @@ from .kernels import add_rms_norm, attention, embedding, swiglu
 from .kernels.ops.foreach_cast import cast
 from .kernels.ops.rotary import rotate
 
-EPS = 1e-6  # of every norm
-
 
 def autocast(device: torch.device, precision: str):
     """Return a context in which products run in bf16 if precision is "bf16"; weights stay fp32."""
@@ -47,7 +45,8 @@ class Block(nn.Module):
         self.heads, self.dropout, self.mlp, self.rope = shape.heads, shape.dropout, shape.mlp, shape.positions == "rope"
         width, gates = shape.width, 2 if shape.mlp == "swiglu" else 1
         inner = shape.inner or (3 if gates == 2 else 4) * width
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=EPS), nn.RMSNorm(width, eps=EPS)
+        self.eps = shape.norm_eps
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=self.eps), nn.RMSNorm(width, eps=self.eps)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, gates * inner, bias=False)
@@ -60,7 +59,7 @@ class Block(nn.Module):
         """layers: linear_layers(self), as functions."""
         B, T, D = x.shape
         qkv, out, up, down = layers
-        x, y = add_rms_norm(x, a, self.norm1.weight, EPS, narrow=True)
+        x, y = add_rms_norm(x, a, self.norm1.weight, self.eps, narrow=True)
         q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in qkv(y).chunk(3, -1))
         p = self.dropout if self.training else 0.0
         if cache is None:
@@ -76,7 +75,7 @@ class Block(nn.Module):
             else:
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
         a = out(a.transpose(1, 2).reshape(B, T, D))
-        x, y = add_rms_norm(x, a, self.norm2.weight, EPS, narrow=True)
+        x, y = add_rms_norm(x, a, self.norm2.weight, self.eps, narrow=True)
         y = up(y)
         return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))
 
@@ -106,7 +105,8 @@ class Model(nn.Module):
         self.positions = None if rope else nn.Embedding(shape.seq_len, width)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.eps = shape.norm_eps
+        self.norm = nn.RMSNorm(width, eps=self.eps)
         if not shape.tied:
             self._head = nn.Parameter(torch.empty(vocab, width))
         generator = torch.Generator().manual_seed(seed)
@@ -148,7 +148,7 @@ class Model(nn.Module):
         layers = _narrowed(x, [layer for block in self.blocks for layer in linear_layers(block)])
         for i, block in enumerate(self.blocks):
             x, a = block(x, a, layers[4 * i : 4 * i + 4], causal, valid, None if cache is None else cache[i])
-        return add_rms_norm(x, a, self.norm.weight, EPS)[1]
+        return add_rms_norm(x, a, self.norm.weight, self.eps)[1]
 
 
 def build_model(config: Config, tokenizer) -> Model:

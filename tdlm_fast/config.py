@@ -114,8 +114,9 @@ class Noise:
     schedule: str = about("linear", "noise schedule of the diffusion objective", SCHEDULES)
     sampling: str = about(
         "stratified",
-        "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked",
-        ("stratified", "antithetic", "independent", "counts"),
+        "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked; "
+        "exact: independent, and exactly int(m n), as published",
+        ("stratified", "antithetic", "independent", "counts", "exact"),
     )
     input_masking: float = about(0.0, "control arm, autoregressive objective: share of input tokens replaced by [MASK]")
 
@@ -298,6 +299,9 @@ def _check(c: Config) -> None:
     if c.objective == "diffusion":
         pairs = "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even"
         need(c.noise.sampling != "antithetic" or t.batch_size // t.accumulation % 2 == 0, pairs)
+        way = "take noise.sampling=counts, or loss_weight=published or uniform"
+        never = f"noise.sampling=exact never masks a whole row, so loss_weight=elbo would not be a bound; {way}"
+        need(c.noise.sampling != "exact" or c.loss_weight != "elbo", never)
         other = "noise.input_masking is for objective=autoregressive; diffusion masks by noise.schedule"
         need(not c.noise.input_masking, other)
     else:

@@ -80,6 +80,15 @@ def test_what_only_diffusion_reads_binds_only_diffusion():
         config.load(TINY, ["objective=autoregressive", "loss_weight=uniform"])
 
 
+def test_exact_masks_need_a_weight_that_is_not_a_bound():
+    keys = ["noise.sampling=exact"]
+    for weight in ("published", "uniform"):
+        assert config.load(TINY, [*keys, f"loss_weight={weight}"]).noise.sampling == "exact"
+    with pytest.raises(config.ConfigError, match="take noise.sampling=counts, or loss_weight=published or uniform"):
+        config.load(TINY, keys)
+    assert config.load(TINY, [*keys, "objective=autoregressive"]).loss_weight == "elbo"
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -87,6 +96,7 @@ def test_what_only_diffusion_reads_binds_only_diffusion():
         ("noise.input_masking=1", "noise.input_masking is 1.0"),
         ("eval.early=2,x", "eval.early is '2,x'; it must be steps"),
         ("eval.probe=-1", "eval.probe is -1"),
+        ("model.norm_eps=0", "model.norm_eps is 0.0; it must be greater than 0"),
     ],
 )
 def test_keys_that_cannot_be_are_named(override, message):

@@ -106,6 +106,8 @@ class Optim:
     beta2: float = about(0.95, "AdamW's beta 2")
     weight_decay: float = about(0.1, "decoupled decay, on matrices only, not embeddings and norms")
     warmup: float = about(0.005, "share of the steps with a rising learning rate")
+    warmup_steps: int = about(0, "steps with a rising learning rate; 0: the share optim.warmup of all")
+    warmup_start: float = about(0.0, "share of the peak rate at the first step; 0: 1 / steps of the warm-up")
     clip: float = about(1.0, "largest norm of the gradient; 0: no clipping")
 
 
@@ -278,14 +280,16 @@ def _check(c: Config) -> None:
     for key in (
         "seed", "model.inner", "train.max_steps", "train.save_every", "optim.lr", "optim.min_lr",
         "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr", "eval.published",
-        "eval.probe",
+        "eval.probe", "optim.warmup_steps",
     ):  # fmt: skip
         need(values[key] >= 0, f"{key} is {values[key]}; it must not be negative")
     for key in ("eval.samples", "eval.max_samples"):
         need(values[key] >= 2, f"{key} is {values[key]}; it must be at least 2, as one draw shows no error")
     for key, most in (("train.epochs", 10**6), ("train.max_steps", 2**31), ("train.batch_size", 2**24)):
         need(values[key] <= most, f"{key} is {values[key]}; it must be at most {most:,}")
-    for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2", "noise.input_masking"):
+    for key in (
+        "model.dropout", "optim.warmup", "optim.warmup_start", "optim.beta1", "optim.beta2", "noise.input_masking",
+    ):  # fmt: skip
         need(0 <= values[key] < 1, f"{key} is {values[key]}; it must lie in 0 <= {key} < 1")
     need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")
     m, t = c.model, c.train

@@ -56,7 +56,7 @@ def test_the_hash_is_of_what_decides_the_numbers():
     assert len({digest(), digest("seed=1"), digest("optim.lr=1"), digest("data.layout=packed")}) == 4
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "published"])
 def test_shipped_configs_load(name):
     assert config.load(f"configs/{name}.yaml").model.layers > 1
 
@@ -96,6 +96,8 @@ def test_exact_masks_need_a_weight_that_is_not_a_bound():
         ("noise.input_masking=1", "noise.input_masking is 1.0"),
         ("eval.early=2,x", "eval.early is '2,x'; it must be steps"),
         ("eval.probe=-1", "eval.probe is -1"),
+        ("optim.warmup_start=1", "optim.warmup_start is 1.0; it must lie in"),
+        ("optim.warmup_steps=-1", "optim.warmup_steps is -1; it must not be negative"),
         ("model.norm_eps=0", "model.norm_eps is 0.0; it must be greater than 0"),
     ],
 )

@@ -55,7 +55,8 @@ def _jobs(config_file: Path, overrides: list[str], controls: list[Path]) -> tupl
 def keys_of(config_file: Path, overrides: list[str]) -> list[str]:
     """Return the overrides of one arm. Autoregressive has no loss_weight: one that is meant for diffusion is undone."""
     without = [*overrides, "loss_weight=elbo"]
-    return without if settings.load(config_file, without).objective == "autoregressive" else overrides
+    either = [*without, "noise.sampling=independent"]  # loads with both objectives
+    return without if settings.load(config_file, either).objective == "autoregressive" else overrides
 
 
 def train(config_file: Path, overrides: list[str], folder: Path) -> None:

@@ -178,7 +178,7 @@ def verdicts() -> str:
 
 
 def departures() -> str:
-    return f"Departures from the published experiment: {'; '.join(comparison()['departures'])}."
+    return "\n".join(f"- {line}" for line in comparison()["departures"])
 
 
 def controls() -> str:

@@ -154,7 +154,7 @@ def compare(arms: list[dict], out: Path) -> dict:
         "untrained": judge.advantages(pairs, 0) if pairs else None,
         "rules": list(judge.RULES), "ledgers": ledgers(pairs), "alike": findings,
         "seeds": [d["config"]["seed"] for d, _ in pairs],
-        "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": judge.controls(arms),
+        "departures": claims.departures(pairs[0]) if pairs else [], "controls": judge.controls(arms),
     }  # fmt: skip
     result = json.loads(json.dumps(result, default=asdict))  # intervals become dicts
     out.mkdir(parents=True, exist_ok=True)

@@ -129,13 +129,20 @@ def standing() -> str:
     rows.append(("unigram, add-one", *cells))
     d, a = (figures.mean(r["summary"]["test"]["nats_per_token"] for r in runs(o)) for o in OBJECTIVES)
     side = "ahead of" if a > d else "behind"
+    best = comparison()["headline"]
+    right = best["claim"]["right"]
     words = (
         f"Means of {tables.seeds_of(comparison())}, in brackets the lowest and the highest. These runs use the "
         "tokenised WikiText-2 (`wikitext-2-v1`, rare words replaced by `<unk>`), because the raw training set could "
         "not be obtained. The publication used the raw one. So the two objectives can be compared with each other "
         f"here, but not with 382.74 and 611.01. Diffusion's bound is {abs(a - d):.3f} nats per token {side} the exact "
         f"value of the autoregressive model, and {base['nats_per_token'] - d:.3f} better than the unigram model. A "
-        "bound may lie above the likelihood it bounds."
+        f"bound may lie above the likelihood it bounds.\n\nOf the {len(best['valid'])} arms trained on this text, the "
+        f"best of each objective by validation are *{best['arms']['diffusion']}* and "
+        f"*{best['arms']['autoregressive']}*. On the test split they reach at most {best['nats']['diffusion']:.3f} and "
+        f"{best['nats']['autoregressive']:.3f} nats per token: diffusion's advantage is {right['mean']:+.3f} "
+        f"[{right['low']:+.3f}, {right['high']:+.3f}], {tables.seeds_of(best)}. The objectives were not tuned with "
+        "equal effort. The rest of this page is about the pair in the table, whose settings are alike."
     )
     return f"{table(*rows)}\n\n{words}"
 

@@ -43,6 +43,9 @@ RULES = (
     "Training times are not comparable unless both are of one program on one device. Then the claim holds where the "
     "whole interval of the ratio is within 10 % of the published ratio, and does not hold where the whole interval is "
     "outside. It needs two seeds or more.",
+    "The claims are judged on the mirrored pair, the first arm of each objective, whose settings are alike. Where an "
+    "objective has several arms, the headline compares the best of each: the lowest validation loss, by the bound or "
+    "the exact value, on the seeds that all arms of that objective have. The test split has no part in the choice.",
     f"With one seed, {ONE_SEED} nats to either side stand in for the spread over seeds.",
 )
 
@@ -293,3 +296,28 @@ def controls(arms: list[dict]) -> list[dict]:
             about = {"label": arm["label"], "objective": arm["objective"], "seeds": seeds, "claims": judged}
             out.append(about | {"first": advantages(same, "test")["right"] if same else None})
     return out
+
+
+def headline(arms: list[dict]) -> dict | None:
+    """Compare the best arm of each objective on the test split, None where no objective has several arms.
+
+    {"arms": {objective: label}, "valid": {label: validation nats}, "seeds", "nats": {objective: test nats}, "claim"}.
+    The best arm has the lowest validation loss, a mean over the seeds that all arms of its objective have. claim is the
+    row of the test perplexity for the two. None too where arms or the two best share no seed.
+    """
+    best, valid = {}, {}
+    for objective in OBJECTIVES:
+        own = [arm for arm in arms if arm["objective"] == objective]
+        shared = set.intersection(*({r["config"]["seed"] for r in arm["runs"]} for arm in own)) if own else set()
+        for arm in own if shared else ():
+            losses = [_at(r, "best")["nats"] for r in arm["runs"] if r["config"]["seed"] in shared]
+            valid[arm["label"]] = sum(losses) / len(losses)
+        best[objective] = min(own, key=lambda arm: valid[arm["label"]]) if shared else None
+    if None in best.values() or len(valid) < 3 or not (pairs := pairs_of(list(best.values()))):
+        return None
+    sides = zip(OBJECTIVES, zip(*pairs, strict=True), strict=True)
+    nats = {o: sum(_at(r, "test")["nats"] for r in runs) / len(pairs) for o, runs in sides}
+    return {
+        "arms": {o: arm["label"] for o, arm in best.items()}, "valid": valid, "nats": nats,
+        "seeds": [d["config"]["seed"] for d, _ in pairs], "claim": next(c for c in judge(pairs) if c["id"] == "test"),
+    }  # fmt: skip

@@ -155,6 +155,7 @@ def compare(arms: list[dict], out: Path) -> dict:
         "rules": list(judge.RULES), "ledgers": ledgers(pairs), "alike": findings,
         "seeds": [d["config"]["seed"] for d, _ in pairs],
         "departures": claims.departures(pairs[0]) if pairs else [], "controls": judge.controls(arms),
+        "headline": judge.headline(arms),
     }  # fmt: skip
     result = json.loads(json.dumps(result, default=asdict))  # intervals become dicts
     out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tdlm_fast.comparison.claims import load
-from tdlm_fast.comparison.judge import advantages, exact_advantage, judge, verdict
+from tdlm_fast.comparison.judge import advantages, exact_advantage, headline, judge, verdict
 from tdlm_fast.statistics import ONE_SEED, Interval, wilson
 
 BEHIND, AHEAD, UNSURE = Interval(-0.9, -1.0, -0.8), Interval(0.5, 0.4, 0.6), Interval(0.0, -0.1, 0.1)
@@ -270,3 +270,31 @@ def test_an_artefact_says_what_the_published_computation_shows_here():
     assert verdict(0.47, near, BEHIND)[1].endswith("shows 1.57 times better, which agrees with the published 1.60")
     words = "shows 1.22 times better, which has the published sign; the published size, 1.60, is not reproduced"
     assert verdict(0.47, far, BEHIND)[1].endswith(words)
+
+
+def arm(label, objective, valid, test, seeds=(1, 2)):
+    runs = []
+    for seed in seeds:
+        runs.append(run(seed, valid, 5.0))
+        runs[-1]["summary"]["test"] = {"nats_per_token": test, "stderr": 0.0}
+    return {"label": label, "objective": objective, "runs": runs}
+
+
+def test_the_headline_is_of_the_best_arms_by_validation_and_never_by_test():
+    d, a = arm("d", "diffusion", 6.2, 6.1), arm("a", "autoregressive", 5.3, 5.2)
+    better = arm("d uniform", "diffusion", 6.1, 6.15, seeds=(1,))  # worse on test
+    assert headline([d, a]) is None  # nothing to choose from
+    best = headline([d, a, better])
+    assert best["arms"] == {"diffusion": "d uniform", "autoregressive": "a"} and best["seeds"] == [1]
+    assert best["nats"] == {"diffusion": 6.15, "autoregressive": 5.2}
+    assert best["claim"]["right"].mean == pytest.approx(5.2 - 6.15) and best["claim"]["id"] == "test"
+    assert best["valid"] == {"d": pytest.approx(6.2), "d uniform": pytest.approx(6.1), "a": pytest.approx(5.3)}
+    lucky = arm("d lucky", "diffusion", 6.1, 6.0)
+    for r, valid in zip(lucky["runs"], (6.2, 1.0), strict=True):
+        r["evaluations"] = [e | {"valid": {"nats_per_token": valid, "stderr": 0.0}} for e in r["evaluations"]]
+    assert headline([d, a, better, lucky])["arms"]["diffusion"] == "d uniform"  # seed 2 is not of all arms
+    assert headline([d, a, arm("d other", "diffusion", 6.0, 6.0, seeds=(7,))]) is None  # no seed of all arms
+
+
+def test_without_the_other_objective_there_is_no_headline():
+    assert headline([arm("d", "diffusion", 6.2, 6.1), arm("e", "diffusion", 6.1, 6.1)]) is None

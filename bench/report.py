@@ -73,9 +73,9 @@ def finding() -> str:
         "**The finding.** We trained the models of a [published experiment](#the-published-experiment), with "
         "[departures](docs/claims.md#departures) that are listed. The best autoregressive [arm](#arm) predicts the "
         f"test text **{ahead:.3f} nats per token better** (95 % interval {least:.3f} to {most:.3f}, "
-        f"{tables.seeds_of(best)}) than the bound of the best diffusion arm. In the pair whose settings are alike, it is "
-        f"{mean:.3f} ({low:.3f} to {high:.3f}, {tables.seeds_of(claims.comparison())}). The published metric, which is "
-        "not a likelihood, shows diffusion ahead in that pair. Its factor in perplexity is "
+        f"{tables.seeds_of(best)}) than the bound of the best diffusion arm. In the pair whose settings are alike, it "
+        f"is {mean:.3f} ({low:.3f} to {high:.3f}, {tables.seeds_of(claims.comparison())}). The published metric, "
+        "which is not a likelihood, shows diffusion ahead in that pair. Its factor in perplexity is "
         f"{tables.times(test['as_published']['mean'])} in our runs and {math.exp(test['claimed']):.2f} as published."
     )
 

@@ -338,7 +338,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         example = min(path.glob("*.yaml"), default="configs/tiny.yaml")
         raise ConfigError(f"{path} is a folder; give a YAML file, such as {example}")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; configs/tiny.yaml is the published experiment")
+        raise ConfigError(f"{path}: no such file; configs/tiny.yaml is one to begin with")
     known, values = fields(), {}
     try:
         for key, (value, line) in read_settings(path).items():

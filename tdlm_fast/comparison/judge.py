@@ -310,13 +310,14 @@ def headline(arms: list[dict]) -> dict | None:
         own = [arm for arm in arms if arm["objective"] == objective]
         shared = set.intersection(*({r["config"]["seed"] for r in arm["runs"]} for arm in own)) if own else set()
         for arm in own if shared else ():
-            losses = [_at(r, "best")["nats"] for r in arm["runs"] if r["config"]["seed"] in shared]
+            own_runs = (r["evaluations"] for r in arm["runs"] if r["config"]["seed"] in shared)
+            losses = [min(e["valid"]["nats_per_token"] for e in evaluations) for evaluations in own_runs]
             valid[arm["label"]] = sum(losses) / len(losses)
         best[objective] = min(own, key=lambda arm: valid[arm["label"]]) if shared else None
     if None in best.values() or len(valid) < 3 or not (pairs := pairs_of(list(best.values()))):
         return None
-    sides = zip(OBJECTIVES, zip(*pairs, strict=True), strict=True)
-    nats = {o: sum(_at(r, "test")["nats"] for r in runs) / len(pairs) for o, runs in sides}
+    tests = ([at["nats"] for r in runs if (at := _at(r, "test"))] for runs in zip(*pairs, strict=True))
+    nats = {o: sum(values) / len(values) for o, values in zip(OBJECTIVES, tests, strict=True)}
     return {
         "arms": {o: arm["label"] for o, arm in best.items()}, "valid": valid, "nats": nats,
         "seeds": [d["config"]["seed"] for d, _ in pairs], "claim": next(c for c in judge(pairs) if c["id"] == "test"),

@@ -47,6 +47,7 @@ MOST = {  # above these no run ends, or a number overflows
     "eval.published": 10_000, "eval.text": 1000, "model.seq_len": 65536,
 }  # fmt: skip
 CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
+LAYOUTS = ("packed", "paragraphs", "published")  # data/token_cache.py
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
 # names of the same keys in other trainers
 OTHER_NAMES = {
@@ -68,8 +69,15 @@ class Data:
     path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
     if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
     tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "bytes"))
-    layout: str = about("packed", "packed: blocks of seq_len; paragraphs: one per row", ("packed", "paragraphs"))
+    layout: str = about(
+        "packed", "packed: blocks of seq_len; paragraphs: one per row; published: a line per row, as it is", LAYOUTS
+    )
     cache: str = about(".cache/tokens", "folder of the token cache", path=True)
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows differ in length and are padded to model.seq_len."""
+        return self.layout != "packed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,7 @@ class Model:
     positions: str = about("rope", "position encoding", ("rope", "learned"))
     tied: bool = about(False, "embedding and head share their weights")
     dropout: float = about(0.1, "dropout of embeddings and attention")
+    norm_eps: float = about(1e-6, "added to the mean square in every RMSNorm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +113,8 @@ class Optim:
     beta2: float = about(0.95, "AdamW's beta 2")
     weight_decay: float = about(0.1, "decoupled decay, on matrices only, not embeddings and norms")
     warmup: float = about(0.005, "share of the steps with a rising learning rate")
+    warmup_steps: int = about(0, "steps with a rising learning rate; 0: the share optim.warmup of all")
+    warmup_start: float = about(0.0, "share of the peak rate at the first step; 0: 1 / steps of the warm-up")
     clip: float = about(1.0, "largest norm of the gradient; 0: no clipping")
 
 
@@ -112,8 +123,9 @@ class Noise:
     schedule: str = about("linear", "noise schedule of the diffusion objective", SCHEDULES)
     sampling: str = about(
         "stratified",
-        "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked",
-        ("stratified", "antithetic", "independent", "counts"),
+        "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked; "
+        "exact: independent, and exactly int(m n), as published",
+        ("stratified", "antithetic", "independent", "counts", "exact"),
     )
     input_masking: float = about(0.0, "control arm, autoregressive objective: share of input tokens replaced by [MASK]")
 
@@ -271,20 +283,22 @@ def _check(c: Config) -> None:
 
     for key in (
         "model.layers", "model.width", "model.heads", "model.seq_len", "train.batch_size", "train.accumulation",
-        "train.log_every", "eval.batch_size", "train.epochs",
+        "train.log_every", "eval.batch_size", "train.epochs", "model.norm_eps",
     ):  # fmt: skip
         need(values[key] > 0, f"{key} is {values[key]}; it must be greater than 0")
     for key in (
         "seed", "model.inner", "train.max_steps", "train.save_every", "optim.lr", "optim.min_lr",
         "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr", "eval.published",
-        "eval.probe",
+        "eval.probe", "optim.warmup_steps",
     ):  # fmt: skip
         need(values[key] >= 0, f"{key} is {values[key]}; it must not be negative")
     for key in ("eval.samples", "eval.max_samples"):
         need(values[key] >= 2, f"{key} is {values[key]}; it must be at least 2, as one draw shows no error")
     for key, most in MOST.items():
         need(values[key] <= most, f"{key} is {values[key]}; it must be at most {most:,}")
-    for key in ("model.dropout", "optim.warmup", "optim.beta1", "optim.beta2", "noise.input_masking"):
+    for key in (
+        "model.dropout", "optim.warmup", "optim.warmup_start", "optim.beta1", "optim.beta2", "noise.input_masking",
+    ):  # fmt: skip
         need(0 <= values[key] < 1, f"{key} is {values[key]}; it must lie in 0 <= {key} < 1")
     need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")
     m, t = c.model, c.train
@@ -297,6 +311,9 @@ def _check(c: Config) -> None:
     if c.objective == "diffusion":
         pairs = "noise.sampling=antithetic pairs sequences: train.batch_size / train.accumulation must be even"
         need(c.noise.sampling != "antithetic" or t.batch_size // t.accumulation % 2 == 0, pairs)
+        way = "take noise.sampling=counts, or loss_weight=published or uniform"
+        never = f"noise.sampling=exact never masks a whole row, so loss_weight=elbo would not be a bound; {way}"
+        need(c.noise.sampling != "exact" or c.loss_weight != "elbo", never)
         other = "noise.input_masking is for objective=autoregressive; diffusion masks by noise.schedule"
         need(not c.noise.input_masking, other)
     else:
@@ -329,7 +346,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         example = min(path.glob("*.yaml"), default="configs/tiny.yaml")
         raise ConfigError(f"{path} is a folder; give a YAML file, such as {example}")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; configs/tiny.yaml is the published experiment")
+        raise ConfigError(f"{path}: no such file; configs/tiny.yaml is one to begin with")
     known, values = fields(), {}
     try:
         for key, (value, line) in read_settings(path).items():

@@ -9,7 +9,7 @@ import json
 import sys
 
 from .cli import announce, exit_codes, path, verb, verb_parser
-from .config import ConfigError, NonFinite, at_least
+from .config import LAYOUTS, ConfigError, NonFinite, at_least
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--target-stderr", type=float, help="nats per token at which drawing stops (default: the config's)")
     p.add_argument("--max-samples", type=int, help="noise draws a sequence at most, 2 or more (default: the config's)")
     p.add_argument("--seed", type=int, help="seed of the draws (default: the config's)")
-    p.add_argument("--layout", choices=("packed", "paragraphs"), help="rows to score (default: the config's)")
+    p.add_argument("--layout", choices=LAYOUTS, help="rows to score (default: the config's)")
     p.add_argument("--tasks", help="evaluation sets, as hellaswag,mmlu,mmlu_text,arc_easy,piqa,lambada,blimp")
     p.add_argument("--limit", type=int, help="--tasks: first questions of a paradigm or subject (default 0: all)")
     p.add_argument("--data", type=path, help="--tasks: folder of local sets (default: the Hub, through datasets)")

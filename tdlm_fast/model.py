@@ -21,8 +21,6 @@ from .kernels.ops.foreach_cast import cast
 from .kernels.ops.rms_norm import spread
 from .kernels.ops.rotary import rotate
 
-EPS = 1e-6  # of every norm
-
 
 def autocast(device: torch.device, precision: str):
     """Return a context in which products run in bf16 if precision is "bf16"; weights stay fp32."""
@@ -48,7 +46,8 @@ class Block(nn.Module):
         self.heads, self.dropout, self.mlp, self.rope = shape.heads, shape.dropout, shape.mlp, shape.positions == "rope"
         width, gates = shape.width, 2 if shape.mlp == "swiglu" else 1
         inner = shape.inner or (3 if gates == 2 else 4) * width
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=EPS), nn.RMSNorm(width, eps=EPS)
+        self.eps = shape.norm_eps
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=self.eps), nn.RMSNorm(width, eps=self.eps)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, gates * inner, bias=False)
@@ -61,7 +60,7 @@ class Block(nn.Module):
         """layers: linear_layers(self), as functions. norms: norm_weights(self), or what spread makes of them."""
         B, T, D = x.shape
         qkv, out, up, down = layers
-        x, y = add_rms_norm(x, a, norms[0], EPS, narrow=True)
+        x, y = add_rms_norm(x, a, norms[0], self.eps, narrow=True)
         p = self.dropout if self.training else 0.0
         if cache is None:
             a = self_attention(qkv(y), self.heads, causal=causal, valid=valid, dropout_p=p, rope=self.rope)
@@ -78,7 +77,7 @@ class Block(nn.Module):
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
             a = a.transpose(1, 2).reshape(B, T, D)
         a = out(a)
-        x, y = add_rms_norm(x, a, norms[1], EPS, narrow=True)
+        x, y = add_rms_norm(x, a, norms[1], self.eps, narrow=True)
         y = up(y)
         return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))
 
@@ -113,7 +112,8 @@ class Model(nn.Module):
         self.positions = None if rope else nn.Embedding(shape.seq_len, width)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.eps = shape.norm_eps
+        self.norm = nn.RMSNorm(width, eps=self.eps)
         if not shape.tied:
             self._head = nn.Parameter(torch.empty(vocab, width))
         generator = torch.Generator().manual_seed(seed)
@@ -157,7 +157,7 @@ class Model(nn.Module):
         for i, block in enumerate(self.blocks):
             own = layers[4 * i : 4 * i + 4], norms[2 * i : 2 * i + 2]
             x, a = block(x, a, *own, causal, valid, None if cache is None else cache[i])
-        return add_rms_norm(x, a, norms[-1], EPS)[1]
+        return add_rms_norm(x, a, norms[-1], self.eps)[1]
 
 
 def build_model(config: Config, tokenizer) -> Model:

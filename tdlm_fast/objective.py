@@ -64,10 +64,13 @@ def diffusion_loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return (loss, number of loss-bearing tokens) of one draw of the bound on x0 (B, T), both scalars.
 
-    start_token_id is not used. Raises ValueError where a part of a batch comes without the batch's divisor.
+    start_token_id is not used. Raises ValueError where a part of a batch comes without the batch's divisor, and for
+    sampling="exact" with loss_weight="elbo": without the term of a whole row masked the sum is not a bound.
     """
     if loss_weight not in LOSS_WEIGHTS:
         raise ValueError(f"loss_weight is {loss_weight!r}; it must be one of {', '.join(LOSS_WEIGHTS)}")
+    if sampling == "exact" and loss_weight == "elbo":
+        raise ValueError('sampling="exact" draws no bound; take sampling="counts", or another loss_weight than "elbo"')
     divisor = part.divisor
     if divisor is None and part.batch_rows is not None and len(x0) < part.batch_rows:
         raise ValueError(f"{len(x0)} of batch_rows = {part.batch_rows} need the divisor of the whole batch")

@@ -56,7 +56,7 @@ def test_the_hash_is_of_what_decides_the_numbers():
     assert len({digest(), digest("seed=1"), digest("optim.lr=1"), digest("data.layout=packed")}) == 4
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "published"])
 def test_shipped_configs_load(name):
     assert config.load(f"configs/{name}.yaml").model.layers > 1
 
@@ -80,6 +80,15 @@ def test_what_only_diffusion_reads_binds_only_diffusion():
         config.load(TINY, ["objective=autoregressive", "loss_weight=uniform"])
 
 
+def test_exact_masks_need_a_weight_that_is_not_a_bound():
+    keys = ["noise.sampling=exact"]
+    for weight in ("published", "uniform"):
+        assert config.load(TINY, [*keys, f"loss_weight={weight}"]).noise.sampling == "exact"
+    with pytest.raises(config.ConfigError, match="take noise.sampling=counts, or loss_weight=published or uniform"):
+        config.load(TINY, keys)
+    assert config.load(TINY, [*keys, "objective=autoregressive"]).loss_weight == "elbo"
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -87,6 +96,9 @@ def test_what_only_diffusion_reads_binds_only_diffusion():
         ("noise.input_masking=1", "noise.input_masking is 1.0"),
         ("eval.early=2,x", "eval.early is '2,x'; it must be steps"),
         ("eval.probe=-1", "eval.probe is -1"),
+        ("optim.warmup_start=1", "optim.warmup_start is 1.0; it must lie in"),
+        ("optim.warmup_steps=-1", "optim.warmup_steps is -1; it must not be negative"),
+        ("model.norm_eps=0", "model.norm_eps is 0.0; it must be greater than 0"),
     ],
 )
 def test_keys_that_cannot_be_are_named(override, message):

@@ -1,9 +1,13 @@
 """The transformer against cases whose answer is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from bench.race.plain import PlainModel
 from tdlm_fast.config import Model as Shape
+from tdlm_fast.kernels import use_backend
 from tdlm_fast.model import Model
 from tdlm_fast.objective import autoregressive_loss
 
@@ -13,6 +17,23 @@ SMALL = dict(width=16, layers=2, heads=2, inner=24, dropout=0.0)
 def test_the_published_architecture_to_the_parameter():
     model = Model(Shape(width=64, layers=2, heads=4, inner=192), vocab=50257)
     assert sum(p.numel() for p in model.parameters()) == 6_539_712 + 64  # and the row of [MASK]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_every_norm_has_the_eps_of_the_config(backend):
+    """Rows of 0.02 have a mean square of 4e-4: eps = 1e-3 changes every norm."""
+    shape = Shape(width=64, layers=2, heads=4, inner=96, dropout=0.0, norm_eps=1e-3)
+    model, plain = Model(shape, vocab=40), PlainModel(shape, vocab=40)
+    other, x = Model(replace(shape, norm_eps=1e-6), vocab=40), torch.randint(0, 40, (2, 9))
+    assert {m.eps for m in plain.modules() if isinstance(m, torch.nn.RMSNorm)} == {1e-3}
+    for m in (model, plain, other):
+        m.load_state_dict(plain.state_dict())
+    with use_backend(backend):
+        h = model(x, causal=True)
+        torch.testing.assert_close(h, plain(x, causal=True), rtol=1e-4, atol=1e-5)
+        assert (other(x, causal=True) - h).abs().max() > 0.1
+    a, b = (torch.autograd.grad(m(x, causal=True).square().sum(), m.embedding.weight)[0] for m in (model, plain))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_causal_attention_does_not_see_the_future_and_the_other_does():

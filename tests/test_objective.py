@@ -60,6 +60,24 @@ def test_the_bound_equals_its_enumeration_over_every_mask(schedule, sampling):
     assert abs(exact - math.log(3)) > 0.02
 
 
+def test_exact_masks_train_on_the_published_loss_and_refuse_the_bound():
+    """Mean over the masked tokens of min((1 - r) / r, 5) times cross-entropy, with int(r n) tokens masked."""
+    model, x = Model(Shape(**SMALL), vocab=40), torch.randint(0, 40, (8, 12))
+    valid = torch.arange(12) < torch.randint(1, 13, (8, 1))
+    kw = dict(seed=3, step=5, start_token_id=0, sampling="exact", valid=valid)
+    loss, n = diffusion_loss(model, x, loss_weight="published", **kw)
+    c = corrupt(x, seed=3, step=5, mask_token_id=40, sampling="exact", valid=valid)
+    assert torch.equal(c.masked.sum(1), (c.t * valid.sum(1)).long()) and n == c.masked.sum()
+    logits = (model(c.xt, causal=False, valid=valid) @ model.head.T)[c.masked]
+    nll = F.cross_entropy(logits, x[c.masked], reduction="none")
+    weight = ((1 - c.t) / c.t).clamp(max=5)[:, None].expand_as(x)[c.masked]
+    torch.testing.assert_close(loss, (weight * nll).mean())
+    none = diffusion_loss(model, x[:, :1], loss_weight="published", seed=3, step=5, start_token_id=0, sampling="exact")
+    assert none[0] == 0 and none[1] == 0  # int(r) of one token
+    with pytest.raises(ValueError, match='take sampling="counts", or another loss_weight'):
+        diffusion_loss(model, x, **kw)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("sampling", ["stratified", "counts"])
 def test_micro_batches_add_up_to_the_batch(objective, sampling):

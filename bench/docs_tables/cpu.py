@@ -90,7 +90,7 @@ def rows_of_text(runs: dict) -> str:
             words.add("packed rows, without padding")
             continue
         tokens = run["sides"]["ours"].get("tokens_per_step")
-        if layout != "paragraphs" or tokens is None:
+        if layout not in ("paragraphs", "published") or tokens is None:
             raise ValueError(
                 f"the rows of {run['objective']} may be padded, and its file counts no tokens: measure again"
             )

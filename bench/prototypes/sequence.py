@@ -19,10 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tdlm_fast.config import Model as Shape
 from tdlm_fast.kernels.ops.rotary import kept_rotation
 from tdlm_fast.kernels.triton.launch import overlap, start_kernel
-from tdlm_fast.model import EPS, Block, linear_layers, norm_weights
+from tdlm_fast.model import Block, linear_layers, norm_weights
 
+EPS = Shape().norm_eps
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -37,7 +39,9 @@ class Weights(NamedTuple):
 
 
 def stack(blocks: list[Block], dtype: torch.dtype) -> Weights:
-    """Return the weights of some blocks in the dtype of their products."""
+    """Return the weights of some blocks in the dtype of their products. Raises ValueError for another eps than EPS."""
+    if any(block.eps != EPS for block in blocks):
+        raise ValueError(f"the kernels take norms of eps {EPS}")
     norms = torch.stack([torch.stack([b.norm1.weight, b.norm2.weight]) for b in blocks]).float()
     layers = ([getattr(b, name).weight for b in blocks] for name in ("qkv", "out", "up", "down"))
     return Weights(norms.detach(), *(torch.stack(ws).detach().to(dtype).contiguous() for ws in layers))

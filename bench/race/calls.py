@@ -81,7 +81,7 @@ def calls(dtype: torch.dtype, device: str, small: bool = False) -> Iterator[tupl
     found += [("rotary", (q, k, back)) for back in (False, True)]
     g = torch.Generator().manual_seed(T)
     x0, one, step = torch.randint(0, 9, (B, T), generator=g), torch.tensor(1.0), torch.tensor(1)
-    for sampling in ("stratified", "counts"):
+    for sampling in ("stratified", "counts", "exact"):
         found.append(("corrupt", (x0, valid, 1, 0, None, torch.tensor(2), 9, "linear", sampling, 0, B)))
     found.append(("next_token", (x0, x0, valid, 9)))
     lengths = torch.randint(1, T + 1, (2 * B,), generator=g)

@@ -95,9 +95,9 @@ def check_op(name: str, args: tuple, device: torch.device) -> dict:
 
 
 def split(config, vocabulary) -> Split:
-    """Random rows for a few steps of a config; paragraphs of random length where its layout has them."""
+    """Random rows for a few steps of a config, of random length where its layout pads them."""
     g, T, rows = np.random.default_rng(0), config.model.seq_len, 3 * config.train.batch_size
-    padded = config.data.layout == "paragraphs"
+    padded = config.data.padded
     lengths = g.integers(1, T + 1, rows) if padded else np.full(rows, T)
     tokens = g.integers(0, vocabulary.vocab - 1, lengths.sum()).astype(np.uint16)
     return Split(tokens, lengths, T, padded, np.cumsum(lengths) - lengths, 1, None)

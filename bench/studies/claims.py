@@ -1,8 +1,9 @@
 """Measure the figures of docs/claims.md that need no training: `python -m bench.studies.claims --raw … --tokenised …`.
 
 Both options take a folder that holds WikiText-2 as train.txt, valid.txt, test.txt; train.txt may be missing from the
-raw one. Measured are the published metric's factor at the real paragraph lengths, an untrained model under every
-metric, and the unigram baseline. Nothing is timed.
+raw one. Measured are the published metric's factor at the lengths of the published rows, an untrained model under every
+metric, and the unigram baseline. The raw text is read as published rows; the tokenised one as paragraphs, as our runs
+read it. Nothing is timed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from tdlm_fast import config as settings
+from tdlm_fast.config import LAYOUTS
 from tdlm_fast.data import dataset, token_cache
 from tdlm_fast.data.tokenizer import GPT2
 from tdlm_fast.evaluation.exact_likelihood import subset
@@ -47,14 +49,15 @@ def measure(raw: Path, tokenised: Path, rows: int) -> dict:
     tokenizer, out = GPT2(), {}
     splits = {(name, s, layout): split_of(folder / f"{s}.txt", layout, tokenizer)
               for name, folder in (("raw", raw), ("tokenised", tokenised)) for s in ("valid", "test")
-              for layout in ("paragraphs", "packed")}  # fmt: skip
-    out["factor"] = {f"{n} {s}": uniform_factor(x.lengths) for (n, s, form), x in splits.items() if form != "packed"}
+              for layout in LAYOUTS}  # fmt: skip
+    read_as = {"raw": "published", "tokenised": "paragraphs"}
+    out["factor"] = {f"{n} {s}": uniform_factor(x.lengths) for (n, s, form), x in splits.items() if form == read_as[n]}
     out["unigram"] = {}
-    for layout in ("paragraphs", "packed"):
+    for layout in LAYOUTS:
         test = splits["raw", "test", layout]
         counts = np.bincount(scored_tokens(test))
         p = counts[counts > 0] / counts.sum()
-        figures = {"nats_per_token": float(-(p * np.log(p)).sum()), "tokens": test.scored}
+        figures = {"nats_per_token": float(-(p * np.log(p)).sum()), "tokens": test.scored, "rows": len(test)}
         out["unigram"][f"entropy_of_raw_test_{layout}"] = figures
     train = split_of(tokenised / "train.txt", "paragraphs", tokenizer)
     for s in ("valid", "test"):
@@ -62,8 +65,8 @@ def measure(raw: Path, tokenised: Path, rows: int) -> dict:
             train, splits["tokenised", s, "paragraphs"], tokenizer.vocab
         ).asdict()
     out["unigram"]["train_tokens"] = train.scored
-    out["untrained"] = untrained(splits["raw", "test", "paragraphs"], tokenizer, rows)
-    valid = splits["raw", "valid", "paragraphs"]
+    out["untrained"] = untrained(splits["raw", "test", "published"], tokenizer, rows)
+    valid = splits["raw", "valid", "published"]
     ones = torch.ones(len(valid), valid.seq_len)
     even = published_metric(
         Unigram(torch.zeros(1)), valid, "autoregressive", start_token_id=0, draws=200, nll=ones

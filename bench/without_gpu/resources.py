@@ -202,7 +202,7 @@ def corruption_kernels():
     listed = {"ROWS": i64, "TARGETS": i64, "ROW_WEIGHTS": f32, "N_MASKED": i64, "chunks": "i32"}
     for T in (16, 128, corrupt.CHUNK, tiles.MAX_T):
         for i, sampling in enumerate(corrupt.SAMPLINGS):
-            block, options = corrupt.launch(T, sampling == "counts")
+            block, options = corrupt.launch(T, sampling)
             if block < T:
                 continue
             constants = {"SAMPLING": i, "BLOCK_T": block}

@@ -3,14 +3,14 @@
 import torch
 
 from ..dispatch import implement
-from ..ops.corrupt import SAMPLINGS, check_inputs, corrupt_op, empty_outputs
+from ..ops.corrupt import BY_COUNT, SAMPLINGS, check_inputs, corrupt_op, empty_outputs
 from ..philox import UINT32_MASK
 from ..schedules import table
 from . import library
 
 
 def _serves(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows) -> str:
-    return library.serves() or ("sampling=counts has no kernel" if sampling == "counts" else "")
+    return library.serves() or (f"sampling={sampling} has no kernel" if sampling in BY_COUNT else "")
 
 
 def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, row_offset, batch_rows):

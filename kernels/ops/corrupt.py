@@ -8,6 +8,11 @@ The comparison is between integers, so the same (seed, step) gives the same mask
 
 With sampling="counts" exactly l = ceil(m(t) n) of a sequence's n tokens are masked, a uniform subset, and the weight is
 1 / (l P(l)), P(l) = m^-1(l/n) - m^-1((l-1)/n): the bound by counts (Nie et al. 2025, Eq. 14) under any schedule.
+
+With sampling="exact" exactly l = floor(m(t) n) of them are masked, with t independent for each sequence, as the
+published code does (TDLM v1.2). l may be 0 and is never n, so the term of the bound in which every token is masked is
+never drawn. The weight is m'(t) / m(t) as without counts, and the weighted sum is not a bound: on average it lies below
+it.
 """
 
 from typing import NamedTuple
@@ -19,7 +24,8 @@ from ..dispatch import op, reference
 from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK, random_words
 from ..schedules import LEVELS, SCHEDULES, count_weights, table
 
-SAMPLINGS = ("stratified", "antithetic", "independent", "counts")
+SAMPLINGS = ("stratified", "antithetic", "independent", "counts", "exact")
+BY_COUNT = ("counts", "exact")  # the number of masked tokens of a sequence follows from its level
 
 
 class Corruption(NamedTuple):
@@ -38,7 +44,7 @@ def levels(B: int, row_offset: int, batch_rows: int, sampling: str, seed: int, s
     row = torch.arange(row_offset, row_offset + B, device=device)
     source = row // 2 if sampling == "antithetic" else row
     u = random_words(source, seed=seed, step=step, stream=STREAM_TIME)
-    if sampling == "stratified":
+    if sampling in ("stratified", "counts"):
         u = ((row << 32) + u) // batch_rows
     elif sampling == "antithetic":
         u = torch.where(row % 2 == 0, u, 2**32 - 1 - u)
@@ -89,16 +95,18 @@ def corrupt_op(
     """
     key: dict = {"seed": seed if seed_at is None else seed_at, "step": step if step_at is None else step_at}
     B, T = x0.shape
-    device, counts = x0.device, sampling == "counts"
-    level = levels(B, row_offset, batch_rows, "stratified" if counts else sampling, device=device, **key)
+    device = x0.device
+    level = levels(B, row_offset, batch_rows, sampling, device=device, **key)
     threshold, weight = (a.to(device)[level, None] for a in table(schedule))
     index = torch.arange(row_offset * T, (row_offset + B) * T, device=device).view(B, T)
-    if counts:
+    if sampling in BY_COUNT:
         real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
         n = real.sum(1, keepdim=True)
-        count = ((threshold * n + 2**32 - 1) >> 32).clamp(min=1)
+        count = (threshold * n + (UINT32_MASK if sampling == "counts" else 0)) >> 32
+        count = count.clamp(min=1) if sampling == "counts" else count
         masked = random_subsets(count, real, index, **key)
-        weight = count_weights(schedule, T, valid is not None).to(device)[n if valid is not None else 0, count]
+        if sampling == "counts":
+            weight = count_weights(schedule, T, valid is not None).to(device)[n if valid is not None else 0, count]
     else:
         masked = random_words(index, stream=STREAM_TOKEN, **key) < threshold
         masked = masked if valid is None else masked & valid

@@ -5,7 +5,7 @@
 
 It takes two launches because the place of a chunk's rows depends on all counts before it. In one launch programs would
 wait for each other, through a buffer that must be cleared before each call, which is a launch too. With
-sampling="counts" a program holds its whole sequence, of which it masks a number of tokens.
+sampling="counts" or "exact" a program holds its whole sequence, of which it masks a number of tokens.
 """
 
 import functools
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.corrupt import SAMPLINGS, check_inputs, empty_outputs
+from ..ops.corrupt import BY_COUNT, SAMPLINGS, check_inputs, empty_outputs
 from ..philox import STREAM_SUBSET, STREAM_TIME, STREAM_TOKEN, UINT32_MASK
 from ..schedules import count_weights, table
 from .launch import overlap, start_kernel
@@ -25,7 +25,9 @@ WORD = tl.constexpr(UINT32_MASK)
 CHUNK = 256  # tokens of a program, at most; a program that holds its sequence spills past tiles.MAX_T
 BLOCK_C = 256  # counts that are added up at once
 TIME, TOKEN, SUBSET = tl.constexpr(STREAM_TIME), tl.constexpr(STREAM_TOKEN), tl.constexpr(STREAM_SUBSET)
-ANTITHETIC, INDEPENDENT, COUNTS = (tl.constexpr(SAMPLINGS.index(n)) for n in ("antithetic", "independent", "counts"))
+ANTITHETIC, INDEPENDENT, COUNTS, EXACT = (
+    tl.constexpr(SAMPLINGS.index(n)) for n in ("antithetic", "independent", "counts", "exact")
+)
 
 
 @triton.jit
@@ -55,7 +57,7 @@ def mask_kernel(X0, VALID, SEED_AT, STEP_AT, THRESHOLD, WEIGHT, XT, MASKED, WEIG
         u = tl.where(row % 2 == 0, u, 4294967295 - u)
     else:
         u = random_words(row, seed, step, TIME)
-        if SAMPLING != INDEPENDENT:
+        if SAMPLING != INDEPENDENT and SAMPLING != EXACT:
             u = ((row << 32) + u) // batch_rows
     level = u >> 16
     threshold = tl.load(THRESHOLD + level)
@@ -66,21 +68,26 @@ def mask_kernel(X0, VALID, SEED_AT, STEP_AT, THRESHOLD, WEIGHT, XT, MASKED, WEIG
     real = here
     if VALID is not None:
         real = tl.load(VALID + at, mask=here, other=0) != 0
-    if SAMPLING == COUNTS:
+    if SAMPLING == COUNTS or SAMPLING == EXACT:
         n = tl.sum(real.to(tl.int64), 0)
-        count = tl.maximum((threshold * n + 4294967295) >> 32, 1)
+        if SAMPLING == COUNTS:
+            count = tl.maximum((threshold * n + 4294967295) >> 32, 1)
+        else:
+            count = (threshold * n) >> 32
         words = (random_words(row * T + i, seed, step, SUBSET) << 14) | i  # ties go by place
         last = tl.cast(0, tl.int64)  # the count-th smallest of them, bit by bit
         for bit in range(0, 46):
             more = last | (tl.cast(1, tl.int64) << (45 - bit))
             below = tl.sum((real & (words < more)).to(tl.int64), 0)
             last = tl.where(below < count, more, last)
-        masked = real & (words <= last)
+        masked = real & (words <= last) & (count > 0)
+    else:
+        masked = real & (random_words(row * T + i, seed, step, TOKEN) < threshold)
+    if SAMPLING == COUNTS:
         if VALID is not None:
             count += n * (T + 1)
         weight = tl.load(WEIGHT + count)
     else:
-        masked = real & (random_words(row * T + i, seed, step, TOKEN) < threshold)
         weight = tl.load(WEIGHT + level)
     tl.store(XT + at, tl.where(masked, mask_token_id, x0), mask=here)
     tl.store(MASKED + at, masked, mask=here)
@@ -117,9 +124,9 @@ def compact_kernel(X0, MASKED, WEIGHTS, HOW_MANY, ROWS, TARGETS, ROW_WEIGHTS, N_
         tl.store(N_MASKED, n)
 
 
-def launch(T: int, counts: bool) -> tuple[int, dict]:
+def launch(T: int, sampling: str) -> tuple[int, dict]:
     """(tokens a program, options) of both kernels: at most 8 tokens a thread, up to 32 warps."""
-    block = triton.next_power_of_2(T) if counts else min(CHUNK, triton.next_power_of_2(T))
+    block = triton.next_power_of_2(T) if sampling in BY_COUNT else min(CHUNK, triton.next_power_of_2(T))
     return block, SMALL | {"num_warps": min(32, max(4, block // 256))}
 
 
@@ -138,7 +145,7 @@ def corrupt(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sa
     x0, valid = x0.contiguous(), None if valid is None else valid.contiguous()
     threshold, weight = _tables(schedule, counts, T if counts else 0, counts and valid is not None, device)
     xt, masked, weights, t, rows, targets, row_weights, n = outputs = empty_outputs(x0)
-    block, options = launch(T, counts)
+    block, options = launch(T, sampling)
     grid = (B, triton.cdiv(T, block))
     how_many = x0.new_empty(grid, dtype=torch.int32)
     start_kernel(

@@ -15,7 +15,7 @@ from .. import hardware
 from ..dispatch import backend, implement
 from ..ops.attention import tile_attention, tile_attention_backward
 from ..ops.batch import draw
-from ..ops.corrupt import corrupt_op
+from ..ops.corrupt import BY_COUNT, corrupt_op
 from ..ops.embedding import embedding_backward
 from ..ops.gathered_cross_entropy import lce_gathered, lce_gathered_backward
 from ..ops.lazy_adamw import catch_up, update_rows
@@ -83,8 +83,8 @@ def gathers(h, rows, weight, targets, n_rows, valid_vocab, dtype) -> str:
 
 
 def corrupts(x0, valid, seed, step, seed_at, step_at, mask_token_id, schedule, sampling, *_) -> str:
-    if sampling == "counts" and x0.shape[1] > tiles.MAX_T:
-        return f"sampling=counts takes rows of up to {tiles.MAX_T} tokens"
+    if sampling in BY_COUNT and x0.shape[1] > tiles.MAX_T:
+        return f"sampling={sampling} takes rows of up to {tiles.MAX_T} tokens"
     return filled(x0)
 
 

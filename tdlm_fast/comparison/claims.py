@@ -1,7 +1,24 @@
-"""Read the published claims (claims.json), and list how a run departs from the published experiment."""
+"""Read the published claims (claims.json), and list how runs depart from the published experiment.
+
+The published settings in claims.json are those of configs/published.yaml, every key that decides a loss. claims.json is
+installed with the package, and a test compares the two.
+"""
 
 import json
 from pathlib import Path
+
+from .. import config as settings
+from .arms import OBJECTIVES
+
+# beginnings of keys that decide no loss; the text is compared by its contents, and seeds differ on purpose
+NOT_DECIDING = (
+    "objective", "seed", "device", "run.", "eval.", "data.corpus", "data.path", "data.if_unreachable", "data.cache",
+    "train.capture", "train.log_every", "train.save_every",
+)  # fmt: skip
+READ_BY_ONE = {
+    "loss_weight": "diffusion", "noise.schedule": "diffusion", "noise.sampling": "diffusion",
+    "noise.input_masking": "autoregressive",
+}  # fmt: skip
 
 
 def load() -> dict:
@@ -9,11 +26,31 @@ def load() -> dict:
     return json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
 
 
-def departures(run: dict) -> list[str]:
-    """List where a diffusion run's text and settings differ from the published ones: "KEY 4 instead of 2", …"""
-    config, summary, published = run["config"], run["summary"], load()
-    text = published["known_texts"].get(summary["corpus_hash"], summary["corpus"])
-    out = [] if text == "wikitext-2" else [f"text {text} instead of {published['text']}"]  # the Hub's is the raw one
-    out += [f"{k} {config[k]} instead of {v}" for k, v in published["settings"].items() if config.get(k, v) != v]
-    ours, theirs = summary["parameters"], published["parameters"]
-    return out if ours == theirs else [*out, f"{ours:,} parameters instead of {theirs:,}"]
+def deciding(objective: str) -> list[str]:
+    """Return the keys that decide the losses of a run of that objective."""
+    keys = (key for key in settings.fields() if not key.startswith(NOT_DECIDING))
+    return [key for key in keys if READ_BY_ONE.get(key, objective) == objective]
+
+
+def departures(pair: tuple[dict, dict]) -> list[str]:
+    """List where a diffusion and an autoregressive run depart from the published ones: "KEY 4 instead of 2", …
+
+    A departure of one run only begins with its objective, unless the other never reads the key. What no setting can
+    change stands last.
+    """
+    published, found = load(), {}
+    for objective, run in zip(OBJECTIVES, pair, strict=True):
+        config, summary = run["config"], run["summary"]
+        text = published["known_texts"].get(summary["corpus_hash"], summary["corpus"])
+        lines = [("", f"text {text} instead of {published['text']}")] * (text != "wikitext-2")  # the Hub's is raw
+        expected = ((key, published["settings"][key]) for key in deciding(objective))
+        lines += [(key, f"{key} {config[key]} instead of {v}") for key, v in expected if config[key] != v]
+        ours, theirs = summary["parameters"], published["parameters"]
+        found[objective] = lines + [("", f"{ours:,} parameters instead of {theirs:,}")] * (ours != theirs)
+    out = []
+    for objective, lines in found.items():
+        (other,) = (found[o] for o in OBJECTIVES if o != objective)
+        for key, line in lines:
+            shared = (key, line) in other or key in READ_BY_ONE
+            out.append(line if shared else f"{objective}: {line}")
+    return [*dict.fromkeys(out), *published["implementation"]]

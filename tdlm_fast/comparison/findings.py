@@ -15,7 +15,7 @@ def paragraph(result: dict) -> str:
         return f"These runs {why}, so the published claims are not judged."
     paired = {o: [r for r in arms[o]["runs"] if r["config"]["seed"] in result["seeds"]] for o in NAMES}
     claims = {c["id"]: c for c in result["claims"]}
-    text = _setting(result, paired)
+    text = [*_headline(result), *_setting(result, paired)]
     if claims["test"]["right"]:
         text += _test(claims["test"], paired)
     zero = result["untrained"]
@@ -45,6 +45,19 @@ def _setting(result: dict, paired: dict[str, list[dict]]) -> list[str]:
     if result["departures"]:
         text.append(f"This is not the published experiment: {'; '.join(result['departures'])}.")
     return [*text, f"Note: {run['note']}."] if run["note"] else text
+
+
+def _headline(result: dict) -> list[str]:
+    """Return a sentence on the best arm of each objective, where one has several arms."""
+    if not (best := result.get("headline")):
+        return []
+    right, nats = best["claim"]["right"], best["nats"]
+    return [
+        f"Of {len(best['valid'])} arms, the best of each objective on validation are {best['arms']['diffusion']} and "
+        f"{best['arms']['autoregressive']}: on the test split at most {nats['diffusion']:.3f} and exactly "
+        f"{nats['autoregressive']:.3f} nats per token, a difference of {right['mean']:+.3f} [{right['low']:+.3f}, "
+        f"{right['high']:+.3f}] ({seeds_of(best)}). The claims are judged on the pair whose settings are alike."
+    ]
 
 
 def _test(claim: dict, paired: dict[str, list[dict]]) -> list[str]:

@@ -32,7 +32,7 @@ th{color:var(--soft);font-weight:600;font-size:.8rem}td{font-variant-numeric:tab
 figure{margin:0;padding:10px;background:var(--card);border:1px solid var(--rule);border-radius:6px}
 svg{width:100%;height:auto;display:block}
 .v{font-weight:600;white-space:nowrap}.v.holds{color:var(--good)}.v.does{color:var(--bad)}.v.an{color:var(--odd)}
-.v.undecided{color:var(--none)}nav{font-size:.85rem;color:var(--soft)}a{color:inherit}
+.v.undecided,.v.not{color:var(--none)}nav{font-size:.85rem;color:var(--soft)}a{color:inherit}
 summary{cursor:pointer;margin:.6em 0;color:var(--soft)}.why{color:var(--soft);font-size:.85rem}
 @media (max-width:760px){table.cards thead{display:none}table.cards tr{display:block;padding:.7em 0;
 border-bottom:1px solid var(--rule)}table.cards td{display:grid;grid-template-columns:8.5em 1fr;gap:.5em;border:0;

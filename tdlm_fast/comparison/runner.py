@@ -57,7 +57,8 @@ def _jobs(config_file: Path, overrides: list[str], controls: list[Path]) -> tupl
 def keys_of(config_file: Path, overrides: list[str]) -> list[str]:
     """Return the overrides of one arm. Autoregressive has no loss_weight: one that is meant for diffusion is undone."""
     without = [*overrides, "loss_weight=elbo"]
-    return without if settings.load(config_file, without).objective == "autoregressive" else overrides
+    either = [*without, "noise.sampling=independent"]  # loads with both objectives
+    return without if settings.load(config_file, either).objective == "autoregressive" else overrides
 
 
 def train(config_file: Path, overrides: list[str], folder: Path) -> None:
@@ -155,7 +156,8 @@ def compare(arms: list[dict], out: Path) -> dict:
         "untrained": judge.advantages(pairs, 0) if pairs else None,
         "rules": list(judge.RULES), "ledgers": ledgers(pairs), "alike": findings,
         "seeds": [d["config"]["seed"] for d, _ in pairs],
-        "departures": claims.departures(pairs[0][0]) if pairs else [], "controls": judge.controls(arms),
+        "departures": claims.departures(pairs[0]) if pairs else [], "controls": judge.controls(arms),
+        "headline": judge.headline(arms),
     }  # fmt: skip
     result = json.loads(json.dumps(result, default=asdict))  # intervals become dicts
     out.mkdir(parents=True, exist_ok=True)

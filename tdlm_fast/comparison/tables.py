@@ -39,8 +39,18 @@ def claims_table(result: dict) -> list[list[str]]:
     for c in result["claims"]:
         values = {k: c.get(k) if c["kind"] == "loss" else None for k in ("as_published", "one_scale", "right")}
         cells = [*map(ratio, values.values()), nats(values["right"])]
-        rows.append([c["claim"], c["published"], *cells, f"{c['verdict']}: {c['reason']}"])
+        rows.append([c["claim"], c["published"], *cells, f"{c['verdict']}: {c['reason']}{published_weight(result, c)}"])
     return rows
+
+
+def published_weight(result: dict, claim: dict) -> str:
+    """Return what the published computation shows of a control arm trained with the published weight, or ""."""
+    for arm in result["controls"]:
+        other = next((c for c in arm["claims"] if c["id"] == claim["id"]), None)
+        if arm["label"] == "diffusion loss_weight=published" and other and other["as_published"]:
+            size = math.exp(other["as_published"]["mean"])
+            return f" ({size:.2f} times with the published training weight, {seeds_of(arm)})"
+    return ""
 
 
 def control_table(result: dict) -> list[list[str]]:

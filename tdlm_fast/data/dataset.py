@@ -1,9 +1,10 @@
 """A corpus as rows of tokens: all tokens (N,), and the start and length of each row.
 
     packed       the stream of tokens cut into rows of T, no padding
-    paragraphs   a paragraph a row, truncated or padded to T (the published layout)
+    paragraphs   a paragraph a row, without the white space around it, truncated or padded to T
+    published    a line a row with the white space around it, truncated or padded to T (TDLM v1.2)
 
-Every token of an evaluation split is in exactly one row.
+Every token of an evaluation split is in at most one row: tokens past T of a line are in none.
 """
 
 import sys
@@ -28,7 +29,7 @@ class Split:
     tokens: np.ndarray
     lengths: np.ndarray
     seq_len: int
-    padded: bool  # paragraphs: rows differ in length
+    padded: bool  # rows differ in length
     starts: np.ndarray  # (R,) where each row starts
     bytes: int  # UTF-8 bytes of the tokens in the rows
     words: int | None  # words and line ends of the text, where the rows hold all of it
@@ -73,7 +74,7 @@ def split_rows(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split
     size = np.array(tokenizer.token_bytes(), dtype=np.int64)[tokens]
     total = np.concatenate([[0], np.cumsum(size)])
     scored_bytes = int((total[starts + lengths] - total[starts]).sum())
-    return Split(tokens, lengths, seq_len, layout == "paragraphs", starts, scored_bytes, words)
+    return Split(tokens, lengths, seq_len, layout != "packed", starts, scored_bytes, words)
 
 
 def load(config: Data, seq_len: int, used: str | None = None) -> Corpus:

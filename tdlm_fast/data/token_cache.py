@@ -46,13 +46,26 @@ def token_dtype(tokenizer):
     return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
 
 
+def paragraphs(text: str) -> list[str]:
+    """Return the lines without the white space around them; blank ones and headings such as "= Title =" are dropped."""
+    stripped = [line.strip() for line in lines(text)]
+    return [line for line in stripped if line and not HEADING.match(line)]
+
+
+def published_rows(text: str) -> list[str]:
+    """Return the lines as TDLM v1.2 reads them: with the white space around them and their line feed.
+
+    Blank lines are dropped, and every line that begins with "=" once its white space is removed, heading or not.
+    """
+    return [line for line in lines(text) if line.strip() and not line.strip().startswith("=")]
+
+
 def tokenize(text: str, layout: str, tokenizer) -> dict[str, np.ndarray]:
-    """Return the tokens, and with paragraphs the length of each; headings are dropped there (the published layout)."""
+    """Return {"tokens": (N,)} of a text, and where a row is a line also {"lengths": (R,) int64}, tokens of each row."""
     if layout == "packed":
         return {"tokens": _encode(text, tokenizer)}
-    stripped = [line.strip() for line in lines(text)]
-    paragraphs = [line for line in stripped if line and not HEADING.match(line)]
-    rows = [tokenizer.encode(p) if len(p) <= PIECE else _encode(p, tokenizer) for p in paragraphs]
+    texts = published_rows(text) if layout == "published" else paragraphs(text)
+    rows = [tokenizer.encode(row) if len(row) <= PIECE else _encode(row, tokenizer) for row in texts]
     flat = np.fromiter((t for row in rows for t in row), dtype=token_dtype(tokenizer))
     return {"tokens": flat, "lengths": np.array([len(row) for row in rows], dtype=np.int64)}
 

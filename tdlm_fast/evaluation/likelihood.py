@@ -44,13 +44,15 @@ class Likelihood:
     bound: str  # "exact" or "upper bound"
     freedom: int = 0  # degrees of freedom of the standard error; 0 where it is exact
     missed_target: float = 0.0  # the standard error asked for, where max_samples came first; else 0
+    after_first: float | None = None  # nats per token without the first token of each row; autoregressive models
 
     def __str__(self) -> str:
         error = f" ± {self.stderr:.4f}" if self.samples else ""
         words = f", word ppl {self.word_ppl:.1f}" if self.word_ppl else ""
         rest = f"ppl {self.ppl:.2f}, {self.bits_per_byte:.4f} bits/byte{words} ({self.bound}, {self.tokens:,} tokens)"
         missed = f"; target {self.missed_target:g} not reached in {self.samples} samples" if self.missed_target else ""
-        return f"{self.nats_per_token:.4f}{error} nats/token, {rest}{missed}"
+        later = f"; {self.after_first:.4f} without the first token of each row" if self.after_first is not None else ""
+        return f"{self.nats_per_token:.4f}{error} nats/token, {rest}{missed}{later}"
 
     @property
     def half_width(self) -> float:
@@ -84,8 +86,14 @@ def most_probable(h: Tensor, head: Tensor) -> Tensor:
 
 
 def exact(nll: Tensor, split: Split) -> Likelihood:
-    """Return the Likelihood of a split from the exact nats of its tokens or rows. Raises NonFinite."""
-    return report(nll.double().sum().item(), 0.0, split, 0, "exact")
+    """Return the Likelihood of a split from the exact nats of its tokens, (N,) or (R, T), or rows. Raises NonFinite.
+
+    Of (R, T) it also gives the nats per token after the first of each row, which needs a start token to be scored.
+    """
+    score, later = report(nll.double().sum().item(), 0.0, split, 0, "exact"), split.scored - len(split)
+    if nll.shape != (len(split), split.seq_len) or not later:
+        return score
+    return replace(score, after_first=nll[:, 1:].double().sum().item() / later)
 
 
 def batches(split: Split, batch_size: int, device):

@@ -106,7 +106,7 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
     T, size = config.model.seq_len, config.train.batch_size
     vocabulary, rows = TOKENIZERS[config.data.tokenizer], max(size, tokens // T)  # the class knows its sizes
     lengths, flat = np.full(rows, T, dtype=np.int64), np.zeros(rows * T, token_dtype(vocabulary))
-    split = dataset.Split(flat, lengths, T, config.data.layout == "paragraphs", np.arange(rows) * T, 1, None)
+    split = dataset.Split(flat, lengths, T, config.data.padded, np.arange(rows) * T, 1, None)
     # Fake tensors pass for those of the GPU, so that the ops choose as on it.
     with FakeTensorMode(), hardware.pretend(CAPABILITY, PROCESSORS), meter or Meter() as meter:
         model = build_model(config, vocabulary).train()
@@ -136,7 +136,7 @@ def scoring(config: settings.Config) -> Meter:
         with meter:
             shape = config.eval.batch_size, config.model.seq_len
             x0 = torch.empty(shape, dtype=torch.int64)
-            valid = torch.empty(shape, dtype=torch.bool) if config.data.layout == "paragraphs" else None
+            valid = torch.empty(shape, dtype=torch.bool) if config.data.padded else None
             with autocast(x0.device, config.precision):
                 h = model(x0, causal=config.objective == "autoregressive", valid=valid).flatten(0, -2)
                 linear_cross_entropy(h, model.head, x0.flatten(), reduction="none")

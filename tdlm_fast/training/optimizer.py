@@ -1,6 +1,7 @@
 """AdamW with decoupled decay on matrices only (Loshchilov & Hutter 2019), and its learning rate.
 
 lr(step) = peak * (step + 1) / warm-up            while warming up
+         = peak * (s + (1 - s) step / warm-up)    while warming up, from a share s of the peak (optim.warmup_start)
          = min + (peak - min) (1 + cos(pi p)) / 2  after it, p in [0, 1]
 """
 
@@ -14,8 +15,10 @@ from .device_adamw import DeviceAdamW
 
 def learning_rate(step: int, steps: int, optim: Optim) -> float:
     """Return the learning rate of step `step`, counted from 0, of `steps` steps."""
-    warmup = math.ceil(optim.warmup * steps)
+    warmup, first = optim.warmup_steps or math.ceil(optim.warmup * steps), optim.warmup_start
     if step < warmup:
+        if first:
+            return optim.lr * (first + (1 - first) * step / warmup)
         return optim.lr * (step + 1) / warmup
     p = (step - warmup) / max(1, steps - 1 - warmup)
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(p, 1.0))) / 2

@@ -103,7 +103,6 @@ def where(config: Config, split: dataset.Split, step: int) -> str:
     text = f"the loss is not finite at step {step + 1} (epoch {epoch + 1}, batch {place + 1})"
     if config.objective == "diffusion":
         size = config.train.batch_size
-        sampling = "stratified" if config.noise.sampling == "counts" else config.noise.sampling
-        t = levels(size, 0, size, sampling, config.seed, step, "cpu") / LEVELS
+        t = levels(size, 0, size, config.noise.sampling, config.seed, step, "cpu") / LEVELS
         text += f", noise levels t from {t.min():.4f} to {t.max():.4f}"
     return text + "; lower optim.lr or set precision=fp32"

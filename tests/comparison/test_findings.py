@@ -31,5 +31,14 @@ def test_the_paragraph_follows_the_figures(done):
         assert "the interval of the difference contains 0" in text and "is not clearly different from" in text
         assert "diffusion is ahead" not in text and "is behind" not in text
     assert "6.05 times better. With the published metric for both, the ratio is 1.35; on likelihood it is 0.82" in text
+    assert "best of each objective" not in text
+    result["headline"] = {
+        "arms": {"diffusion": "D", "autoregressive": "A"}, "valid": {"D": 6.0, "d": 6.2, "A": 5.1}, "seeds": [1],
+        "nats": {"diffusion": 5.972, "autoregressive": 5.151},
+        "claim": {"right": {"mean": -0.821, "low": -0.888, "high": -0.753}},
+    }  # fmt: skip
+    text = findings.paragraph(result)
+    assert "Of 3 arms, the best of each objective on validation are D and A: on the test split at most 5.972" in text
+    assert "a difference of -0.821 [-0.888, -0.753] (1 seed)" in text
     zero["as_published"]["low"] = -0.1
     assert "times better" not in findings.paragraph(result)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tdlm_fast.comparison.claims import load
-from tdlm_fast.comparison.judge import advantages, exact_advantage, judge, verdict
+from tdlm_fast.comparison.judge import advantages, exact_advantage, headline, judge, verdict
 from tdlm_fast.statistics import ONE_SEED, Interval, wilson
 
 BEHIND, AHEAD, UNSURE = Interval(-0.9, -1.0, -0.8), Interval(0.5, 0.4, 0.6), Interval(0.0, -0.1, 0.1)
@@ -65,14 +65,14 @@ def test_the_published_case_is_an_artefact():
         assert rows[name]["verdict"] == "an artefact of the metric", name
     assert rows["test"]["exact"].mean == pytest.approx((385 - 431) / 60)
     assert rows["hellaswag"]["verdict"] == rows["mmlu"]["verdict"] == "undecided"
-    assert rows["time"]["verdict"] == "holds" and rows["gap"]["verdict"] == "undecided"
+    assert rows["time"]["verdict"] == "not comparable" and rows["gap"]["verdict"] == "undecided"
 
 
 def test_what_was_not_measured_is_undecided():
     pairs = [(run(1, 7.0, 5.8), run(1, 6.4, 5.3, seconds=40.0))]
     rows = {r["id"]: r for r in judge(pairs)}
     assert rows["test"]["verdict"] == rows["mmlu"]["verdict"] == "undecided"
-    assert rows["time"]["verdict"] == "undecided"  # one seed
+    assert rows["time"]["verdict"] == "not comparable"
     assert advantages(pairs, 1000)["right"] is None and exact_advantage(pairs) is None
     assert advantages([], 0)["right"] is None
 
@@ -168,24 +168,44 @@ def test_the_best_exact_order_stands_for_diffusion():
     assert rows["step-50"]["verdict"] == "an artefact of the metric"  # no exact order was computed there
 
 
+@pytest.fixture
+def times_of_ours(monkeypatch):
+    """The claim about time, as if its runs were of this program on the runs' device."""
+    record = load()
+    claim = next(c for c in record["claims"] if c["kind"] == "time")
+    claim.update(program="tdlm_fast", device="cpu")
+    monkeypatch.setattr("tdlm_fast.comparison.judge.load", lambda: record)
+    return claim
+
+
 @pytest.mark.parametrize(
     "seconds, expected",
     [((104, 104), "holds"), ((114, 114), "holds"), ((116, 116), "does not hold"), ((94, 94), "does not hold"),
      ((104, 124), "undecided")],
 )  # fmt: skip
-def test_training_times_are_alike_within_a_tenth(seconds, expected):
+def test_training_times_are_alike_within_a_tenth(seconds, expected, times_of_ours):
     pairs = [(run(i, 7.0, 5.0, seconds=s), run(i, 6.0, 4.0)) for i, s in enumerate(seconds)]
     assert {r["id"]: r for r in judge(pairs)}["time"]["verdict"] == expected
 
 
-def test_one_seed_or_two_machines_decide_no_time():
+def test_one_seed_decides_no_time(times_of_ours):
     one = [(run(0, 7.0, 5.0, seconds=104), run(0, 6.0, 4.0))]
     row = {r["id"]: r for r in judge(one)}["time"]
     assert row["verdict"] == "undecided" and "one seed" in row["reason"]
-    two = [(run(i, 7.0, 5.0, seconds=104), run(i, 6.0, 4.0)) for i in (0, 1)]
+
+
+def test_times_of_another_program_or_device_are_not_comparable(times_of_ours):
+    two = [(run(i, 7.0, 5.0, seconds=50), run(i, 6.0, 4.0)) for i in (0, 1)]
+    assert {r["id"]: r for r in judge(two)}["time"]["verdict"] == "does not hold"
+    times_of_ours["device"] = "a GPU"
+    row = {r["id"]: r for r in judge(two)}["time"]
+    assert row["verdict"] == "not comparable" and row["right"].mean == pytest.approx(math.log(0.5))
+    assert "of tdlm_fast on a GPU, and these of tdlm_fast on cpu" in row["reason"] and "took 0.50 [" in row["reason"]
+    times_of_ours.update(device="cpu", program="another")
+    assert {r["id"]: r for r in judge(two)}["time"]["verdict"] == "not comparable"
     two[1][0]["summary"]["device"] = "another"
     row = {r["id"]: r for r in judge(two)}["time"]
-    assert row["verdict"] == "undecided" and "one kind of machine" in row["reason"]
+    assert row["verdict"] == "not comparable" and "several machines" in row["reason"] and row["right"] is None
 
 
 def test_a_seed_without_the_metric_does_not_make_it_unmeasured():
@@ -245,7 +265,36 @@ def test_few_or_other_questions_decide_nothing(many_published):
 
 def test_an_artefact_says_what_the_published_computation_shows_here():
     near, far = Interval(0.45, 0.4, 0.5), Interval(0.2, 0.1, 0.3)
-    assert verdict(0.47, near, BEHIND)[1].endswith("likelihood shows the opposite, judged by diffusion's bound only")
-    assert verdict(0.47, near, BEHIND, BEHIND)[1].endswith("likelihood shows the opposite")
-    assert "shows 1.57 times better, likelihood" in verdict(0.47, near, BEHIND)[1]
-    assert "shows 1.22 times better (published: 1.60), likelihood" in verdict(0.47, far, BEHIND)[1]
+    assert verdict(0.47, near, BEHIND)[1].startswith("likelihood shows the opposite, judged by diffusion's bound only;")
+    assert verdict(0.47, near, BEHIND, BEHIND)[1].startswith("likelihood shows the opposite;")
+    assert verdict(0.47, near, BEHIND)[1].endswith("shows 1.57 times better, which agrees with the published 1.60")
+    words = "shows 1.22 times better, which has the published sign; the published size, 1.60, is not reproduced"
+    assert verdict(0.47, far, BEHIND)[1].endswith(words)
+
+
+def arm(label, objective, valid, test, seeds=(1, 2)):
+    runs = []
+    for seed in seeds:
+        runs.append(run(seed, valid, 5.0))
+        runs[-1]["summary"]["test"] = {"nats_per_token": test, "stderr": 0.0}
+    return {"label": label, "objective": objective, "runs": runs}
+
+
+def test_the_headline_is_of_the_best_arms_by_validation_and_never_by_test():
+    d, a = arm("d", "diffusion", 6.2, 6.1), arm("a", "autoregressive", 5.3, 5.2)
+    better = arm("d uniform", "diffusion", 6.1, 6.15, seeds=(1,))  # worse on test
+    assert headline([d, a]) is None  # nothing to choose from
+    best = headline([d, a, better])
+    assert best["arms"] == {"diffusion": "d uniform", "autoregressive": "a"} and best["seeds"] == [1]
+    assert best["nats"] == {"diffusion": 6.15, "autoregressive": 5.2}
+    assert best["claim"]["right"].mean == pytest.approx(5.2 - 6.15) and best["claim"]["id"] == "test"
+    assert best["valid"] == {"d": pytest.approx(6.2), "d uniform": pytest.approx(6.1), "a": pytest.approx(5.3)}
+    lucky = arm("d lucky", "diffusion", 6.1, 6.0)
+    for r, valid in zip(lucky["runs"], (6.2, 1.0), strict=True):
+        r["evaluations"] = [e | {"valid": {"nats_per_token": valid, "stderr": 0.0}} for e in r["evaluations"]]
+    assert headline([d, a, better, lucky])["arms"]["diffusion"] == "d uniform"  # seed 2 is not of all arms
+    assert headline([d, a, arm("d other", "diffusion", 6.0, 6.0, seeds=(7,))]) is None  # no seed of all arms
+
+
+def test_without_the_other_objective_there_is_no_headline():
+    assert headline([arm("d", "diffusion", 6.2, 6.1), arm("e", "diffusion", 6.1, 6.1)]) is None

@@ -9,7 +9,7 @@ import torch
 
 from tdlm_fast import compare
 from tdlm_fast import config as settings
-from tdlm_fast.comparison import arms
+from tdlm_fast.comparison import arms, runner
 from tdlm_fast.runs import checkpoint
 from tdlm_fast.training import session, step
 
@@ -61,6 +61,13 @@ def test_an_arm_that_is_another_is_refused(tmp_path, capsys):
     assert compare.main([*command, str(same)]) == 2 and "the same name as another arm" in capsys.readouterr().err
     assert compare.main([command[0], "optim.weight_decay=0.2", *command[1:]]) == 2
     assert "ar-more-decay.yaml has the same settings with these keys" in capsys.readouterr().err
+
+
+def test_the_published_settings_are_compared_with_one_command():
+    jobs, seed = runner._jobs(Path("configs/published.yaml"), ["data.path=text"], [])
+    diffusion, twin = (settings.flatten(settings.load(file, keys)) for file, _, keys in jobs)
+    assert arms.differences(diffusion, twin) == ["objective"] and seed == 42
+    assert (diffusion["loss_weight"], twin["loss_weight"]) == ("published", "elbo")
 
 
 def test_only_the_objective_differs(tiny, tmp_path, monkeypatch):

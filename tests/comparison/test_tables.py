@@ -1,6 +1,7 @@
 """The tables of the report."""
 
 import json
+import math
 
 from tdlm_fast.comparison import arms, figures, tables
 
@@ -13,6 +14,18 @@ def test_levels_are_shown_in_thirds(done):
     rows = [row for row in tables.level_table(result) if row[0] == "diffusion"]
     assert [row[1].split(",")[0] for row in rows] == ["low", "medium", "high"]
     assert [row[2] for row in rows] == ["1.000", "4.500", "8.000"]
+
+
+def test_the_row_of_an_artefact_also_has_its_size_with_the_published_training_weight():
+    def judged(size):
+        return {"id": "test", "as_published": size and {"mean": math.log(size)}, "verdict": "an artefact of the metric"}
+
+    arm = {"label": "diffusion loss_weight=published", "seeds": [42, 43], "claims": [judged(1.51)]}
+    other = {"label": "diffusion loss_weight=uniform", "seeds": [42], "claims": [judged(9.0)]}
+    words = " (1.51 times with the published training weight, 2 seeds)"
+    assert tables.published_weight({"controls": [other, arm]}, judged(1.37)) == words
+    assert tables.published_weight({"controls": [other]}, judged(1.37)) == ""
+    assert tables.published_weight({"controls": [arm | {"claims": [judged(None)]}]}, judged(1.37)) == ""
 
 
 def test_tables_of_the_evaluation_sets():

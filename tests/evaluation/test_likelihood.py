@@ -74,6 +74,13 @@ def test_every_figure_by_hand_of_a_split_of_known_bytes_and_words(objective):
     assert result.word_ppl == pytest.approx(math.exp(nats / 3))
     assert result.word_ppl == pytest.approx(2 ** (13 / 3), rel=0.1)
     assert f"{result.bits_per_byte:.4f} bits/byte, word ppl {result.word_ppl:.1f} (" in str(result)
+    if objective == "autoregressive":  # 6 and 5 bits after the first tokens
+        assert result.after_first == pytest.approx(11 * math.log(2) / 5)
+        assert str(result).endswith(f"; {result.after_first:.4f} without the first token of each row")
+        single = likelihood(model, split_of([[0], [1]], 1), objective, start_token_id=0)
+        assert single.after_first is None and "first" not in str(single)
+    else:
+        assert result.after_first is None
     few = replace(split, words=None)
     assert likelihood(model, few, objective, start_token_id=0, max_samples=4).word_ppl is None
 

@@ -52,7 +52,7 @@ def runs(cls, c, first=0, end=7, model=None, device="cpu", **kw):
     if model is None:
         model = build_model(c, vocabulary).to(device).train()
         model = model, adamw(model, c.optim)
-    runner = cls(*model, step.objective(c, vocabulary), split(c.data.layout == "paragraphs"), c, steps=9, **kw)
+    runner = cls(*model, step.objective(c, vocabulary), split(c.data.padded), c, steps=9, **kw)
     return model, outcomes(runner, first, end), runner
 
 
@@ -69,6 +69,13 @@ CASES = [
     ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=1"),
     ("objective=diffusion", "data.layout=packed", "train.accumulation=4", "noise.sampling=counts"),
     ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=2", "loss_weight=published"),
+    (
+        "objective=diffusion",
+        "data.layout=published",
+        "train.accumulation=2",
+        "loss_weight=published",
+        "noise.sampling=exact",
+    ),
     ("objective=autoregressive", "data.layout=paragraphs", "train.accumulation=2"),
     ("objective=autoregressive", "data.layout=packed", "train.accumulation=1", "precision=fp32"),
     ("objective=diffusion", "data.layout=paragraphs", "train.accumulation=2", "model.width=528"),  # the stored head

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tdlm_fast import config
 from tdlm_fast.config import Model as Shape
 from tdlm_fast.config import Optim
 from tdlm_fast.model import Model
@@ -32,6 +33,20 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum():
     middle = 0.001 + 0.009 * (1 + math.cos(math.pi * 45 / 89)) / 2
     assert rates[55] == pytest.approx(middle)
     assert learning_rate(1000, 100, OPTIM) == pytest.approx(0.001)  # past the last step it stays
+
+
+def test_the_published_warm_up_takes_six_steps_from_a_thousandth_of_the_rate():
+    """torch's LinearLR(start_factor=1e-3, total_iters=6), then the cosine from the peak on."""
+    optim = config.load("configs/published.yaml").optim
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    rising, rates = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=6), []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        rising.step()
+    assert [learning_rate(step, 1370, optim) for step in range(7)] == pytest.approx(rates)
+    assert rates[0] == pytest.approx(3e-7) and rates[6] == pytest.approx(3e-4)
+    assert learning_rate(1369, 1370, optim) == pytest.approx(3e-5)
 
 
 def test_without_warm_up_and_with_one_step_the_first_rate_is_the_peak():

@@ -9,9 +9,11 @@ from tdlm_fast.model import build_model
 from tdlm_fast.objective import LOSS_WEIGHTS
 from tdlm_fast.training import step
 
+DRAWS = [(w, *d) for w in LOSS_WEIGHTS for d in (("paragraphs", "stratified"), ("packed", "counts"))]
+DRAWS += [(w, "published", "exact") for w in LOSS_WEIGHTS if w != "elbo"]
 
-@pytest.mark.parametrize("layout, sampling", [("paragraphs", "stratified"), ("packed", "counts")])
-@pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
+
+@pytest.mark.parametrize("loss_weight, layout, sampling", DRAWS)
 def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sampling):
     """Micro-batches hold strata of their own, so what they average over must be the whole batch's."""
     keys = [
@@ -20,7 +22,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(loss_weight, layout, sam
         f"noise.sampling={sampling}",
     ]  # fmt: skip
     x0, result = torch.randint(0, 256, (8, 16)), []
-    valid = torch.arange(16) < torch.randint(1, 17, (8, 1)) if layout == "paragraphs" else None
+    valid = torch.arange(16) < torch.randint(1, 17, (8, 1)) if layout != "packed" else None
     for parts in (1, 4):
         config = settings.load("configs/tiny.yaml", [*keys, f"train.accumulation={parts}"])
         model = build_model(config, Bytes())

@@ -7,8 +7,11 @@ import sys
 
 import pytest
 
+from tdlm_fast import config as settings
 from tdlm_fast import train
+from tdlm_fast.objective import OBJECTIVES
 from tdlm_fast.runs.files import LAST
+from tdlm_fast.runs.metrics import entries
 from tests.running import TINY, state_of
 
 
@@ -27,6 +30,22 @@ def test_training_prints_a_line_before_it_loads_pytorch(tmp_path):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 7
     assert ended.stdout.splitlines() == [f"configs/tiny.yaml: diffusion, into {tmp_path / 'run'}", "torch"]
+
+
+@pytest.mark.parametrize("twin", [[], ["objective=autoregressive", "loss_weight=elbo"]], ids=OBJECTIVES)
+def test_the_published_settings_train_both_objectives(twin, tiny, tmp_path):
+    assert train.main(["configs/published.yaml", *tiny, "train.max_steps=12", "eval.every=6", *twin]) == 0
+    config = settings.load(tmp_path / "run" / "config.yaml")
+    weight = "elbo" if twin else "published"
+    assert dict(layout="published", sampling="exact", eps=1e-5, precision="fp32", weight=weight) == dict(
+        layout=config.data.layout, sampling=config.noise.sampling, eps=config.model.norm_eps,
+        precision=config.precision, weight=config.loss_weight,
+    )  # fmt: skip
+    lines = entries(tmp_path / "run" / "metrics.jsonl")[0]
+    losses = [e["loss"] for e in lines if "loss" in e]
+    assert len(losses) == 12 and all(0 < loss < 6 for loss in losses)
+    bounds = [e["valid"]["nats_per_token"] for e in lines if "valid" in e]
+    assert bounds[-1] < bounds[0] - 0.05  # it learns
 
 
 def test_an_early_loss_that_is_no_number_claims_no_checkpoint(tiny, capsys):

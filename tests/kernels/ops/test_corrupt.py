@@ -1,5 +1,7 @@
 """What corruption draws: rates, strata, independence. Every kernel draws the bits of the reference."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,6 +33,30 @@ def test_counts_masks_exactly_as_many_and_weighs_them_by_the_bound(schedule):
     share = inverse(count / n, schedule) - inverse((count - 1) / n, schedule)
     torch.testing.assert_close(c.weights.sum(1), (1 / share).float(), rtol=1e-5, atol=0)
     assert count_weights(schedule, 50, False)[0].equal(count_weights(schedule, 50, True)[50])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_exact_masks_the_whole_part_of_m_n_tokens_of_each_row(schedule):
+    valid = torch.rand(256, 9, generator=torch.Generator().manual_seed(1)) < 0.7
+    x0 = torch.randint(2, 50, (256, 9))
+    c = corrupt(x0, seed=5, step=6, schedule=schedule, sampling="exact", valid=valid, **KW)
+    n, m = valid.sum(1), mask_probability(c.t.double(), schedule)
+    assert torch.equal(c.masked.sum(1), (m * n).long()) and not (c.masked & ~valid).any()
+    assert (c.masked.sum(1) == 0).any() and (c.masked.sum(1) < n)[n > 0].all()  # never a whole row
+    assert torch.equal(c.xt, torch.where(c.masked, 1, x0)) and c.n_masked == c.masked.sum()
+    other = corrupt(x0, seed=5, step=6, schedule=schedule, sampling="independent", valid=valid, **KW)
+    assert torch.equal(c.t, other.t)
+    weights = torch.where(other.masked, other.weights, 0).amax(1)[:, None].expand_as(c.masked)
+    here = c.masked & other.masked.any(1)[:, None]
+    assert torch.equal(c.weights[here], weights[here]) and not c.weights[~c.masked].any()
+
+
+def test_a_bound_from_exact_masks_would_be_too_low():
+    """The weighted loss of a uniform predictor is sum_l l ln((l+1)/l) over l < n, per ln V, instead of n."""
+    c = corrupt(torch.zeros(60_000, 4, dtype=torch.long), seed=1, step=2, sampling="exact", **KW)
+    total = c.weights.double().sum(1)
+    expected = sum(k * math.log((k + 1) / k) for k in range(1, 4))
+    assert abs(total.mean() - expected) < 5 * total.std() / 60_000**0.5 and expected < 0.65 * 4
 
 
 def test_strata_pairs_and_independent_levels():
@@ -82,7 +108,7 @@ def test_seed_and_step_as_tensors_are_the_same_draw():
 
 def test_ops_pass_opcheck():
     x0 = torch.randint(0, 50, (2, 5))
-    for sampling in ("stratified", "counts"):
+    for sampling in ("stratified", "counts", "exact"):
         rest = (50, "cosine", sampling, 0, 2)
         torch.library.opcheck(corrupt_op, (x0, None, 1, 2, None, None, *rest))
         torch.library.opcheck(corrupt_op, (x0, x0 > 9, 1, 0, None, torch.tensor(2), *rest))
@@ -96,7 +122,7 @@ def test_mean_weight_of_a_token_is_one_for_every_schedule(schedule):
     assert abs(per_row.mean() - 1) < 5 * per_row.std() / 64
 
 
-@pytest.mark.parametrize("sampling", ["stratified", "antithetic", "independent"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_split_batch_is_masked_as_the_whole(sampling):
     x0 = torch.randint(0, 50, (8, 33))
     kw = dict(seed=3, step=7, mask_token_id=50, sampling=sampling, batch_rows=8)

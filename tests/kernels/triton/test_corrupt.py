@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bench.race.cases import CORRUPT
 from tdlm_fast.kernels import corrupt
 from tdlm_fast.kernels import philox as reference
-from tdlm_fast.kernels.ops.corrupt import SAMPLINGS, corrupt_op, corrupt_ref
+from tdlm_fast.kernels.ops.corrupt import BY_COUNT, SAMPLINGS, corrupt_op, corrupt_ref
 from tdlm_fast.kernels.schedules import SCHEDULES
 from tdlm_fast.kernels.triton import corrupt as corrupt_triton
 from tdlm_fast.kernels.triton import tiles
@@ -57,22 +57,23 @@ def test_every_bit_is_the_references(case, sampling, device):
         both(x0, valid, 7, 2**31 + 5, schedule, sampling, case.row_offset, case.batch_rows)
 
 
-def test_rows_too_long_for_a_program_that_counts_take_the_reference(device, monkeypatch):
+@pytest.mark.parametrize("sampling", BY_COUNT)
+def test_rows_too_long_for_a_program_that_counts_take_the_reference(sampling, device, monkeypatch):
     def refuse(*args):
         raise AssertionError("a program of the kernels would spill")
 
     monkeypatch.setattr(corrupt_triton, "corrupt", refuse)
     x0 = torch.randint(0, 50, (2, tiles.MAX_T + 1), device=device)
-    result = both(x0, x0 > 4, 3, 4, "cosine", "counts")
+    result = both(x0, x0 > 4, 3, 4, "cosine", sampling)
     assert 0 < result.n_masked < (x0 > 4).sum()
     step = torch.tensor(4, device=device)
-    same(corrupt(x0, valid=x0 > 4, seed=3, step=step, mask_token_id=999, schedule="cosine", sampling="counts"), result)
-    for kw in (dict(x0=x0[:, :-1], sampling="counts"), dict(x0=x0)):
+    same(corrupt(x0, valid=x0 > 4, seed=3, step=step, mask_token_id=999, schedule="cosine", sampling=sampling), result)
+    for kw in (dict(x0=x0[:, :-1], sampling=sampling), dict(x0=x0)):
         with pytest.raises(AssertionError, match="spill"):
             corrupt(seed=3, step=4, mask_token_id=999, **kw)
 
 
-@pytest.mark.parametrize("sampling", [s for s in SAMPLINGS if s != "counts"])
+@pytest.mark.parametrize("sampling", [s for s in SAMPLINGS if s not in BY_COUNT])
 @pytest.mark.parametrize("T", [1, 255, 256, 257, 700])
 def test_a_sequence_of_several_chunks(sampling, T, device):
     x0 = torch.randint(0, 50, (3, T), device=device)

@@ -65,6 +65,7 @@ def test_the_head_has_one_form_for_each_width(width, form, ampere):
 @pytest.mark.parametrize("sampling, T, why", [
     ("counts", tiles.MAX_T, ""), ("stratified", tiles.MAX_T + 1, ""),
     ("counts", tiles.MAX_T + 1, f"sampling=counts takes rows of up to {tiles.MAX_T} tokens"),
+    ("exact", tiles.MAX_T, ""), ("exact", tiles.MAX_T + 1, f"sampling=exact takes rows of up to {tiles.MAX_T} tokens"),
 ])  # fmt: skip
 def test_long_rows_are_corrupted_by_the_kernel_unless_their_tokens_are_counted(sampling, T, why, ampere):
     assert register.corrupts(torch.zeros(1, T), None, 0, 0, None, None, 9, "linear", sampling) == why

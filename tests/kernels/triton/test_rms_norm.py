@@ -54,6 +54,18 @@ def test_norm(case, dtype):
     compare(ours, plain, *case.inputs(dtype, DEVICE))
 
 
+@pytest.mark.parametrize("eps", [1e-6, 1e-5])
+def test_eps_counts_where_rows_are_small(eps):
+    (x, w, a), (dy, ds) = Norm("", 9, 48, add=True).inputs(torch.float32, DEVICE)
+    inputs = [t.detach().requires_grad_() for t in (x * 1e-3, w, a * 1e-3)]
+    s, y = add_rms_norm_forward(*(inputs[i] for i in (0, 2, 1)), eps, torch.float32)
+    truth = F.rms_norm(inputs[0] + inputs[2], w.shape, inputs[1], eps)
+    torch.testing.assert_close(y, truth, rtol=1e-5, atol=1e-5)
+    mine, theirs = (torch.autograd.grad(out, inputs, dy) for out in (y, truth))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
 SCALES = st.sampled_from((0.1, 1.0, 9.0))
 
 

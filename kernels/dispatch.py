@@ -45,8 +45,17 @@ def op(name: str, fake: Callable, mutates_args=()):
     return define
 
 
-def differentiate(op, backward: Callable) -> None:
-    """Take backward(dy, *inputs) for the gradients of the op's first inputs. Among the inputs tensors come first."""
+def first_only(name: str, instead: str) -> None:
+    """Refuse second derivatives of an op in its backward pass; PyTorch would name neither the op nor a way out."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # tracing always records
+        raise RuntimeError(f"{name} has no second derivatives; use {instead}")
+
+
+def differentiate(op, backward: Callable, instead: str) -> None:
+    """Take backward(dy, *inputs) for the gradients of the op's first inputs. Among the inputs tensors come first.
+
+    Second derivatives raise RuntimeError, which names what to use instead.
+    """
 
     def save(ctx, inputs, output):
         tensors = [a for a in inputs if a is None or isinstance(a, Tensor)]
@@ -54,6 +63,7 @@ def differentiate(op, backward: Callable) -> None:
         ctx.rest = inputs[len(tensors) :]
 
     def run(ctx, dy):
+        first_only(name(op), instead)
         inputs = (*ctx.saved_tensors, *ctx.rest)
         grads = backward(dy, *inputs)
         grads = [grads] if isinstance(grads, Tensor) else grads

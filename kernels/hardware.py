@@ -6,7 +6,11 @@ import importlib.util
 from typing import NamedTuple
 
 import torch
-from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingModuleSource]
+from torch._C._functorch import (  # pyright: ignore[reportMissingModuleSource]
+    TransformType,
+    get_interpreter_stack,
+    peek_interpreter_stack,
+)
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
@@ -55,6 +59,13 @@ def pretend(capability: tuple[int, int], multiprocessors: int, tensors: type = F
     finally:
         _pretended.pop()
         del tensors.is_cuda, tensors.is_cpu
+
+
+def takes_derivatives() -> bool:
+    """Return whether forward-mode AD or a transform of torch.func that takes derivatives is active; vmap is none."""
+    if forward_ad._current_level >= 0 or torch.compiler.is_compiling():  # a compiler cannot trace what follows
+        return forward_ad._current_level >= 0
+    return any(t.key() in (TransformType.Grad, TransformType.Jvp) for t in get_interpreter_stack() or ())
 
 
 def is_transformed() -> bool:

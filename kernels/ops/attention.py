@@ -14,6 +14,7 @@ Dropout keeps an entry where its Philox word reaches a threshold, (word >> 1) >=
 same bits. The word of entry (b, h, i, j) is word j % 4 of counter ((b H + h) T + i) ceil(T / 4) + j // 4.
 """
 
+import contextlib
 import functools
 import importlib.util
 import math
@@ -21,9 +22,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import hardware
-from ..dispatch import chosen, differentiate, op, reference, server
+from ..dispatch import chosen, differentiate, first_only, op, reference, server
 from ..philox import UINT32_MASK, philox4x32
 from .rotary import empty_rows_first, rotate, rotate_both
 
@@ -119,7 +121,8 @@ def tile_attention_backward(
     return out
 
 
-differentiate(tile_attention, lambda *args: tile_attention_backward(*args).unbind())
+PLAIN = "F.scaled_dot_product_attention under sdpa_kernel(SDPBackend.MATH)"
+differentiate(tile_attention, lambda *args: tile_attention_backward(*args).unbind(), PLAIN)
 attention_ref = reference(tile_attention)
 
 
@@ -134,6 +137,7 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        first_only("attention", PLAIN)
         qkv, *tensors = ctx.saved_tensors
         grads = tile_attention_backward(dout, *_thirds(qkv, ctx.heads), *tensors, *ctx.rest)
         return grads.permute(1, 3, 0, 2, 4).reshape(qkv.shape), *[None] * (4 + len(ctx.rest))
@@ -224,10 +228,14 @@ def attention(
     """F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal): (B, H, T, K) in q's dtype.
 
     Dropout follows PyTorch's generator of the device: one seed gives the same bits, eager or in a replayed CUDA graph
-    (whose replay reads the generator's seed). Raises ValueError where shapes do not fit or dropout_p is not in [0, 1).
+    (whose replay reads the generator's seed). Under torch.func and forward-mode AD plain PyTorch runs. Raises
+    ValueError where shapes do not fit or dropout_p is not in [0, 1), and RuntimeError for second derivatives.
     """
     check_inputs(q, k, v, valid, segments, dropout_p, rope)
     choice, is_inside = _choice(q, valid, segments, rope)
+    plain = contextlib.nullcontext()
+    if hardware.is_transformed():  # plain products have every derivative
+        choice, is_inside, plain = "sdpa", False, sdpa_kernel(SDPBackend.MATH)
     if rope and not is_inside:
         q, k = rotate_both(q, k)
     if choice == "tile":
@@ -236,9 +244,10 @@ def attention(
         q, k, v = (a.transpose(1, 2) for a in (q, k, v))
         return flash_attn(q, k, v, dropout_p=dropout_p, causal=causal).transpose(1, 2)
     keep = _keep(q.shape[2], causal, valid, segments, q.device)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=dropout_p
-    )
+    with plain:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=keep, is_causal=causal and keep is None, dropout_p=dropout_p
+        )
 
 
 def self_attention(

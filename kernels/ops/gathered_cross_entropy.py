@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import hardware
-from ..dispatch import op, reference, server
+from ..dispatch import first_only, op, reference, server
 from .linear_cross_entropy import (
+    PLAIN,
     check_shapes,
-    first_only,
     lce_backward_weight,
     lce_forward,
     linear_cross_entropy,
@@ -85,7 +85,7 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad, *_):
-    first_only()
+    first_only("linear_cross_entropy", PLAIN)
     if grad is None:
         return (None,) * 7
     dx, x, w, targets, lse, rows, n_rows = ctx.saved_tensors

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..dispatch import op, server
+from .. import hardware
+from ..dispatch import first_only, op, server
 
 CHUNK_BYTES = 256 << 20
 
@@ -106,20 +107,17 @@ def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor
     return (dh * live_only(grad, n_rows)[:, None]).to(dh.dtype)
 
 
+PLAIN = "loss.backward(), or F.cross_entropy(h @ weight.T, targets)"
+
+
 def _setup(ctx, inputs, output):
     h, weight, targets, n_rows, ctx.valid_vocab, ctx.dtype, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(h, weight, targets, n_rows, output[1], output[2])
 
 
-def first_only() -> None:
-    """Refuse second derivatives: gradients are outputs of the forward pass, and theirs would silently be zero."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # tracing always records
-        raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy(h @ weight.T, targets)")
-
-
 def _backward(ctx, grad, _grad_lse, _grad_dh):
-    first_only()
+    first_only("linear_cross_entropy", PLAIN)
     if grad is None:
         return (None,) * 7
     h, weight, targets, n_rows, lse, dh = ctx.saved_tensors
@@ -173,7 +171,7 @@ def _unread(grad: Tensor) -> bool:
 
 
 def _backward_sum(ctx, grad, _grad_dh, _grad_dw):
-    first_only()
+    first_only("linear_cross_entropy", PLAIN)
     if grad is None:
         return (None,) * 7
     dh, dw = (a.detach() for a in ctx.saved_tensors)  # as outputs of the op they would require gradients
@@ -242,8 +240,10 @@ def linear_cross_entropy(
     V = weight.shape[0] if valid_vocab is None else valid_vocab
     if not 0 < V <= weight.shape[0]:
         raise ValueError(f"valid_vocab is {V}; it must lie in 1..{weight.shape[0]}")
-    if torch.autograd.forward_ad._current_level >= 0:
-        raise RuntimeError("linear_cross_entropy has no forward-mode derivatives; use F.cross_entropy")
+    if hardware.takes_derivatives():
+        raise RuntimeError(
+            f"linear_cross_entropy has no forward-mode derivatives, nor those of torch.func; use {PLAIN}"
+        )
     shape = targets.shape
     if h.dim() != 2:
         h, targets = h.reshape(-1, h.shape[-1]), targets.reshape(-1)

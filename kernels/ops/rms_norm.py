@@ -51,7 +51,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tupl
     return dx.to(x.dtype), dw.to(weight.dtype)
 
 
-differentiate(rms_norm_forward, rms_norm_backward)
+differentiate(rms_norm_forward, rms_norm_backward, "F.rms_norm")
 
 
 @op(

@@ -30,7 +30,7 @@ def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
     return torch.cat([dy * u * s * (1 + g * (1 - s)), dy * g * s], -1).to(x.dtype)
 
 
-differentiate(swiglu_forward, swiglu_backward)
+differentiate(swiglu_forward, swiglu_backward, "F.silu(a) * b of the two halves")
 
 
 def check_gradient(dy: Tensor, x: Tensor) -> None:

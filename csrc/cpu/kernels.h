@@ -11,7 +11,8 @@ struct Lce {
     bool round;               // round both to bf16 before they are multiplied
     int64_t n, D, V;
     const int64_t *y;         // (n), in 0..V-1
-    float *nll, *lse;         // (n)
+    float *nll;               // (n)
+    double *lse;              // (n)
     void *dh;                 // (n, D) in h's type, or null
     const float *grad;        // (n)
     void *dw;                 // (V, D) in w's type

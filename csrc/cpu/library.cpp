@@ -222,14 +222,14 @@ int check(const Lce &c, int isa, int threads) {
 
 }  // namespace
 
-API int tdlm_abi() { return 4; }  // increased when an argument changes; equal to _ABI in kernels/cpu/library.py
+API int tdlm_abi() { return 5; }  // increased when an argument changes; equal to _ABI in kernels/cpu/library.py
 
 API void tdlm_use_threads_of(Parallel gomp_parallel) { parallel = gomp_parallel, parallel_process = process(); }
 
 API int tdlm_has(int isa) { return has(isa); }
 
 API int tdlm_lce_forward(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16, int round,
-                         const int64_t *y, int64_t n, int64_t D, int64_t V, float *nll, float *lse, void *dh) {
+                         const int64_t *y, int64_t n, int64_t D, int64_t V, float *nll, double *lse, void *dh) {
     Lce c = {};
     c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;
     c.y = y, c.n = n, c.D = D, c.V = V, c.nll = nll, c.lse = lse, c.dh = dh;
@@ -238,18 +238,18 @@ API int tdlm_lce_forward(int isa, int threads, const void *h, int h_bf16, const 
 }
 
 API int tdlm_lce_backward_weight(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16,
-                                 int round, const int64_t *y, int64_t n, int64_t D, int64_t V, const float *lse,
+                                 int round, const int64_t *y, int64_t n, int64_t D, int64_t V, const double *lse,
                                  const float *grad, void *dw) {
     Lce c = {};
     c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;
-    c.y = y, c.n = n, c.D = D, c.V = V, c.lse = (float *)lse, c.grad = grad, c.dw = dw;
+    c.y = y, c.n = n, c.D = D, c.V = V, c.lse = (double *)lse, c.grad = grad, c.dw = dw;
     int bad = check(c, isa, threads);
     return bad ? bad : run_lce(c, kernels(isa, round), true, threads);
 }
 
 // Compute sum_i grad_i nll_i forward and backward: dh and dw are the gradients of that sum.
 API int tdlm_lce_sum(int isa, int threads, const void *h, int h_bf16, const void *w, int w_bf16, int round,
-                     const int64_t *y, int64_t n, int64_t D, int64_t V, const float *grad, float *nll, float *lse,
+                     const int64_t *y, int64_t n, int64_t D, int64_t V, const float *grad, float *nll, double *lse,
                      void *dh, void *dw) {
     Lce c = {};
     c.h = h, c.h_bf16 = h_bf16, c.w = w, c.w_bf16 = w_bf16, c.round = round;

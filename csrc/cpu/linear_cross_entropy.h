@@ -29,6 +29,8 @@ namespace {
 
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr double LN2 = 0.693147180559945309;
+constexpr double BITS = 1 / (double)LOG2E;  // nats a bit, by the rounded LOG2E, so that its error cancels
+constexpr int64_t RUN = 128;  // products of fp32 that are added up one after another: sums of runs round less than one
 constexpr float SLACK = 20;  // sums are rescaled when a score exceeds the running maximum by this many bits
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -109,7 +111,7 @@ struct Attend : Scratch {
     int64_t D, K, Dp, block, rows, total;  // total: rows of B
     bool both;                             // B is packed in both layouts
     E *a, *x, *b1, *b2, *p;
-    float *out, *sums, *totals, *shift, *col_lse, *col_grad;
+    float *out, *sums, *totals, *shift, *col_lse, *col_low, *col_grad, *mine, *mine_at;
     int64_t *hit;
 
     // Memory of c.count rows between the pass that computes their p and the sum over them that gives dw.
@@ -135,17 +137,15 @@ struct Attend : Scratch {
         a = take<E>(base, rows * K), out = take<float>(base, rows * Dp), sums = take<float>(base, rows * LANES);
         totals = take<float>(base, rows * LANES), shift = take<float>(base, rows), x = take<E>(base, block * K);
         p = take<E>(base, GROUP * block);
-        col_lse = take<float>(base, block), col_grad = take<float>(base, block);
+        col_lse = take<float>(base, block), col_grad = take<float>(base, block), col_low = take<float>(base, block);
+        mine = take<float>(base, rows), mine_at = take<float>(base, rows);
         hit = take<int64_t>(base, block > c.count ? block : c.count);
     }
 
-    // sum = (N rows of a) times (a panel of C packed vectors of columns). With FETCH each step also prefetches one
-    // cache line, from `next` on.
-    template <int N, int C, bool FETCH = false>
-    INLINE void product(F (&sum)[N][C], const E *a, int64_t K, const E *b, const char *next = nullptr) {
-        UNROLL for (int r = 0; r < N; r++)
-            UNROLL for (int c = 0; c < C; c++) sum[r][c] = T::set1(0);
-        for (int64_t k = 0; k < K; k += PAIR, b += C * LANES * PAIR) {
+    // sum += n columns of (N rows of a) times n packed vectors.
+    template <int N, int C, bool FETCH>
+    INLINE void add(F (&sum)[N][C], const E *a, int64_t K, int64_t n, const E *b, const char *next) {
+        for (int64_t k = 0; k < n; k += PAIR, b += C * LANES * PAIR) {
             typename T::X v[C];
             if (FETCH) __builtin_prefetch(next, 0, 2), next += 64;
             UNROLL for (int c = 0; c < C; c++) v[c] = T::vector(b + c * LANES * PAIR);
@@ -154,6 +154,29 @@ struct Attend : Scratch {
                 UNROLL for (int c = 0; c < C; c++) sum[r][c] = T::dot(sum[r][c], s, v[c]);
             }
         }
+    }
+
+    // sum = (N rows of a) times (a panel of C packed vectors of columns). With FETCH each step also prefetches one
+    // cache line, from `next` on.
+    template <int N, int C, bool FETCH = false>
+    INLINE void product(F (&sum)[N][C], const E *a, int64_t K, const E *b, const char *next = nullptr) {
+        UNROLL for (int r = 0; r < N; r++)
+            UNROLL for (int c = 0; c < C; c++) sum[r][c] = T::set1(0);
+        if constexpr (PAIR == 1)
+            if (K > RUN) {
+                F whole[N][C];
+                UNROLL for (int r = 0; r < N; r++)
+                    UNROLL for (int c = 0; c < C; c++) whole[r][c] = T::set1(0);
+                for (int64_t k = 0; k < K; k += RUN, b += RUN * C * LANES, next += FETCH ? RUN * 64 : 0) {
+                    add<N, C, FETCH>(sum, a + k, K, least(RUN, K - k), b, next);
+                    UNROLL for (int r = 0; r < N; r++)
+                        UNROLL for (int c = 0; c < C; c++) whole[r][c] += sum[r][c], sum[r][c] = T::set1(0);
+                }
+                UNROLL for (int r = 0; r < N; r++)
+                    UNROLL for (int c = 0; c < C; c++) sum[r][c] = whole[r][c];
+                return;
+            }
+        add<N, C, FETCH>(sum, a, K, K, b, next);
     }
 
     // Raise the shift of row r by d. Its sums so far are multiplied by 2^-d, which is exact.
@@ -217,7 +240,7 @@ struct Attend : Scratch {
         product(t, a + r0 * K, K, b1 + col * K);
         UNROLL for (int r = 0; r < ROWS; r++) {
             UNROLL for (int c = 0; c < VECS; c++) {
-                F z = t[r][c] - T::load(col_lse + col + c * LANES);
+                F z = t[r][c] - T::load(col_lse + col + c * LANES) - T::load(col_low + col + c * LANES);
                 t[r][c] = T::exp2(z * T::set1(LOG2E)) * T::load(col_grad + col + c * LANES);
             }
             T::store_p(p + (r0 + r - group) * block + col, t[r]);
@@ -260,11 +283,16 @@ struct Attend : Scratch {
 
     // p - 1 of a target, by expm1, which is exact also where p is near 1. The target's score is the product of row r of
     // a and x.
-    float target(int64_t r, const E *x, float lse, float *score) {
+    float target(int64_t r, const E *x, double lse, float *score) {
         float z = 0;
-        for (int64_t d = 0; d < D; d++) z += get(a[r * K + d]) * get(x[d]);
+        for (int64_t begin = 0; begin < D; begin += RUN) {
+            float sum = 0;
+            for (int64_t d = begin; d < least(begin + RUN, D); d++) sum += get(a[r * K + d]) * get(x[d]);
+            z += sum;
+        }
         *score = z;
-        return expm1f(z > lse ? 0 : z - lse);  // z may exceed lse by rounding
+        z = z > lse ? 0 : z - lse;  // z may exceed lse by rounding
+        return expm1f(z);
     }
 
     // Point b1 and b2 to the two layouts of block i of B.
@@ -330,7 +358,9 @@ struct Attend : Scratch {
                 if (!dh) continue;
                 for (int64_t r = g; r < least(stop, n); r++) {  // the target is added at the end
                     int64_t col = c.y[begin + r] - v;
-                    if (col >= 0 && col < nb) put(p + (r - g) * block + col, 0);
+                    if (col < 0 || col >= nb) continue;
+                    mine[r] = get(p[(r - g) * block + col]), mine_at[r] = shift[r];
+                    put(p + (r - g) * block + col, 0);
                 }
                 for (int64_t r = g; r < stop; r += ROWS) accumulate_all(r, g, k);
                 if (!c.kept) continue;
@@ -343,10 +373,16 @@ struct Attend : Scratch {
             float score, *o = out + i * Dp;
             for (int j = 0; j < LANES; j++) sum += totals[i * LANES + j];
             convert(x, c.w, c.w_bf16, c.round, c.y[begin + i], D);
-            c.lse[begin + i] = float((shift[i] + log2(sum)) * LN2);
-            float rest = target(i, x, c.lse[begin + i], &score), scale = float(1 / sum);
-            c.nll[begin + i] = score > c.lse[begin + i] ? 0 : c.lse[begin + i] - score;
+            double bits = shift[i] + log2(sum), lse = sizeof(E) == 4 ? bits * BITS : float(bits * LN2);
+            c.lse[begin + i] = lse;
+            float rest = target(i, x, lse, &score), scale = float(1 / sum);
+            c.nll[begin + i] = score > lse ? 0 : lse - score;
             if (!dh) continue;
+            if (sizeof(E) == 4) {  // by the very p that is in the sum, so that a p near 1 leaves an exact rest
+                double over = mine[i] * exp2(mine_at[i] - shift[i]) / sum - 1;
+                rest = over > 0 ? 0 : float(over);
+                if (over > -0.5) lse = -log1p(over > 0 ? 0 : over), c.nll[begin + i] = lse, c.lse[begin + i] = lse + score;
+            }
             float g = c.grad ? c.grad[begin + i] : 1;
             for (int64_t d = 0; d < D; d++) o[d] = (o[d] * scale + rest * get(x[d])) * g;
             write_row(c.dh, c.h_bf16, begin + i, D, o);
@@ -368,7 +404,8 @@ struct Attend : Scratch {
             int64_t nb = least(block, c.n - v), k = up(nb, WIDTH);
             unpack(c, v / block);
             for (int64_t i = 0; i < k; i++) {
-                col_lse[i] = i < nb ? c.lse[v + i] : INFINITY;
+                col_lse[i] = i < nb ? float(c.lse[v + i]) : INFINITY;
+                col_low[i] = i < nb ? float(c.lse[v + i] - col_lse[i]) : 0;
                 col_grad[i] = i < nb ? c.grad[v + i] : 0;
             }
             int64_t hits = 0;  // number of columns whose target is among these words
@@ -383,7 +420,7 @@ struct Attend : Scratch {
                     float score;
                     if (r < g || r >= stop) continue;
                     convert(x, c.h, c.h_bf16, c.round, v + i, D);
-                    put(p + (r - g) * block + i, col_grad[i] * target(r, x, col_lse[i], &score));
+                    put(p + (r - g) * block + i, col_grad[i] * target(r, x, c.lse[v + i], &score));
                 }
                 for (int64_t r = g; r < stop; r += ROWS) accumulate_all(r, g, k);
             }

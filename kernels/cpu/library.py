@@ -15,7 +15,7 @@ from ..dispatch import backend, chosen
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # worst first, as csrc/cpu/library.cpp numbers them
 BAD_TARGET, NO_MEMORY = 1, 2  # errors of csrc/cpu/library.cpp
-_ABI = 4
+_ABI = 5
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {

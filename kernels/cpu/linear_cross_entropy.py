@@ -26,7 +26,7 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
     check_shapes(h, weight, valid_vocab, targets)
     h, weight, targets = h.contiguous(), weight.contiguous(), targets.long().contiguous()
     N, n = h.shape[0], max(0, count(n_rows, h.shape[0]))
-    nll, lse = h.new_zeros(N, dtype=torch.float32), h.new_zeros(N, dtype=torch.float32)
+    nll, lse = h.new_zeros(N, dtype=torch.float32), h.new_zeros(N, dtype=torch.float64)
     dh = h.new_empty(N if need_dh else 0, h.shape[1])
     dh[n:] = 0
     _call("tdlm_lce_forward", h, weight, targets, n, valid_vocab, dtype, nll, lse, dh if need_dh else None)
@@ -35,7 +35,7 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype):
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
-    h, weight, targets, lse, grad = (a.contiguous() for a in (h, weight, targets.long(), lse.float(), grad.float()))
+    h, weight, targets, lse, grad = (a.contiguous() for a in (h, weight, targets.long(), lse.double(), grad.float()))
     n, dw = max(0, count(n_rows, h.shape[0])), torch.empty_like(weight)
     dw[valid_vocab:] = 0
     _call("tdlm_lce_backward_weight", h, weight, targets, n, valid_vocab, dtype, lse, grad, dw)
@@ -46,7 +46,7 @@ def loss_sum(h, weight, targets, token_weights, n_rows, valid_vocab, dtype):
     check_shapes(h, weight, valid_vocab, targets, token_weights)
     h, weight, targets, g = (a.contiguous() for a in (h, weight, targets.long(), token_weights.float()))
     n = max(0, count(n_rows, h.shape[0]))
-    nll, lse = h.new_empty(n, dtype=torch.float32), h.new_empty(n, dtype=torch.float32)
+    nll, lse = h.new_empty(n, dtype=torch.float32), h.new_empty(n, dtype=torch.float64)
     dh, dw = torch.empty_like(h), torch.empty_like(weight)
     dh[n:], dw[valid_vocab if n else 0 :] = 0, 0
     _call("tdlm_lce_sum", h, weight, targets, n, valid_vocab, dtype, g, nll, lse, dh, dw)

@@ -55,7 +55,7 @@ def lce_gathered(
     x = taken.to(dtype, copy=True)
     if n_rows is not None:
         x = torch.where((torch.arange(len(x), device=x.device) < n_rows)[:, None], x, 0.0)
-    return nll, lse, dx, x, weight[:valid_vocab].to(dtype, copy=True)
+    return nll, lse.to(nll.dtype), dx, x, weight[:valid_vocab].to(dtype, copy=True)
 
 
 @op(

@@ -37,6 +37,11 @@ def _wide(h: Tensor) -> torch.dtype:
     return torch.float64 if h.dtype == torch.float64 else torch.float32
 
 
+def lse_dtype(h: Tensor) -> torch.dtype:
+    """Return the dtype of lse: fp64 on a CPU, whose kernels lose no digits of a large one; fp32 on a GPU."""
+    return torch.float64 if not h.is_cuda else _wide(h)
+
+
 def count(n_rows: Tensor | None, N: int) -> int:
     """Return how many of N rows count, read from the device."""
     return N if n_rows is None else min(int(n_rows), N)
@@ -60,8 +65,8 @@ def check_shapes(h: Tensor, weight: Tensor, V: int, *per_row: Tensor) -> None:
 
 
 def _fake_forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh):
-    nll = h.new_empty(h.shape[0], dtype=_wide(h))
-    return nll, torch.empty_like(nll), h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
+    nll, lse = h.new_empty(h.shape[0], dtype=_wide(h)), h.new_empty(h.shape[0], dtype=lse_dtype(h))
+    return nll, lse, h.new_empty(h.shape[0] if need_dh else 0, h.shape[1])
 
 
 @op("tdlm::lce_forward", fake=_fake_forward)
@@ -71,16 +76,16 @@ def lce_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """nll (N,), lse (N,) and dh for unit upstream gradients (N, D), or (0, D) when it is not needed."""
     (N, D), acc = h.shape, _wide(h)
-    nll, lse = h.new_zeros(N, dtype=acc), h.new_zeros(N, dtype=acc)
+    nll, lse = h.new_zeros(N, dtype=acc), h.new_zeros(N, dtype=lse_dtype(h))
     dh = h.new_zeros(N if need_dh else 0, D)
     w = weight[:valid_vocab].to(dtype)
     for i, j in _chunks(count(n_rows, N), valid_vocab, acc.itemsize):
         z = _logits(h[i:j], w, dtype)
         y = targets[i:j, None]
-        lse[i:j] = torch.logsumexp(z, -1)
-        nll[i:j] = lse[i:j] - z.gather(1, y)[:, 0]
+        each = torch.logsumexp(z, -1)
+        lse[i:j], nll[i:j] = each, each - z.gather(1, y)[:, 0]
         if need_dh:
-            p = z.sub_(lse[i:j, None]).exp_()
+            p = z.sub_(each[:, None]).exp_()
             dh[i:j] = (p.to(dtype) @ w).to(dh.dtype) - w[y[:, 0]].to(dh.dtype)
     return nll, lse, dh
 
@@ -91,10 +96,10 @@ def lce_backward_weight(
     valid_vocab: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """dW (V, D), recomputing the probabilities from lse; grad (N,) is the upstream gradient of nll."""
-    dw = torch.zeros_like(weight, dtype=lse.dtype)
+    dw = torch.zeros_like(weight, dtype=_wide(h))
     w = weight[:valid_vocab].to(dtype)
-    for i, j in _chunks(count(n_rows, h.shape[0]), valid_vocab, lse.element_size()):
-        p = _logits(h[i:j], w, dtype).sub_(lse[i:j, None]).exp_()
+    for i, j in _chunks(count(n_rows, h.shape[0]), valid_vocab, dw.element_size()):
+        p = _logits(h[i:j], w, dtype).sub_(lse[i:j, None].to(dw.dtype)).exp_()
         p.scatter_add_(1, targets[i:j, None], p.new_full((j - i, 1), -1.0))
         p.mul_(grad[i:j, None])
         dw[:valid_vocab] += p.to(dtype).T @ h[i:j].to(dtype)

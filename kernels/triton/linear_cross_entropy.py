@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import hardware
 from ..ops.gathered_cross_entropy import check_gathered
-from ..ops.linear_cross_entropy import check_shapes, live_only
+from ..ops.linear_cross_entropy import check_shapes, live_only, lse_dtype
 from .launch import overlap, start_kernel
 from .tiles import FOLD_ROWS, SMALL, Plan, card, fused, rows_launch
 
@@ -321,7 +321,8 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Te
     check_shapes(h, weight, valid_vocab, targets)
     plan = _plan(h, weight, dtype, need_dh)
     x, w = h.to(plan.dtype).contiguous(), weight[:valid_vocab].to(plan.dtype).contiguous()
-    return _forward(plan, x, w, targets, n_rows, h.new_empty(len(h) if need_dh else 0, h.shape[1]))
+    nll, lse, dh = _forward(plan, x, w, targets, n_rows, h.new_empty(len(h) if need_dh else 0, h.shape[1]))
+    return nll, lse.to(lse_dtype(h)), dh
 
 
 def gathered_forward(h, rows, weight, targets, n_rows, valid_vocab, dtype) -> tuple[Tensor, ...]:

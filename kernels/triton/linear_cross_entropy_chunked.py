@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import hardware
-from ..ops.linear_cross_entropy import check_shapes
+from ..ops.linear_cross_entropy import check_shapes, lse_dtype
 from . import matmul
 from .launch import overlap, start_kernel
 from .linear_cross_entropy import LOG2E, gradient_scale, live_rows
@@ -92,14 +92,14 @@ def forward(h, weight, targets, n_rows, valid_vocab, dtype, need_dh) -> tuple[Te
     x, w = _even(h, dtype), _even(weight[:valid_vocab], dtype)
     dh = h.new_empty(len(h) if need_dh else 0, h.shape[1])
     nll, lse = _softmaxes(x, w, targets, n_rows, dh if need_dh else None)
-    return nll, lse, dh
+    return nll, lse.to(lse_dtype(h)), dh
 
 
 def backward_weight(h, weight, targets, lse, grad, n_rows, valid_vocab, dtype) -> Tensor:
     check_shapes(h, weight, valid_vocab, targets, lse, grad)
     (N, D), V = h.shape, valid_vocab
     of_logits, _, of_w, _ = _plans(dtype, h.device)
-    w, y, lse = _even(weight[:V], dtype), targets.contiguous(), lse.contiguous()
+    w, y, lse = _even(weight[:V], dtype), targets.contiguous(), lse.float().contiguous()
     x, g, top = _live_rows(h, grad, n_rows, dtype)
     dw = weight.new_zeros(len(weight), x.shape[1], dtype=torch.float32)
     for i, j in _chunks(N, V, dtype):

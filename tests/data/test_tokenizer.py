@@ -49,12 +49,13 @@ def test_a_network_that_never_answers_ends_in_one_clear_error(monkeypatch, witho
     hold.set()
 
 
-def test_a_download_that_fails_says_why(monkeypatch, without_the_package):
+@pytest.mark.parametrize("error", [OSError("name not resolved\nmore"), ValueError("Hash mismatch for data")])
+def test_a_download_that_fails_says_why(monkeypatch, without_the_package, error):
     def fails(name):
-        raise OSError("name not resolved\nmore")
+        raise error
 
     monkeypatch.setattr(tokenizer.tiktoken, "get_encoding", fails)
-    with pytest.raises(ConfigError, match=r"cannot be downloaded \(name not resolved\): pip install"):
+    with pytest.raises(ConfigError, match=r"cannot be downloaded \((name not resolved|Hash mismatch.*)\): pip install"):
         GPT2()
 
 

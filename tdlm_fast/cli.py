@@ -115,6 +115,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as those of the verbs are; argparse prints its usage before it."""
 
     def error(self, message: str):
+        message = message.replace("config, overrides", "config")  # parse_intermixed_args lists what is optional too
         print(f"error: {message}; --help shows the usage and all options", file=sys.stderr)
         sys.exit(2)
 

@@ -99,7 +99,8 @@ def _local(path: Path) -> dict[str, str]:
     elif os.path.isfile(path):
         files = {None: [path]}
     else:
-        raise ConfigError(f"{what} does not exist (looked for from {Path.cwd()})")
+        found = "is neither a file nor a folder" if os.path.exists(path) else "does not exist"
+        raise ConfigError(f"{what} {found} (looked for from {Path.cwd()}); give a text file or a folder")
     read = {s: [d for f in group for d in documents(f)] for s, group in files.items()}
     if None in read:
         return {s: _join(d) for s, d in _hold_out(read[None], SPLITS[1:], what).items()}

@@ -18,7 +18,6 @@ Hub through `datasets`; both give the same questions in the same order.
 
 import csv
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from ..config import ConfigError
 from ..data import sources
+from ..runs.files import parse
 
 DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # raised by reading wrong rows
 
@@ -94,7 +94,7 @@ def blimp(row: dict) -> Question:
 
 def _lines(file: Path) -> Iterator[dict]:
     with open(file, encoding="utf-8") as f:
-        yield from (json.loads(line) for line in f if line.strip())
+        yield from (parse(line) for line in f if line.strip())
 
 
 def _hellaswag_rows(folder: Path) -> Iterator[dict]:
@@ -200,6 +200,7 @@ def _questions(task: Task, rows: Iterator[dict]) -> list[Question]:
             raise ValueError(f"question {i} needs {least} or more endings, each with text")
         if not isinstance(q.gold, int) or not 0 <= q.gold < len(q.endings):
             raise ValueError(f"question {i} has {len(q.endings)} endings, and the right one is {q.gold!r}")
+        "".join((q.context, *q.endings)).encode()  # UnicodeEncodeError is a ValueError
     return sorted(questions, key=lambda q: q.group)
 
 

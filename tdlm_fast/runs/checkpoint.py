@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..config import ConfigError, NonFinite
-from .files import unreadable, write_beside
+from .files import parse, unreadable, write_beside
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 OWNER = ("seed", "settings_hash", "corpus_hash")  # of a state: the run that it belongs to
@@ -69,7 +69,7 @@ def peek(path: Path) -> dict:
     """Return only the state of a checkpoint, unchecked; {} if it cannot be read."""
     try:
         with safe_open(path, "pt") as f:
-            state = json.loads(f.metadata()["state"])
+            state = parse(f.metadata()["state"])
     except (SafetensorError, OSError, TypeError, KeyError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
@@ -103,7 +103,7 @@ def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
         with safe_open(path, "pt") as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             about = f.metadata()
-        state = json.loads(about["state"])
+        state = parse(about["state"])
         if about.get("sha256") not in (None, digest(tensors, about["state"])):  # older ones have none
             raise ValueError("its contents do not match its checksum")
         if missing := [k for k in ("step", *(COUNTERS if optimizer else ())) if k not in state]:

@@ -111,7 +111,7 @@ def figures(file: Path, keys=(), mend: str = "remove it, and it is made again", 
             raise ValueError(f"no {', '.join(missing)}")
         if content.pop("sha256", None) not in (None, seal(content)) and as_written:
             raise ValueError("its contents do not match its checksum")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as e:
         raise unreadable(file, e) from None

@@ -7,6 +7,7 @@ from ..config import at_least
 COUNTED = ("random", "confidence", "top", "margin", "entropy")  # methods that write the scheduled number of tokens
 METHODS = ("ancestral", *COUNTED)
 UNMASKING = ("linear", "cosine", "cosine-maskgit")
+MOST_STEPS = 100_000  # a text has far fewer tokens
 LEAST = {"tokens": 1, "number": 1, "steps": 1, "block": 1, "temperature": 0, "top_k": 0, "seed": 0}
 
 
@@ -29,6 +30,8 @@ class SamplerOptions:
 
     def __post_init__(self):
         at_least(self, LEAST, {"steps": "; leave it out for one step a token"})
+        if self.steps and self.steps > MOST_STEPS:
+            raise ValueError(f"steps is {self.steps}; it must be at most {MOST_STEPS:,}")
         if self.seed + self.number > 2**63:
             n = self.number
             raise ValueError(f"seed is {self.seed}; with number {n} it must be at most 2^63 - {n}")

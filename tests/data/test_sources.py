@@ -272,7 +272,14 @@ def test_what_is_no_dataset_is_an_error_and_no_reason_for_another_text(hub, monk
         from_hub("owner/nmae")
 
 
-@pytest.mark.parametrize("path, says", [("absent", "does not exist"), (".", "holds no file")])
+@pytest.mark.parametrize(
+    "path, says",
+    [
+        ("absent", "does not exist"),
+        (".", "holds no file"),
+        ("/dev/null", "is neither a file nor a folder"),
+    ],
+)
 def test_a_path_that_cannot_be_used_is_named(tmp_path, path, says):
     with pytest.raises(ConfigError, match=f"data.path: .*{says}"):
         dataset.load(DataConfig(path=str(tmp_path / path)), 16)

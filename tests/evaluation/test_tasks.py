@@ -102,6 +102,7 @@ DAMAGED = [
     ("piqa", PIQA_LINE | {"gold": 2}), ("piqa", PIQA_LINE | {"gold": None}), ("piqa", PIQA_LINE | {"gold": 1.0}),
     ("piqa", PIQA_LINE | {"choices": ["Heat it."]}), ("piqa", PIQA_LINE | {"choices": ["Heat it.", ""]}),
     ("lambada", LAMBADA_LINE | {"continuation": ""}), ("lambada", LAMBADA_LINE | {"continuation": None}),
+    ("lambada", "[" * 100_000), ("lambada", LAMBADA_LINE | {"context": "\ud800"}),
     ("lambada", LAMBADA_LINE | {"context": None}), ("blimp", TSV + "a\t0\tone\n"), ("blimp", TSV + "a\t0\tone\t\n"),
 ]  # fmt: skip
 

@@ -14,6 +14,8 @@ from tdlm_fast.sampling.options import SamplerOptions
     (dict(temperature=float("nan")), "temperature is nan; it must be at least 0 and finite"), (dict(top_k=-1), "top-k"),
     (dict(top_p=0.0), "^top-p is 0.0; it must lie in 0 < top-p <= 1"), (dict(tokens=0), "tokens is 0"),
     (dict(seed=2**63 - 1, number=2), "with number 2 it must be at most 2\\^63 - 2"), (dict(number=0), "number is 0"),
+    (dict(steps=2 * 10**9), "steps is 2000000000; it must be at most 100,000"),
+    (dict(tokens=2**31), "at most 2,147,483,647"),
 ])  # fmt: skip
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):

@@ -85,7 +85,7 @@ setup(
         *(f"tdlm_fast.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"tdlm_fast.kernels": "kernels"},
-    package_data={"": ["py.typed"], "tdlm_fast.comparison": ["claims.json"]},
+    package_data={"": ["py.typed"], "tdlm_fast.comparison": ["claim_files/*.json"]},
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -3,7 +3,7 @@
 Trains both objectives with all other settings alike, each run in its own process, evaluates both on the same tokens and
 writes DIR/report.html, report.md and compare.json. The same command resumes after an interruption: finished runs and
 tables are kept. --arms adds control arms (other YAML files). --from RUN_A RUN_B … compares finished runs instead; a
-compare.json among them stands for the runs it holds.
+compare.json among them stands for the runs it holds. --claims takes the claims of another publication.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import config as settings
 from .cli import exit_codes, own_folder, path, verb, verb_parser
+from .comparison import claims
 from .comparison.runner import compare_runs, train_arms
 
 
@@ -24,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--arms", type=path, nargs="+", default=[], help="YAML files of control arms, as configs/controls/*")
     runs = "finished runs, or a compare.json that holds some; nothing is trained"
     p.add_argument("--from", dest="runs", type=path, nargs="+", default=[], metavar="RUN", help=runs)
+    case = "claim file (docs/claim-files.md), or the name of an installed one (default: tdlm-v1.2)"
+    p.add_argument("--claims", type=path, metavar="FILE", help=case)
     table = "sequences of the exact likelihoods on the test split, 2 or more; 0: no table of likelihoods for any run"
     p.add_argument("--sequences", type=int, default=64, help=table)
     p.add_argument("--draws", type=int, default=16, help="draws of the published metric on the test split")
@@ -51,10 +54,11 @@ def check(a) -> None:
 def main(argv=None) -> None:
     a = parser().parse_intermixed_args(argv)
     check(a)
+    case = claims.load(a.claims)
     own_folder(a.out or Path("runs"), "--out")
     out = a.out or Path("runs") / f"compare-{(a.runs[0] if a.runs else a.config).stem}"
     runs = a.runs or train_arms(a.config, a.overrides, a.arms, a.seeds, out)
-    result = compare_runs(runs, out, sequences=a.sequences, draws=a.draws)
+    result = compare_runs(runs, out, sequences=a.sequences, draws=a.draws, case=case)
     for claim in result["claims"]:
         print(f"{claim['verdict']:26} {claim['claim']} ({claim['reason']})")
     print(f"report {out / 'report.html'}")

@@ -251,7 +251,7 @@ def _coerce(key: str, value, f: dataclasses.Field):
     return value
 
 
-def _checked(key: str, value, known: dict[str, dataclasses.Field]):
+def checked_value(key: str, value, known: dict[str, dataclasses.Field]):
     """Return the value as the type of its key. Raises ConfigError where the key is unknown or the value wrong."""
     if any(k.startswith(key + ".") for k in known):
         raise ConfigError(f"{key} is a section; write its keys beneath it, as in {key}.KEY")
@@ -266,7 +266,7 @@ def build(values: dict[str, object]) -> Config:
     sections: dict[str, dict] = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = _checked(key, value, known)
+        sections.setdefault(section, {})[name] = checked_value(key, value, known)
     top = sections.pop("", {})
     kinds: dict[str, typing.Any] = {f.name: f.type for f in dataclasses.fields(Config)}
     config = Config(**top, **{name: kinds[name](**kw) for name, kw in sections.items()})
@@ -351,7 +351,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     try:
         for key, (value, line) in read_settings(path).items():
             try:
-                values[key] = _checked(key, value, known)
+                values[key] = checked_value(key, value, known)
             except ConfigError as e:
                 raise ConfigError(f"{path} line {line}: {e}") from None
     except YamlError as e:

@@ -1,14 +1,14 @@
-"""Read the published claims (claims.json), and list how runs depart from the published experiment.
+"""Read published claims, and list how runs depart from the published experiment.
 
-The published settings in claims.json are those of configs/published.yaml, every key that decides a loss. claims.json is
-installed with the package, and a test compares the two.
+The claim file of TDLM v1.2 holds the settings of configs/published.yaml, every key that decides a loss, and a test
+compares the two. Another file may hold fewer: a key that it leaves out is not compared.
 """
 
-import json
 from pathlib import Path
 
 from .. import config as settings
 from .arms import OBJECTIVES
+from .claim_schema import read
 
 # beginnings of keys that decide no loss; the text is compared by its contents, and seeds differ on purpose
 NOT_DECIDING = (
@@ -21,9 +21,9 @@ READ_BY_ONE = {
 }  # fmt: skip
 
 
-def load() -> dict:
-    """Return the contents of claims.json."""
-    return json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
+def load(name: Path | None = None) -> dict:
+    """Return the contents of a claim file, a path or an installed name; None means that of TDLM v1.2."""
+    return read(name)
 
 
 def deciding(objective: str) -> list[str]:
@@ -32,21 +32,23 @@ def deciding(objective: str) -> list[str]:
     return [key for key in keys if READ_BY_ONE.get(key, objective) == objective]
 
 
-def departures(pair: tuple[dict, dict]) -> list[str]:
+def departures(pair: tuple[dict, dict], case: dict | None = None) -> list[str]:
     """List where a diffusion and an autoregressive run depart from the published ones: "KEY 4 instead of 2", …
 
     A departure of one run only begins with its objective, unless the other never reads the key. What no setting can
     change stands last.
     """
-    published, found = load(), {}
+    published, found = case or load(), {}
     for objective, run in zip(OBJECTIVES, pair, strict=True):
         config, summary = run["config"], run["summary"]
         text = published["known_texts"].get(summary["corpus_hash"], summary["corpus"])
-        lines = [("", f"text {text} instead of {published['text']}")] * (text != "wikitext-2")  # the Hub's is raw
-        expected = ((key, published["settings"][key]) for key in deciding(objective))
+        lines = [("", f"text {text} instead of {published['text']}")] * (text != published["corpus"])
+        expected = ((k, published["settings"][k]) for k in deciding(objective) if k in published["settings"])
         lines += [(key, f"{key} {config[key]} instead of {v}") for key, v in expected if config[key] != v]
         ours, theirs = summary["parameters"], published["parameters"]
-        found[objective] = lines + [("", f"{ours:,} parameters instead of {theirs:,}")] * (ours != theirs)
+        if theirs not in (None, ours):
+            lines.append(("", f"{ours:,} parameters instead of {theirs:,}"))
+        found[objective] = lines
     out = []
     for objective, lines in found.items():
         (other,) = (found[o] for o in OBJECTIVES if o != objective)

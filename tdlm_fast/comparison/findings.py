@@ -20,15 +20,27 @@ def paragraph(result: dict) -> str:
         text += _test(claims["test"], paired)
     zero = result["untrained"]
     if zero and zero["as_published"] and zero["as_published"]["low"] > 0:
-        published, both, likelihood = (math.exp(zero[k]["mean"]) for k in ("as_published", "one_scale", "right"))
-        text.append(
-            f"Before any training the published computation already shows diffusion {published:.2f} times better. With "
-            f"the published metric for both, the ratio is {both:.2f}; on likelihood it is {likelihood:.2f}."
-        )
+        text.append(_untrained(zero, claims["test"]))
     counts = Counter(c["verdict"] for c in result["claims"])
     tally = ", ".join(f"{k} {v}" for k, v in counts.most_common())
     text.append(f"Of the {len(result['claims'])} published claims: {tally}.")
     return " ".join([*text, *_controls(result, claims["test"]["verdict"])])
+
+
+def _untrained(zero: dict, claim: dict) -> str:
+    """Return a sentence on the published computation before training, by the unit of the claim."""
+    values = [zero[k]["mean"] for k in ("as_published", "one_scale", "right")]
+    bits = claim["kind"] == "bits"
+    published, both, likelihood = (f"{v:+.3f}" if bits else f"{math.exp(v):.2f}" for v in values)
+    unit, figure = ("bits per byte", "difference") if bits else ("times", "ratio")
+    return (
+        f"Before any training the published computation already shows diffusion {published} {unit} better. With "
+        f"the published metric for both, the {figure} is {both}; on likelihood it is {likelihood}."
+    )
+
+
+def _unit(claim: dict) -> str:
+    return "bits per byte" if claim["kind"] == "bits" else "nats"
 
 
 def _setting(result: dict, paired: dict[str, list[dict]]) -> list[str]:
@@ -52,11 +64,12 @@ def _headline(result: dict) -> list[str]:
     if not (best := result.get("headline")):
         return []
     right, nats = best["claim"]["right"], best["nats"]
+    unit = " bits per byte" if best["claim"].get("kind") == "bits" else ""
     return [
         f"Of {len(best['valid'])} arms, the best of each objective on validation are {best['arms']['diffusion']} and "
         f"{best['arms']['autoregressive']}: on the test split at most {nats['diffusion']:.3f} and exactly "
         f"{nats['autoregressive']:.3f} nats per token, a difference of {right['mean']:+.3f} [{right['low']:+.3f}, "
-        f"{right['high']:+.3f}] ({seeds_of(best)}). The claims are judged on the pair whose settings are alike."
+        f"{right['high']:+.3f}]{unit} ({seeds_of(best)}). The claims are judged on the pair whose settings are alike."
     ]
 
 
@@ -71,11 +84,15 @@ def _test(claim: dict, paired: dict[str, list[dict]]) -> list[str]:
     text = [
         f"On the test split diffusion's upper bound is {d:.3f} nats per token (perplexity at most "
         f"{math.exp(d):,.1f}), and the autoregressive model's exact value is {a:.3f} ({math.exp(a):,.1f}): "
-        + (f"{side} by {abs(test['mean']):.3f} nats." if side else "the interval of the difference contains 0.")
+        + (
+            f"{side} by {abs(test['mean']):.3f} {_unit(claim)}."
+            if side
+            else "the interval of the difference contains 0."
+        )
     ]
     if exact:
         side = "ahead of" if exact["low"] > 0 else "behind" if exact["high"] < 0 else None
-        apart = f"{abs(exact['mean']):.3f} nats {side}" if side else "not clearly different from"
+        apart = f"{abs(exact['mean']):.3f} {_unit(claim)} {side}" if side else "not clearly different from"
         text.append(
             f"The best exact likelihood of the diffusion model is {apart} the autoregressive one on the same test "
             f"sequences [{exact['low']:+.3f}, {exact['high']:+.3f}]."
@@ -96,6 +113,6 @@ def _controls(result: dict, verdict: str) -> list[str]:
     low, high = (end(c["right"]["mean"] for _, c in tests) for end in (min, max))
     return [
         f"With one of {len(tests)} control arms in place of a main arm, diffusion's advantage is {low:+.3f} to "
-        f"{high:+.3f} nats, and the verdict on the test perplexity "
+        f"{high:+.3f} {_unit(tests[0][1])}, and the verdict on the test perplexity "
         + (f"changes with {', '.join(other)}." if other else "stays the same.")
     ]

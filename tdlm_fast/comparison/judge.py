@@ -9,6 +9,8 @@ about a loss is computed three ways on the same tokens:
 
 Its 95 % interval is Student's t over seeds (same seed: same weights, same batches), no narrower than the estimates' own
 errors. With one seed it is the estimates' own error and ONE_SEED nats to either side, for the seeds that were not run.
+A claim in bits per byte ("kind": "bits") is judged the same way: "as published" divides diffusion's nats by the bytes
+per token that the publication assumed, "one scale" divides both by them, and "on likelihood" has the text's own bytes.
 """
 
 import math
@@ -20,7 +22,7 @@ from .claims import load
 PROGRAM = "tdlm_fast"  # whose times the runs hold
 TIME_MARGIN = math.log(1.1)  # training times are alike within 10 %
 WIDEST = 0.1  # of an accuracy's interval: a wider one decides nothing
-RULES = (
+RULES: tuple[str | tuple[str, str], ...] = (  # a rule with the kind of claims that it is for, or for every kind
     "Holds: on likelihood, the whole interval is above 0 and above half the claimed size, and it reaches the claimed "
     "size.",
     "An artefact of the metric: computed as published, the whole interval is above 0; on likelihood, it is below 0. "
@@ -34,29 +36,53 @@ RULES = (
     "Undecided: everything else, everything that was not measured, and every claim where the runs of the two "
     "objectives were not alike in settings, text, initial weights and batches.",
     "Exact likelihoods are computed only at the end of training. Earlier, diffusion is judged by its bound.",
-    "Accuracies are judged on whole sets, with the same questions for both objectives. The published figure and ours "
-    "each have a 95 % Wilson interval, from their numbers of questions. The claim holds where the two intervals "
-    "overlap for both objectives, and does not hold where they are apart for one. An interval wider than "
-    f"{WIDEST:.0%} decides nothing.",
-    "The likelihood gap is judged only where both objectives prefer the right endings beyond their 95 % intervals: the "
-    "ratio of the two gaps, by the rules of the losses.",
-    "Training times are not comparable unless both are of one program on one device. Then the claim holds where the "
-    "whole interval of the ratio is within 10 % of the published ratio, and does not hold where the whole interval is "
-    "outside. It needs two seeds or more.",
+    ("bits", "Bits per byte are judged by the rules of the losses. The published computation divides diffusion's bits "
+     "by the tokens times the bytes per token that the publication assumed; on likelihood, both objectives are divided "
+     "by the bytes of the text."),
+    ("accuracy", "Accuracies are judged on whole sets, with the same questions for both objectives. The published "
+     "figure and ours each have a 95 % Wilson interval, from their numbers of questions. The claim holds where the two "
+     "intervals overlap for both objectives, and does not hold where they are apart for one. An interval wider than "
+     f"{WIDEST:.0%} decides nothing."),
+    ("gap", "The likelihood gap is judged only where both objectives prefer the right endings beyond their 95 % "
+     "intervals: the ratio of the two gaps, by the rules of the losses."),
+    ("time", "Training times are not comparable unless both are of one program on one device. Then the claim holds "
+     "where the whole interval of the ratio is within 10 % of the published ratio, and does not hold where the whole "
+     "interval is outside. It needs two seeds or more."),
     "The claims are judged on the mirrored pair, the first arm of each objective, whose settings are alike. Where an "
     "objective has several arms, the headline compares the best of each: the lowest validation loss, by the bound or "
     "the exact value, on the seeds that all arms of that objective have. The test split has no part in the choice.",
     f"With one seed, {ONE_SEED} nats to either side stand in for the spread over seeds.",
-)
+)  # fmt: skip
+LOSSES = ("loss", "bits")  # the kinds of claims that a control arm is judged by
 
 
-def verdict(claimed: float, published: Interval | None, right: Interval | None, exact: Interval | None = None):
-    """Return (verdict, reason) of a claim of that advantage in nats; exact is that of the best exact likelihood."""
+def rules(case: dict) -> list[str]:
+    """Return the rules of the kinds of claims that a claim file holds."""
+    kinds = {c["kind"] for c in case["claims"]}
+    return [r if isinstance(r, str) else r[1] for r in RULES if isinstance(r, str) or r[0] in kinds]
+
+
+def _times(nats: float) -> str:
+    return f"{math.exp(nats):.2f}"
+
+
+def _bits(bits: float) -> str:
+    return f"{bits:+.3f}"
+
+
+def verdict(
+    claimed: float, published: Interval | None, right: Interval | None, exact: Interval | None = None, *, unit="nats"
+):
+    """Return (verdict, reason) of a claim of that advantage in a unit, "nats" per token or "bits per byte".
+
+    exact is the advantage of the best exact likelihood.
+    """
+    form, better = (_times, "times better") if unit == "nats" else (_bits, f"{unit} better")
     if right is None:
         return "undecided", "not measured"
     if right.low > 0:
         if right.high < claimed:
-            return "does not hold", f"diffusion is ahead, but by {right.mean:.3f} nats, not {claimed:.3f}"
+            return "does not hold", f"diffusion is ahead, but by {right.mean:.3f} {unit}, not {claimed:.3f}"
         if right.low < claimed / 2:
             return "undecided", f"diffusion is ahead, but the interval also contains far less than {claimed:.3f} nats"
         return "holds", "diffusion is ahead on likelihood, and the interval reaches the claimed size"
@@ -65,7 +91,7 @@ def verdict(claimed: float, published: Interval | None, right: Interval | None, 
     if exact is not None and exact.high >= 0:
         return "undecided", "the bound is behind, but an exact likelihood of the diffusion model may not be"
     if published is not None and published.low > 0:
-        ours, theirs = f"{math.exp(published.mean):.2f} times better", f"{math.exp(claimed):.2f}"
+        ours, theirs = f"{form(published.mean)} {better}", form(claimed)
         alike = f"agrees with the published {theirs}"
         if not published.low <= claimed <= published.high:
             alike = f"has the published sign; the published size, {theirs}, is not reproduced"
@@ -160,20 +186,52 @@ def exact_advantage(pairs: list[tuple[dict, dict]]) -> Interval | None:
     return over_seeds(values, errors) if values else None
 
 
-def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
+def _bytes_per_token(run: dict, place) -> float:
+    score = run["summary"]["test" if place == "test" else "valid"]
+    return score["nats_per_token"] / math.log(2) / score["bits_per_byte"]
+
+
+def bits_per_byte(pairs: list[tuple[dict, dict]], place, assumed: float) -> dict[str, Interval | None]:
+    """Return the advantages in bits per byte at a place, as `advantages`, and "exact".
+
+    As published, diffusion's bits are divided by `assumed` bytes per token, and the autoregressive model's by the true
+    ones; on one scale, both by `assumed`. The text and its bytes are those of all runs.
+    """
+    sides = [(_at(d, place), _at(a, place)) for d, a in pairs]
+    sides = [(d, a) for d, a in sides if d and a]
+    if not sides:
+        return dict.fromkeys(("as_published", "one_scale", "right", "exact"))
+    true = _bytes_per_token(pairs[0][0], place)
+
+    def of(share: float) -> Interval:  # nats per token of diffusion times share, so that the spread over seeds fits
+        values = [a["nats"] - share * d["nats"] for d, a in sides]
+        return over_seeds(values, [math.hypot(a["error"], share * d["error"]) for d, a in sides])
+
+    def per_byte(i: Interval | None, size: float) -> Interval | None:
+        return i and Interval(*(v / math.log(2) / size for v in (i.mean, i.low, i.high)))
+
+    right, exact = of(1.0), exact_advantage(pairs) if place == "test" else None
+    return {"as_published": per_byte(of(true / assumed), true), "one_scale": per_byte(right, assumed),
+            "right": per_byte(right, true), "exact": per_byte(exact, true)}  # fmt: skip
+
+
+def untrained(pairs: list[tuple[dict, dict]], case: dict) -> dict[str, Interval | None]:
+    """Return the advantages before training, by the computation of the claim about the test split."""
+    main = next(c for c in case["claims"] if c["id"] == "test")
+    return bits_per_byte(pairs, 0, main["bytes_per_token"]) if main["kind"] == "bits" else advantages(pairs, 0)
+
+
+def judge(pairs: list[tuple[dict, dict]], unlike: str = "", case: dict | None = None) -> list[dict]:
     """Return a row for each published claim: {"id", "claim", "published", "as_published", "one_scale", "right", …}.
 
-    Intervals are advantages in nats; "verdict" and "reason" follow RULES. unlike: how the sides of pairs differed.
+    Intervals are advantages in nats, or in bits per byte where "kind" is "bits"; "verdict" and "reason" follow RULES.
+    unlike: how the sides of pairs differed. case: the contents of a claim file, by default that of TDLM v1.2.
     """
     out = []
-    for c in load()["claims"]:
+    for c in (case or load())["claims"]:
         row = {k: c[k] for k in ("id", "claim", "published", "kind")} | {"claimed": math.log(c.get("ratio", 1.0))}
-        if c["kind"] == "loss":
-            intervals, exact = advantages(pairs, c["at"]), exact_advantage(pairs) if c["at"] == "test" else None
-            row |= intervals | {"exact": exact}
-            row["verdict"], row["reason"] = verdict(
-                row["claimed"], intervals["as_published"], intervals["right"], exact
-            )
+        if c["kind"] in LOSSES:
+            row |= _loss(c, row["claimed"], pairs)
         elif c["kind"] == "time":
             row |= _time(c, row["claimed"], pairs)
         else:
@@ -182,6 +240,18 @@ def judge(pairs: list[tuple[dict, dict]], unlike: str = "") -> list[dict]:
             row |= {"verdict": "undecided", "reason": f"the runs were not alike: {unlike}"}
         out.append(row)
     return out
+
+
+def _loss(c: dict, claimed: float, pairs: list[tuple[dict, dict]]) -> dict:
+    """Return the intervals and the verdict of a claim about a loss, or about bits per byte."""
+    if c["kind"] == "bits":
+        claimed, unit = c["autoregressive"] - c["diffusion"], "bits per byte"
+        row = bits_per_byte(pairs, c["at"], c["bytes_per_token"])
+    else:
+        row, unit = advantages(pairs, c["at"]), "nats"
+        row["exact"] = exact_advantage(pairs) if c["at"] == "test" else None
+    state, reason = verdict(claimed, row["as_published"], row["right"], row["exact"], unit=unit)
+    return row | {"claimed": claimed, "verdict": state, "reason": reason}
 
 
 def _time(c: dict, claimed: float, pairs: list[tuple[dict, dict]]) -> dict:
@@ -276,7 +346,7 @@ def _tasks(c: dict, pairs: list[tuple[dict, dict]]) -> dict:
     return row | {"verdict": "holds" if meet else "does not hold", "reason": reason}
 
 
-def controls(arms: list[dict]) -> list[dict]:
+def controls(arms: list[dict], case: dict | None = None) -> list[dict]:
     """Compare every further arm with the first arm of the other objective, on the seeds that both have.
 
     [{"label", "objective", "seeds", "claims", "first"}]: claims about losses are judged as for the first pair; first is
@@ -290,15 +360,16 @@ def controls(arms: list[dict]) -> list[dict]:
             continue
         sides = [arm if o == arm["objective"] else first[o] for o in OBJECTIVES]
         if pairs := pairs_of(sides):
-            judged = [c for c in judge(pairs) if c["kind"] == "loss"]
+            judged = [c for c in judge(pairs, case=case) if c["kind"] in LOSSES]
             seeds = [d["config"]["seed"] for d, _ in pairs]
             same = [pair for pair in pairs_of(list(first.values())) if pair[0]["config"]["seed"] in seeds]
             about = {"label": arm["label"], "objective": arm["objective"], "seeds": seeds, "claims": judged}
-            out.append(about | {"first": advantages(same, "test")["right"] if same else None})
+            first_row = next(c for c in judge(same, case=case) if c["id"] == "test") if same else {"right": None}
+            out.append(about | {"first": first_row["right"]})
     return out
 
 
-def headline(arms: list[dict]) -> dict | None:
+def headline(arms: list[dict], case: dict | None = None) -> dict | None:
     """Compare the best arm of each objective on the test split, None where no objective has several arms.
 
     {"arms": {objective: label}, "valid": {label: validation nats}, "seeds", "nats": {objective: test nats}, "claim"}.
@@ -318,7 +389,8 @@ def headline(arms: list[dict]) -> dict | None:
         return None
     tests = ([at["nats"] for r in runs if (at := _at(r, "test"))] for runs in zip(*pairs, strict=True))
     nats = {o: sum(values) / len(values) for o, values in zip(OBJECTIVES, tests, strict=True)}
+    claim = next(c for c in judge(pairs, case=case) if c["id"] == "test")
     return {
         "arms": {o: arm["label"] for o, arm in best.items()}, "valid": valid, "nats": nats,
-        "seeds": [d["config"]["seed"] for d, _ in pairs], "claim": next(c for c in judge(pairs) if c["id"] == "test"),
+        "seeds": [d["config"]["seed"] for d, _ in pairs], "claim": claim,
     }  # fmt: skip

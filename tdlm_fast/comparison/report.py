@@ -55,8 +55,8 @@ def blocks(result: dict) -> list[tuple]:
          "objective: others may have been trained on another machine or beside other work. Training losses only of "
          "arms with the main arm's weight: losses of different weights have no common scale."),
     ]  # fmt: skip
-    return [*out, *_runs(result), *_likelihoods(result), *_tasks(result), *_budgets(result), *_diagnostics(result),
-            *_alike(result)]  # fmt: skip
+    return [*out, *_runs(result), *_likelihoods(result), *_beside(result), *_tasks(result), *_budgets(result),
+            *_diagnostics(result), *_alike(result)]  # fmt: skip
 
 
 def _claims(result: dict) -> list[tuple]:
@@ -64,11 +64,8 @@ def _claims(result: dict) -> list[tuple]:
     if result["claims"]:
         out = [
             ("h", "The published claims"), ("table", tables.claims_table(result), True),
-            ("note", "Ratios of perplexities, above 1 where diffusion is better, with 95 % intervals over "
-             f"{tables.seeds_of(result)}; “nats” is the advantage on likelihood. Computed as published: the "
-             "published metric of diffusion against the exact perplexity of the autoregressive model. Published metric "
-             "for both: on the same draws. On likelihood: diffusion's upper bound against the exact value, so a ratio "
-             "below 1 may overstate how far diffusion is behind."),
+            *_source(result),
+            ("note", _claims_note(result)),
             ("note", "Rules of the verdicts:"), ("list", result["rules"]),
         ]  # fmt: skip
     if control := tables.control_table(result):
@@ -76,6 +73,34 @@ def _claims(result: dict) -> list[tuple]:
                 ("note", "The test perplexity again, with a control arm in place of the main arm of its objective, "
                  "against the main arm of the other, on the seeds that both have.")]  # fmt: skip
     return out
+
+
+def _source(result: dict) -> list[tuple]:
+    """Return notes on who published the claims, and on what would settle them; older records do not hold them."""
+    if not (published := result.get("published")):
+        return []
+    where = f" ({published['address']})" if published["address"] else ""
+    words = f"Source: {published['source']}{where}. Text: {published['text']}. Settled by: {published['runs']}."
+    return [("note", words), *([("note", published["note"])] if published["note"] else [])]
+
+
+def _claims_note(result: dict) -> str:
+    """Return what the cells of the table of claims hold."""
+    over = f"with 95 % intervals over {tables.seeds_of(result)}"
+    loose = ("On likelihood: diffusion's upper bound against the exact value, so a ratio below 1 may overstate how far "
+             "diffusion is behind.")  # fmt: skip
+    if tables.main_claim(result["claims"])["kind"] == "bits":
+        return (
+            f"Differences in bits per byte, above 0 where diffusion is better, {over}. Computed as published: "
+            "diffusion's bits over the tokens times the bytes per token that the publication assumed, against the "
+            "autoregressive model's over the true bytes. Published metric for both: both over the assumed bytes. "
+            "On likelihood: diffusion's upper bound against the exact value, both over the true bytes."
+        )
+    return (
+        f"Ratios of perplexities, above 1 where diffusion is better, {over}; “nats” is the advantage on likelihood. "
+        "Computed as published: the published metric of diffusion against the exact perplexity of the autoregressive "
+        f"model. Published metric for both: on the same draws. {loose}"
+    )
 
 
 def _runs(result: dict) -> list[tuple]:
@@ -101,6 +126,15 @@ def _likelihoods(result: dict) -> list[tuple]:
                     "are. The exact orders reveal one token a step, left to right or the most certain first (DUEL, "
                     "arXiv 2603.01367)."))  # fmt: skip
     return out
+
+
+def _beside(result: dict) -> list[tuple]:
+    if not (rows := tables.beside_table(result)):
+        return []
+    words = (f"Theirs: {result['published']['beside']['source']}. Ours: the first seed of each objective, on a subset "
+             "of the test split. Texts, vocabularies, models and programs differ, so only the columns over the "
+             "autoregressive model of the same publication may be compared.")  # fmt: skip
+    return [("h", "Honest likelihoods, theirs and ours"), ("table", rows, True), ("note", words)]
 
 
 def _tasks(result: dict) -> list[tuple]:

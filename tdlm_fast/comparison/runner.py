@@ -120,11 +120,12 @@ def _ends_with_parent():
     return lambda: prctl(set_signal, signal.SIGTERM)
 
 
-def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int) -> dict:
+def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int, case: dict | None = None) -> dict:
     """Compare finished runs, given as run folders or compare.json files, and write the report into out.
 
     sequences: of the exact likelihoods, which are computed for each run folder first; 0 leaves the table out. draws: of
-    the published metric. Returns the contents of compare.json. Raises ConfigError and NonFinite, naming the run.
+    the published metric. case: the contents of a claim file, as in `compare`. Returns the contents of compare.json.
+    Raises ConfigError and NonFinite, naming the run.
     """
     records = {f: recorded(f) for f in sources if f.is_file()}
 
@@ -142,22 +143,27 @@ def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int) 
                 likelihoods(folder, sequences=sequences, draws=draws)
             except settings.NonFinite as e:
                 raise settings.NonFinite(f"{folder}: {e}") from None
-    return compare(arms_of([run for _, run in runs()]), out)
+    return compare(arms_of([run for _, run in runs()]), out, case)
 
 
-def compare(arms: list[dict], out: Path) -> dict:
-    """Judge the arms and write compare.json, report.html, report.md and figures/ into out; return compare.json."""
+def compare(arms: list[dict], out: Path, case: dict | None = None) -> dict:
+    """Judge the arms and write compare.json, report.html, report.md and figures/ into out; return compare.json.
+
+    case: the contents of a claim file, by default that of TDLM v1.2.
+    """
+    case = case or claims.load()
     arms = [arm | {"runs": [thinned(run) for run in arm["runs"]]} for arm in arms]
     pairs = pairs_of(arms)
     findings = alike(pairs)
     unlike = "; ".join(part for line in findings for part in line.split("; ") if "DIFFERENT" in part)
     result = {
-        "arms": arms, "claims": judge.judge(pairs, unlike) if pairs else [],
-        "untrained": judge.advantages(pairs, 0) if pairs else None,
-        "rules": list(judge.RULES), "ledgers": ledgers(pairs), "alike": findings,
+        "arms": arms, "claims": judge.judge(pairs, unlike, case) if pairs else [],
+        "untrained": judge.untrained(pairs, case) if pairs else None,
+        "rules": judge.rules(case), "ledgers": ledgers(pairs), "alike": findings,
         "seeds": [d["config"]["seed"] for d, _ in pairs],
-        "departures": claims.departures(pairs[0]) if pairs else [], "controls": judge.controls(arms),
-        "headline": judge.headline(arms),
+        "departures": claims.departures(pairs[0], case) if pairs else [],
+        "controls": judge.controls(arms, case), "headline": judge.headline(arms, case),
+        "published": {k: case[k] for k in ("source", "address", "text", "runs", "note", "beside")},
     }  # fmt: skip
     result = json.loads(json.dumps(result, default=asdict))  # intervals become dicts
     out.mkdir(parents=True, exist_ok=True)

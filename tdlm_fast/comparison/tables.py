@@ -23,6 +23,16 @@ def nats(i: dict | None) -> str:
     return "–" if i is None else f"{i['mean']:+.3f} [{i['low']:+.3f},\u00a0{i['high']:+.3f}]"
 
 
+def advantage(i: dict | None, kind: str) -> str:
+    """Return an advantage of a claim of that kind: a ratio of perplexities, or a difference in bits per byte."""
+    return nats(i) if kind == "bits" else ratio(i)
+
+
+def main_claim(claims: list[dict]) -> dict:
+    """Return the claim about the test split, on which the headline and the control arms are judged."""
+    return next(c for c in claims if c["id"] == "test")
+
+
 def seeds_of(result: dict) -> str:
     return "1 seed" if len(result["seeds"]) == 1 else f"{len(result['seeds'])} seeds"
 
@@ -33,19 +43,20 @@ def claims_table(result: dict) -> list[list[str]]:
     rows = [[*head, "verdict"]]
     zero = result["untrained"]
     if zero:
-        cells = [ratio(zero[k]) for k in ("as_published", "one_scale", "right")]
-        cells += [nats(zero["right"]), "a control, not a claim"]
+        kind = main_claim(result["claims"])["kind"]
+        cells = [advantage(zero[k], kind) for k in ("as_published", "one_scale", "right")]
+        cells += ["–" if kind == "bits" else nats(zero["right"]), "a control, not a claim"]
         rows.append(["Before training (control)", "not reported", *cells])
     for c in result["claims"]:
-        values = {k: c.get(k) if c["kind"] == "loss" else None for k in ("as_published", "one_scale", "right")}
-        cells = [*map(ratio, values.values()), nats(values["right"])]
+        values = [c.get(k) if c["kind"] in ("loss", "bits") else None for k in ("as_published", "one_scale", "right")]
+        cells = [*(advantage(i, c["kind"]) for i in values), "–" if c["kind"] == "bits" else nats(values[-1])]
         rows.append([c["claim"], c["published"], *cells, f"{c['verdict']}: {c['reason']}{published_weight(result, c)}"])
     return rows
 
 
 def published_weight(result: dict, claim: dict) -> str:
     """Return what the published computation shows of a control arm trained with the published weight, or ""."""
-    for arm in result["controls"]:
+    for arm in result["controls"] if claim.get("kind", "loss") == "loss" else ():
         other = next((c for c in arm["claims"] if c["id"] == claim["id"]), None)
         if arm["label"] == "diffusion loss_weight=published" and other and other["as_published"]:
             size = math.exp(other["as_published"]["mean"])
@@ -59,13 +70,32 @@ def control_table(result: dict) -> list[list[str]]:
     rows = [[*head, "on likelihood", "nats", "main arms, same seeds", "verdict"]]
     runs = {arm["label"]: arm["runs"] for arm in result["arms"]}
     for arm in result["controls"]:
-        claim = next(c for c in arm["claims"] if c["id"] == "test")
+        claim = main_claim(arm["claims"])
         tests = [r["summary"]["test"] for r in runs[arm["label"]] if r["config"]["seed"] in arm["seeds"]]
         value = f"{'≤ ' if tests[0]['samples'] else ''}{mean(t['nats_per_token'] for t in tests):.3f}"
-        cells = [ratio(claim[k]) for k in ("as_published", "one_scale", "right")]
+        cells = [advantage(claim[k], claim["kind"]) for k in ("as_published", "one_scale", "right")]
         seeds = ", ".join(map(str, arm["seeds"]))
-        rows.append([arm["label"], seeds, value, *cells, nats(claim["right"]), nats(arm["first"]), claim["verdict"]])
+        apart = "–" if claim["kind"] == "bits" else nats(claim["right"])
+        rows.append([arm["label"], seeds, value, *cells, apart, nats(arm["first"]), claim["verdict"]])
     return rows if len(rows) > 1 else []
+
+
+def beside_table(result: dict) -> list[list[str]]:
+    """Return likelihoods of another publication beside ours, in bits per byte and over the autoregressive ones."""
+    other = (result.get("published") or {}).get("beside")
+    theirs, ours = other["bits_per_byte"] if other else {}, {}
+    for arm in first_arms(result).values():
+        for row in next((r["table"]["rows"][1:] for r in arm["runs"] if r["table"]), []):  # the first is of the whole
+            ours.setdefault(row["name"], row["bits_per_byte"])
+    if "next token" not in theirs or "next token" not in ours:
+        return []
+    rows = [["likelihood", "theirs, bits/byte", "over theirs, autoregressive", "ours, bits/byte",
+             "over ours, autoregressive"]]  # fmt: skip
+    for name in (name for name in theirs if name in ours):
+        label = "autoregressive" if name == "next token" else name
+        sides = [(side[name], side[name] / side["next token"]) for side in (theirs, ours)]
+        rows.append([label, *(cell for bits, share in sides for cell in (f"{bits:.3f}", f"{share:.3f}"))])
+    return rows
 
 
 def _accuracy(entry: dict, key: str = "acc") -> str:

@@ -28,7 +28,7 @@ def test_the_published_settings_are_those_of_the_config_for_every_key_that_decid
 
 @pytest.mark.parametrize("key", settings.fields())
 def test_a_key_either_decides_a_loss_or_is_known_not_to(key):
-    """A key that is added must be placed: one that decides a loss in claims.json and configs/published.yaml."""
+    """A key that is added must be placed: one that decides a loss in the claim file and configs/published.yaml."""
     free = key.startswith(NOT_DECIDING)
     assert free != any(key in deciding(objective) for objective in OBJECTIVES)
     assert free == (key not in load()["settings"])

@@ -1,6 +1,7 @@
 """The command `compare`: it trains, judges, reports, and resumes after any interruption."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -103,6 +104,24 @@ def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path, start):
     assert "the same command resumes" in process.communicate(timeout=HANG_S)[1] and process.returncode == 130
     summary = json.loads((tmp_path / "out" / "diffusion-seed42" / "summary.json").read_text())
     assert 4 <= summary["steps"] < 4000 and not summary["finished"]
+
+
+def test_the_claims_of_another_file_are_judged_on_the_same_runs(done, tmp_path):
+    """Runs on bytes, of which a token has one: the assumed 4.3 makes diffusion 4.3 times better."""
+    source = str(done[0] / "compare.json")
+    out = tmp_path / "out"
+    command = ["--from", source, "--sequences", "0", "--out", str(out), "--claims", "parameter-golf-1106"]
+    assert compare.main(command) == 0
+    result, own = (json.loads((f / "compare.json").read_text()) for f in (out, done[0]))
+    [claim] = result["claims"]
+    assert claim["as_published"]["mean"] > 1 and result["untrained"]["as_published"]["mean"] > 1
+    assert claim["right"]["mean"] == pytest.approx(own["claims"][0]["right"]["mean"] / math.log(2), rel=1e-5)
+    assert result["published"]["source"].startswith("openai/parameter-golf #1106")
+    assert own["published"]["source"].startswith("TDLM v1.2")
+    report = (out / "report.md").read_text()
+    assert "1.1465 against 1.2244 bits per byte" in report and "Differences in bits per byte" in report
+    assert "## Honest likelihoods, theirs and ours" in report and "left-to-right | 1.420 | 1.147 |" in report
+    assert "Settled by: three seeds" in report and "Honest likelihoods" not in (done[0] / "report.md").read_text()
 
 
 def test_a_comparison_is_planned_judged_and_drawn_without_torch(tmp_path):

@@ -1,12 +1,14 @@
 """Verdicts from intervals, and the rows of the published claims."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tdlm_fast.comparison.claim_schema import read
 from tdlm_fast.comparison.claims import load
-from tdlm_fast.comparison.judge import advantages, exact_advantage, headline, judge, verdict
+from tdlm_fast.comparison.judge import advantages, exact_advantage, headline, judge, rules, untrained, verdict
 from tdlm_fast.statistics import ONE_SEED, Interval, wilson
 
 BEHIND, AHEAD, UNSURE = Interval(-0.9, -1.0, -0.8), Interval(0.5, 0.4, 0.6), Interval(0.0, -0.1, 0.1)
@@ -66,6 +68,40 @@ def test_the_published_case_is_an_artefact():
     assert rows["test"]["exact"].mean == pytest.approx((385 - 431) / 60)
     assert rows["hellaswag"]["verdict"] == rows["mmlu"]["verdict"] == "undecided"
     assert rows["time"]["verdict"] == "not comparable" and rows["gap"]["verdict"] == "undecided"
+
+
+def of_bytes(r, nats, bytes_per_token):
+    """The run with the bits per byte of its splits."""
+    score = {"nats_per_token": nats, "bits_per_byte": nats / math.log(2) / bytes_per_token}
+    return r | {"summary": r["summary"] | {"test": score, "valid": score}}
+
+
+@pytest.mark.parametrize("true, expected", [(2.442, "an artefact of the metric"), (4.366, "does not hold")])
+def test_bits_per_byte_are_judged_with_the_bytes_that_were_assumed_and_with_the_true_ones(true, expected):
+    """3.417 and 2.073 nats per token are the published 1.1465 and 1.2244 bits per byte, by 4.3 and by 2.442 bytes."""
+    exact = {"bound": [34.0, 68.0, 103.0], "left-to-right": [34.0, 68.0, 102.0]}, {"next token": [20.0, 41.0, 63.0]}
+    pairs = [
+        (of_bytes(run(s, 3.4172, 5.9, error=0.01, exact=exact[0]), 3.4172, true),
+         of_bytes(run(s, 2.0727, 5.3, exact=exact[1]), 2.0727, true))
+        for s in (1, 2, 3)
+    ]  # fmt: skip
+    case = read(Path("parameter-golf-1106"))
+    [row] = judge(pairs, case=case)
+    d, a = 3.4172 / math.log(2), 2.0727 / math.log(2)
+    assert row["as_published"].mean == pytest.approx(a / true - d / 4.3)
+    assert row["one_scale"].mean == pytest.approx((a - d) / 4.3) and row["right"].mean == pytest.approx((a - d) / true)
+    assert row["right"].high - row["right"].mean == pytest.approx(0.01 / 3**0.5 / math.log(2) / true)
+    assert row["exact"].mean == pytest.approx((124 - 204) / 60 / math.log(2) / true)
+    assert row["claimed"] == pytest.approx(1.2244 - 1.1465) and row["verdict"] == expected
+    if true == 2.442:
+        assert (
+            "the published computation shows +0.078 bits per byte better, which agrees with the published +0.078"
+            in (row["reason"])
+        )
+    before = untrained(pairs, case)
+    assert before["as_published"].mean == pytest.approx(row["as_published"].mean) and before["exact"] is None
+    assert judge([], case=case)[0]["verdict"] == "undecided"
+    assert [r for r in rules(case) if "Bits per byte" in r] and not [r for r in rules(case) if "Wilson" in r]
 
 
 def test_what_was_not_measured_is_undecided():

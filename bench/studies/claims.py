@@ -2,8 +2,8 @@
 
 Both options take a folder that holds WikiText-2 as train.txt, valid.txt, test.txt; train.txt may be missing from the
 raw one. Measured are the published metric's factor at the lengths of the published rows, an untrained model under every
-metric, and the unigram baseline. The raw text is read as published rows; the tokenised one as paragraphs, as our runs
-read it. Nothing is timed.
+metric, and the unigram and the 5-gram baseline. The raw text is read as published rows; the tokenised one as
+paragraphs, as our runs read it. Nothing is timed.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from tdlm_fast.config import LAYOUTS
 from tdlm_fast.data import dataset, token_cache
 from tdlm_fast.data.tokenizer import GPT2
 from tdlm_fast.evaluation.exact_likelihood import subset
+from tdlm_fast.evaluation.kneser_ney import kneser_ney
 from tdlm_fast.evaluation.likelihood import autoregressive_nll, likelihood
 from tdlm_fast.evaluation.published_metric import published_metric, uniform_factor
 from tdlm_fast.evaluation.unigram import Unigram, scored_tokens, unigram
@@ -65,6 +66,8 @@ def measure(raw: Path, tokenised: Path, rows: int) -> dict:
             train, splits["tokenised", s, "paragraphs"], tokenizer.vocab
         ).asdict()
     out["unigram"]["train_tokens"] = train.scored
+    test = splits["tokenised", "test", "paragraphs"]
+    out["five_gram"] = {"tokenised_test": kneser_ney(train, test, tokenizer.vocab).asdict()}
     out["untrained"] = untrained(splits["raw", "test", "published"], tokenizer, rows)
     valid = splits["raw", "valid", "published"]
     ones = torch.ones(len(valid), valid.seq_len)

@@ -123,8 +123,10 @@ def _likelihoods(result: dict) -> list[tuple]:
             out += [("h", f"Likelihoods: {arm['label']}, first seed"), ("table", lines(stored[0]), True)]
     if any(r["table"] for arm in result["arms"] for r in arm["runs"]):
         out.append(("note", "95 % intervals: of the estimate where all sequences are scored, over sequences where some "
-                    "are. The exact orders reveal one token a step, left to right or the most certain first (DUEL, "
-                    "arXiv 2603.01367)."))  # fmt: skip
+                    "are. The exact orders reveal one token a step, left to right or the most certain first: by the "
+                    "probability of its most probable value (confidence), by that minus the second's (margin), or "
+                    "by the entropy. “4 at a time” reveals four a step, each drawn for itself (DUEL, arXiv "
+                    "2603.01367)."))  # fmt: skip
     return out
 
 

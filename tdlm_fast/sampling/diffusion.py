@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..evaluation.exact_likelihood import TIE
+from ..evaluation.exact_likelihood import best_places
 from ..kernels.schedules import mask_probability
 from .draws import Draws
 from .options import COUNTED, SamplerOptions
@@ -21,20 +21,6 @@ def masked_counts(tokens: int, steps: int, unmasking: str) -> list[int]:
 def masked_share(s: int, steps: int, unmasking: str) -> float:
     """Return the share m_s of the new tokens that is masked after step s."""
     return float(mask_probability(torch.tensor(1 - s / steps, dtype=torch.float64), unmasking))
-
-
-def best_places(value: Tensor, k: int) -> Tensor:
-    """Choose the k largest of value (B, T) in each row, (B, T) bool; of equals (within TIE) the leftmost.
-
-    Places whose values differ only by rounding would otherwise be chosen by the machine.
-    """
-    value, chosen = value.clone(), torch.zeros_like(value, dtype=torch.bool)
-    row = torch.arange(len(value), device=value.device)
-    for _ in range(k):
-        pick = (value >= value.amax(1, keepdim=True) - TIE).int().argmax(1)
-        chosen[row, pick] = True
-        value[row, pick] = -torch.inf
-    return chosen
 
 
 def fill(model, x: Tensor, draws: Draws, first: int, tokens: int, options: SamplerOptions, on_step) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..evaluation import exact_likelihood
 from .options import SamplerOptions
 
 LOGITS = 1 << 24  # logits in memory at once, in fp64 with a copy or two; those of one text where they are more
@@ -33,12 +34,7 @@ def certainty(logits: Tensor, method: str, token: Tensor | None = None) -> Tenso
     log_p = logits.double().log_softmax(-1)
     if method == "confidence" and token is not None:
         return log_p.gather(1, token[:, None])[:, 0]
-    if method == "top":
-        return log_p.amax(-1)
-    if method == "margin":
-        best = log_p.topk(2).values.exp()
-        return best[:, 0] - best[:, 1]
-    return (log_p.exp() * log_p).nan_to_num().sum(-1)  # minus the entropy; 0 log 0 = 0
+    return exact_likelihood.certainty(log_p, "confidence" if method == "top" else method)
 
 
 class Draws:

@@ -175,7 +175,7 @@ def test_remasking_keeps_the_share_of_masks_and_with_many_steps_the_joint():
 def test_top_is_the_policy_whose_likelihood_orders_scores():
     model = sharp_model(3)
     rows = [list(x) for x in itertools.product(range(3), repeat=4)]
-    p = torch.exp(-exact_likelihood.confidence(model, split_of(rows, 4)))
+    p = torch.exp(-exact_likelihood.by_certainty(model, split_of(rows, 4)))
     assert fits(written(model, method="top").ids, p)
 
 

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.docs_tables import claims, cpu, gpu, harness, samplers
+from bench.docs_tables import bits_per_byte, claims, cpu, gpu, harness, samplers
 from bench.docs_tables.results import OBJECTIVES, RESULTS, read, table
 from tdlm_fast import config as settings
 from tdlm_fast.comparison import figures, report, tables
@@ -121,6 +121,7 @@ TABLES = {
     "README.md": {"headline": cpu.headline, "finding": finding, "experiment": experiment, "make-train": make_train},
     "docs/performance.md": cpu.TABLES | {"cpu-ops": gpu.cpu_ops, "gpu-measured": gpu.measured},
     "docs/claims.md": claims.TABLES,
+    "docs/claims-bits-per-byte.md": bits_per_byte.TABLES,
     "docs/sampling.md": samplers.TABLES,
     "docs/evaluation.md": harness.TABLES,
     "docs/gpu.md": gpu.TABLES,

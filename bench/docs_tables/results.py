@@ -8,7 +8,10 @@ OBJECTIVES = ("diffusion", "autoregressive")
 
 
 def read(name: str) -> dict:
-    return json.loads((RESULTS / name).read_text())
+    """The figures of a file, without the seal that a comparison ends with."""
+    content = json.loads((RESULTS / name).read_text())
+    content.pop("sha256", None)
+    return content
 
 
 def table(*rows: list[str] | tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ VERBS = {
     "evaluate": "likelihood of a run, or its accuracy on evaluation sets (--tasks)",
     "sample": "text from a run: RUN --prompt 'The ' --tokens 64 [--watch]",
     "compare": "train both objectives alike and judge the published claims",
+    "tune": "find settings for both objectives with equal trials",
     "table": "several likelihoods of a run, side by side",
     "check": "compare the evaluation of a run with known answers",
     "memory": "peak memory of a training step on a GPU, estimated without one",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("train", "evaluate", "sample", "compare", "table", "check", "memory", "doctor")
+VERBS = ("train", "evaluate", "sample", "compare", "tune", "table", "check", "memory", "doctor")
 BACKENDS = ("cpu", "triton", "cuda")
 # From the bottom of the house to its top: a room imports from its own line and the lines before it.
 LEVELS = (

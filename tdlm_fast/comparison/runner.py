@@ -62,7 +62,10 @@ def keys_of(config_file: Path, overrides: list[str]) -> list[str]:
 
 
 def train(config_file: Path, overrides: list[str], folder: Path) -> None:
-    """Train in a new process, so that memory and time are those of one run. Raises ConfigError where it fails."""
+    """Train in a new process, so that memory and time are those of one run.
+
+    Raises ConfigError where it fails, and NonFinite where a loss or gradient was not finite.
+    """
     if _kept(config_file, overrides, folder):
         print(f"{folder}: finished already", file=sys.stderr)
         return
@@ -94,6 +97,8 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
             process.wait()
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
+    if code == 1:
+        raise settings.NonFinite(f"{folder} did not finish: a loss was not finite, or see its error above")
     if code:
         raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command resumes it")
 

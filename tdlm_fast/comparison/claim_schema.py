@@ -6,7 +6,6 @@ that names the file and the key.
 
 import difflib
 import json
-import math
 import re
 import typing
 from pathlib import Path
@@ -15,6 +14,7 @@ from .. import config as settings
 from ..runs.files import parse, unreadable
 
 FOLDER = Path(__file__).parent / "claim_files"  # those that are installed
+LARGEST = 1e15  # of the numbers in a file, which a float holds to the last digit
 PLACES = "a step, “best” or “test”"
 
 
@@ -26,7 +26,7 @@ class Rule(typing.NamedTuple):
 
 
 def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _text(value) -> bool:
@@ -38,7 +38,7 @@ def _texts(value) -> bool:
 
 
 def _place(value) -> bool:
-    return value in ("best", "test") or isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value in ("best", "test") or isinstance(value, int) and _number(value) and value >= 0
 
 
 def _decimal(value) -> bool:
@@ -54,8 +54,10 @@ def _figures(value) -> bool:
 TEXT, WORDS = Rule("text", _text), Rule("a list of texts", _texts)
 POSITIVE = Rule("a number above 0", lambda v: _number(v) and v > 0)
 SHARE = Rule("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1)
-WHOLE = Rule("a whole number above 0", lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0)
+WHOLE = Rule("a whole number above 0", lambda v: isinstance(v, int) and _number(v) and v > 0)
 MAPPING = Rule("an object", lambda v: isinstance(v, dict))
+NAMES = Rule("an object of texts", lambda v: isinstance(v, dict) and all(map(_text, v.values())))
+NUMBERS = Rule("an object of numbers above 0", lambda v: _figures(v) and all(_number(e) and e > 0 for e in v.values()))
 LIST = Rule("a list of objects", lambda v: isinstance(v, list) and all(isinstance(e, dict) for e in v))
 FIGURES = Rule("an object of numbers, and of lists of numbers", _figures)
 AT = Rule(PLACES, _place)
@@ -68,12 +70,12 @@ FILE_MAY = {
     "address": TEXT,
     "note": TEXT,
     "corpus": TEXT,
-    "known_texts": MAPPING,
+    "known_texts": NAMES,
     "parameters": WHOLE,
     "beside": MAPPING,
 }
 DERIVED = {"id": TEXT, "value": Rule("a number in quotes, whose digits count", _decimal), "formula": TEXT}
-BESIDE = {"source": TEXT, "bits_per_byte": FIGURES}
+BESIDE = {"source": TEXT, "bits_per_byte": NUMBERS}
 EVERY = {"id": TEXT, "kind": TEXT, "claim": TEXT, "published": TEXT, "computation": TEXT}
 EVERY_MAY = {"text": TEXT, "runs": TEXT}
 KINDS = {  # the rule that judges a claim -> the keys it needs
@@ -162,7 +164,7 @@ def checked(content) -> dict:
     for i, claim in enumerate(content["claims"]):
         prefix = f"claims[{i}]."
         kind = claim.get("kind")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             known = ", ".join(KINDS)
             raise ValueError(f"{prefix}kind is {json.dumps(kind)}; it must be one of {known}")
         _keys(claim, prefix, EVERY | KINDS[kind], EVERY_MAY)

@@ -23,7 +23,8 @@ def paragraph(result: dict) -> str:
         text.append(_untrained(zero, claims["test"]))
     counts = Counter(c["verdict"] for c in result["claims"])
     tally = ", ".join(f"{k} {v}" for k, v in counts.most_common())
-    text.append(f"Of the {len(result['claims'])} published claims: {tally}.")
+    several = f"Of the {len(result['claims'])} published claims: {tally}."
+    text.append(several if len(result["claims"]) > 1 else f"The published claim: {result['claims'][0]['verdict']}.")
     return " ".join([*text, *_controls(result, claims["test"]["verdict"])])
 
 

@@ -22,13 +22,14 @@ from ..data import batches, dataset
 from ..runs.folder import checkpoint_of
 from ..runs.load import load_run, source_of
 from ..runs.metrics import as_written, entries, summary_of
-from . import published_metric, unigram
+from . import exact_likelihood, published_metric, unigram
 from .exact_likelihood import subset
 from .likelihood import final_scoring, likelihood, scoring
 
 # By how many nats per token our figures in a precision may differ from those of plain fp32
 ROUNDING = {"fp32": 1e-4, "bf16": 0.03}
 SHORT = 6  # tokens of the sequences whose 2^SHORT - 1 masks are enumerated
+ONE = ("left-to-right", "confidence", "margin", "entropy")  # the orders of one token a step
 OBJECTIVES = ("diffusion", "autoregressive")
 
 
@@ -116,6 +117,9 @@ def _short_sequences(model, few: dataset.Split, precision: str, start: dict) -> 
     score = likelihood(model, short, "diffusion", **draws, **start)
     name = f"the bound against all {2**SHORT - 1} masks of {SHORT} tokens"
     yield Result(name, score.nats_per_token, exact, 4.5 * score.stderr + ROUNDING[precision])
+    best = exact_likelihood.oracle(model, short, precision=precision) - SHORT * ROUNDING[precision]
+    below = sum(float((exact_likelihood.ORDERS[name](model, short, precision=precision) < best).sum()) for name in ONE)
+    yield Result(f"orders of {SHORT} tokens that score less than the best of all", below, 0.0, 0.0)
 
 
 def enumerated_bound(model, x0: torch.Tensor) -> float:

@@ -1,6 +1,7 @@
 """Claim files: the installed ones are sound, and each error is one line that names the file and the key."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ WRONG = {
     "claims[5].diffusion is 50; it must be a number from 0 to 1": lambda c: c["claims"][5].update(diffusion=50),
     "claims[5].device is not a key": lambda c: c["claims"][5].update(device="a GPU"),
     'claims holds no claim with the id "test"': lambda c: c["claims"].pop(0),
+    'claims[1].kind is ["loss"]; it must be one of': lambda c: c["claims"][1].update(kind=["loss"]),
+    "claims[1].at is 1000000": lambda c: c["claims"][1].update(at=10**400),
+    "claims[1].ratio is 1000000": lambda c: c["claims"][1].update(ratio=10**400),
+    "claims[1].ratio is Infinity": lambda c: c["claims"][1].update(ratio=math.inf),
+    "known_texts is": lambda c: c.update(known_texts={"0": 1}),
+    "figures is NaN": lambda c: c.update(figures=math.nan),
+    "beside.bits_per_byte is": lambda c: c.update(beside={"source": "x", "bits_per_byte": {"bound": [1]}}),
     "beside.source is missing": lambda c: c.update(beside={"bits_per_byte": {}}),
 }
 

@@ -142,6 +142,12 @@ def own_folder(folder: Path, option: str) -> None:
         raise ConfigError(f"{option} is {folder}; give a folder of its own, such as {folder / 'runs' / 'NAME'}")
 
 
+def no_file(folder: Path, option: str) -> None:
+    """Raise ConfigError where a folder to write into is a file, or lies in one."""
+    if file := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
+        raise ConfigError(f"{option} {folder}: {file} is a file; give a folder")
+
+
 def command(verb: str, *words) -> str:
     """Return `PYTHON -m tdlm_fast.VERB WORDS` ready to paste here: this interpreter, words quoted where needed."""
     python = sys.executable

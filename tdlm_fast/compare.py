@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import exit_codes, own_folder, path, verb, verb_parser
+from .cli import exit_codes, no_file, own_folder, path, verb, verb_parser
 from .comparison import claims
 from .comparison.runner import compare_runs, train_arms
 
@@ -37,8 +37,8 @@ def check(a) -> None:
     """Raise ConfigError where an option is out of range or does not fit the others."""
     if a.seeds < 1 or a.sequences < 0 or a.sequences == 1 or a.draws < 1:
         raise settings.ConfigError("--seeds and --draws must be at least 1, --sequences 0 or at least 2")
-    if a.out and (file := next((p for p in (a.out, *a.out.parents) if p.exists() and not p.is_dir()), None)):
-        raise settings.ConfigError(f"--out {a.out}: {file} is a file; give a folder")
+    if a.out:
+        no_file(a.out, "--out")
     if a.runs:
         if a.config or a.arms or a.seeds != 1:
             raise settings.ConfigError("--from compares finished runs: it takes no config, --arms or --seeds")

@@ -11,6 +11,7 @@ from tdlm_fast import tune
     (["--steps", "-1"], "--steps is -1"), (["seed=3"], "seed=3: tune sets objective, seed"),
     (["objective=diffusion"], "objective=diffusion: tune sets"), (["optim.weight_decay=0"], "optim.weight_decay is 0"),
     (["optim.lrr=1"], "did you mean optim.lr?"), (["--out", "/"], "--out is /"),
+    (["--out", "README.md/x"], "--out README.md/x: README.md is a file; give a folder"),
 ])  # fmt: skip
 def test_what_cannot_be_tuned_is_one_line(words, message, capsys):
     assert tune.main(["configs/tiny.yaml", *words]) == 2

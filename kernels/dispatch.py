@@ -46,7 +46,10 @@ def op(name: str, fake: Callable, mutates_args=()):
 
 
 def first_only(name: str, instead: str) -> None:
-    """Refuse second derivatives of an op in its backward pass; PyTorch would name neither the op nor a way out."""
+    """Refuse second derivatives of an op, from its backward pass.
+
+    PyTorch would take those of a gradient that an op returns for zero, and name neither op nor way out for the others.
+    """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # tracing always records
         raise RuntimeError(f"{name} has no second derivatives; use {instead}")
 

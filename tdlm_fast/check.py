@@ -48,12 +48,8 @@ def main(argv=None) -> int:
     p.add_argument("run", type=path, nargs="?", help="run folder (default: check the installed claim files)")
     p.add_argument("--claim", type=path, metavar="FILE", help="claim file, or the name of an installed one")
     p.add_argument("--sequences", type=int, default=32, help="test sequences to check with")
-    p.add_argument(
-        "--steps",
-        type=int,
-        default=200,
-        help="training steps whose masks are drawn again, as far as metrics.jsonl counts them",
-    )
+    replayed = "training steps whose masks are drawn again, as far as metrics.jsonl counts them"
+    p.add_argument("--steps", type=int, default=200, help=replayed)
     p.add_argument("--device", default="auto")
     a = p.parse_args(argv)
     if a.sequences < 2 or a.steps < 1:

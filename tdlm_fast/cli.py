@@ -11,10 +11,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 from .config import ConfigError, NonFinite, describe, expanded
 
+FAULT = 70  # exit code of a fault of the program (EX_SOFTWARE): 1 means that a check or a loss failed
 LOWER = "eval.batch_size in the config.yaml of the run"  # what takes memory where a verb names nothing else
 
 
@@ -54,9 +56,11 @@ def verb(main) -> int:
         return code
     except BrokenPipeError:
         code = 141  # as a shell reports SIGPIPE
-    except OSError as e:
-        if e.filename is not None or e.errno != errno.ENOSPC:
-            raise
+    except Exception as e:
+        full = isinstance(e, OSError) and e.filename is None and e.errno == errno.ENOSPC
+        if not full:
+            traceback.print_exc()
+            return FAULT
         print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)
         code = 1
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
@@ -138,7 +142,8 @@ def path(text: str) -> Path:
 
 def own_folder(folder: Path, option: str) -> None:
     """Raise ConfigError where a folder to write into is a root or a home folder, where its files would be lost."""
-    if folder.resolve() in (Path(folder.resolve().anchor), Path.home().resolve()):
+    full, home = folder.resolve(), os.path.expanduser("~")  # which stays ~ where there is no home, and may be empty
+    if full == Path(full.anchor) or (os.path.isabs(home) and full == Path(home).resolve()):
         raise ConfigError(f"{option} is {folder}; give a folder of its own, such as {folder / 'runs' / 'NAME'}")
 
 

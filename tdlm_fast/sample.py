@@ -2,8 +2,8 @@
 
 A diffusion run writes between a prompt and a suffix, in any order (sampling/generate.py lists the methods); an
 autoregressive run continues the prompt. The token that starts a sequence (GPT-2's <|endoftext|>) occurs in no training
-text, so it is never written, and neither is [MASK]. Text is written to stdout, with dots for
-control characters (--json keeps them), and speed and cost to stderr.
+text, so it is never written, and neither is [MASK]. Text is written to stdout, with dots for control characters, which
+--json keeps. Speed and cost are written to stderr.
 """
 
 import argparse

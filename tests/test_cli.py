@@ -1,5 +1,6 @@
 """How a verb ends when its output is closed or full, and where it prints that it has started."""
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -8,7 +9,9 @@ import sys
 import pytest
 
 from tdlm_fast import __main__ as entry
+from tdlm_fast import cli, train
 from tdlm_fast.cli import announce
+from tdlm_fast.config import ConfigError, NonFinite
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -58,3 +61,81 @@ def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
         f"{shlex.join([sys.executable, *prompt])} | true", shell=True, stderr=subprocess.PIPE, text=True
     )
     assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+
+
+@pytest.mark.parametrize("error, code, says", [
+    (ConfigError("seed is x; give a number"), 2, "error: seed is x; give a number"),
+    (NonFinite("the loss is not finite"), 1, "error: the loss is not finite"),
+    (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied; see its permissions and its"),
+    (MemoryError(), 2, "error: the memory is full (more was asked for); lower --number"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3000000000 bytes."), 2,
+     "error: the memory is full (3.0 GB more were asked for); lower --number"),
+    (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.50 GiB."), 2,
+     "error: the memory is full (2.50 GiB was asked for); lower --number"),
+    (ConfigError("a\nb\x1b[2J: gone"), 2, "error: a\\nb\\x1b[2J: gone"),
+    (ValueError("TDLM_X is 'foo'; it must be y"), 2, "error: TDLM_X is 'foo'"),
+    (KeyboardInterrupt(), 130, "interrupted; all is kept"),
+])  # fmt: skip
+def test_a_failure_is_one_line_and_its_exit_code(error, code, says, capsys):
+    @cli.exit_codes("all is kept", lower="--number")
+    def main(argv=None):
+        raise error
+
+    assert main() == code
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(says) and err.count("\n") == 1
+
+
+def test_a_fault_of_the_program_shows_itself(capsys):
+    @cli.exit_codes()
+    def main(argv=None):
+        raise KeyError("x")
+
+    stderr = sys.stderr
+    try:
+        assert cli.verb(main) == cli.FAULT not in (0, 1, 2, 130)
+    finally:
+        sys.stderr = stderr
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [v for v in entry.VERBS if v not in ("doctor",)])
+def test_wrong_words_are_one_line(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        entry.main([verb, "--no-such-option"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
+
+
+@pytest.mark.parametrize("home", ["absent", "empty", "here"])
+def test_a_root_and_a_home_folder_are_nobodys_own(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = {"empty": "", "here": str(tmp_path)}.get(home)
+    monkeypatch.delenv("HOME") if value is None else monkeypatch.setenv("HOME", value)
+    if home == "absent":
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without an entry
+    with pytest.raises(ConfigError, match="run.dir is /; give a folder of its own"):
+        cli.own_folder(cli.Path("/"), "run.dir")
+    for folder in (tmp_path / "runs", tmp_path):
+        refused = home == "here" and folder == tmp_path
+        with pytest.raises(ConfigError, match="--out is") if refused else contextlib.nullcontext():
+            cli.own_folder(folder, "--out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [
+    ["evaluate"], ["table"], ["check"], ["sample"], ["compare", "--from"], ["memory", "configs/tiny.yaml"], ["doctor"],
+], ids=lambda words: words[0])  # fmt: skip
+def test_kernels_that_the_machine_does_not_have_are_named_by_every_verb(words, trained):
+    folder = str(trained[0])
+    runs = [] if words[0] in ("memory", "doctor") else [folder]
+    if words[0] == "compare":
+        other = f"{folder}-of-another-seed"
+        assert train.main(["configs/tiny.yaml", *trained[1], "seed=7", f"run.dir={other}"]) == 0
+        runs = [folder, other, "--out", f"{folder}-out"]
+    ended = subprocess.run(
+        [sys.executable, "-m", f"tdlm_fast.{words[0]}", *words[1:], *runs], env=os.environ | {"TDLM_CPU_ISA": "foo"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2 and ended.stderr.splitlines()[-1].startswith("error: TDLM_CPU_ISA is 'foo'; it must")
+    assert "Traceback" not in ended.stderr

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -159,3 +160,17 @@ def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(tmp_path, monkeyp
     ):
         config.load(TINY, [f"{key}=~no-such-user/a"])
     assert config.load(TINY, ["data.corpus=~/name"]).data.corpus == "~/name"  # not a path
+
+
+@pytest.mark.parametrize("key", config.MOST)
+def test_a_size_that_no_run_can_have_is_refused(key):
+    most = config.MOST[key]
+    with pytest.raises(config.ConfigError, match=f"{key} is .*; it must be at most {most:,}"):
+        config.load("configs/tiny.yaml", [f"{key}={2 * most}"])
+
+
+def test_options_have_a_largest_number_and_seeds_not():
+    options = types.SimpleNamespace(draws=2**31, seed=2**40)
+    config.at_least(options, {"seed": 0}, {})
+    with pytest.raises(config.ConfigError, match="--draws is 2147483648; it must be at most 2,147,483,647"):
+        config.at_least(options, {"draws": 1}, {}, "--")

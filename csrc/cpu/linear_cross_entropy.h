@@ -162,21 +162,16 @@ struct Attend : Scratch {
     INLINE void product(F (&sum)[N][C], const E *a, int64_t K, const E *b, const char *next = nullptr) {
         UNROLL for (int r = 0; r < N; r++)
             UNROLL for (int c = 0; c < C; c++) sum[r][c] = T::set1(0);
-        if constexpr (PAIR == 1)
-            if (K > RUN) {
-                F whole[N][C];
-                UNROLL for (int r = 0; r < N; r++)
-                    UNROLL for (int c = 0; c < C; c++) whole[r][c] = T::set1(0);
-                for (int64_t k = 0; k < K; k += RUN, b += RUN * C * LANES, next += FETCH ? RUN * 64 : 0) {
-                    add<N, C, FETCH>(sum, a + k, K, least(RUN, K - k), b, next);
-                    UNROLL for (int r = 0; r < N; r++)
-                        UNROLL for (int c = 0; c < C; c++) whole[r][c] += sum[r][c], sum[r][c] = T::set1(0);
-                }
-                UNROLL for (int r = 0; r < N; r++)
-                    UNROLL for (int c = 0; c < C; c++) sum[r][c] = whole[r][c];
-                return;
-            }
-        add<N, C, FETCH>(sum, a, K, K, b, next);
+        int64_t run = PAIR == 1 ? least(K, RUN) : K;
+        add<N, C, FETCH>(sum, a, K, run, b, next);
+        for (int64_t k = run; k < K; k += RUN) {
+            F more[N][C];
+            UNROLL for (int r = 0; r < N; r++)
+                UNROLL for (int c = 0; c < C; c++) more[r][c] = T::set1(0);
+            add<N, C, FETCH>(more, a + k, K, least(RUN, K - k), b + k * C * LANES, FETCH ? next + k * 64 : next);
+            UNROLL for (int r = 0; r < N; r++)
+                UNROLL for (int c = 0; c < C; c++) sum[r][c] += more[r][c];
+        }
     }
 
     // Raise the shift of row r by d. Its sums so far are multiplied by 2^-d, which is exact.
@@ -378,10 +373,14 @@ struct Attend : Scratch {
             float rest = target(i, x, lse, &score), scale = float(1 / sum);
             c.nll[begin + i] = score > lse ? 0 : lse - score;
             if (!dh) continue;
-            if (sizeof(E) == 4) {  // by the very p that is in the sum, so that a p near 1 leaves an exact rest
-                double over = mine[i] * exp2(mine_at[i] - shift[i]) / sum - 1;
-                rest = over > 0 ? 0 : float(over);
-                if (over > -0.5) lse = -log1p(over > 0 ? 0 : over), c.nll[begin + i] = lse, c.lse[begin + i] = lse + score;
+            if (sizeof(E) == 4) {  // by the very p that is in the sum: where it is near 1, its rest is exact
+                double less = mine[i] * exp2(mine_at[i] - shift[i]) / sum - 1;  // p - 1
+                if (less > 0) less = 0;                                         // by rounding
+                rest = less;
+                if (less > -0.5) {
+                    c.nll[begin + i] = -log1p(less);
+                    c.lse[begin + i] = score - log1p(less);
+                }
             }
             float g = c.grad ? c.grad[begin + i] : 1;
             for (int64_t d = 0; d < D; d++) o[d] = (o[d] * scale + rest * get(x[d])) * g;

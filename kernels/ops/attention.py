@@ -259,7 +259,7 @@ def self_attention(
     dropout_p: float = 0.0,
     rope: bool = False,
 ) -> Tensor:
-    """Return attention of the thirds of qkv, its heads side by side: (B, T, H K).
+    """Return attention of the thirds of qkv, its heads side by side: (B, T, H K). Raises as attention does.
 
     Where a tile serves and turns q and k itself, the gradient of qkv is written in place, without a concatenation.
     """

@@ -112,7 +112,7 @@ def lce_backward_rows(dh: Tensor, grad: Tensor, n_rows: Tensor | None) -> Tensor
     return (dh * live_only(grad, n_rows)[:, None]).to(dh.dtype)
 
 
-PLAIN = "loss.backward(), or F.cross_entropy(h @ weight.T, targets)"
+PLAIN = "F.cross_entropy(h @ weight.T, targets)"
 
 
 def _setup(ctx, inputs, output):
@@ -246,9 +246,8 @@ def linear_cross_entropy(
     if not 0 < V <= weight.shape[0]:
         raise ValueError(f"valid_vocab is {V}; it must lie in 1..{weight.shape[0]}")
     if hardware.takes_derivatives():
-        raise RuntimeError(
-            f"linear_cross_entropy has no forward-mode derivatives, nor those of torch.func; use {PLAIN}"
-        )
+        modes = "forward-mode derivatives, nor those of torch.func"
+        raise RuntimeError(f"linear_cross_entropy has no {modes}; use loss.backward(), or {PLAIN}")
     shape = targets.shape
     if h.dim() != 2:
         h, targets = h.reshape(-1, h.shape[-1]), targets.reshape(-1)

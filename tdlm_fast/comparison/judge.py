@@ -26,10 +26,9 @@ RULES: tuple[str | tuple[str, str], ...] = (  # a rule with the kind of claims t
     "Holds: on likelihood, the whole interval is above 0 and above half the claimed size, and it reaches the claimed "
     "size.",
     "An artefact of the metric: computed as published, the whole interval is above 0; on likelihood, it is below 0. "
-    "Every exact likelihood of the diffusion model that was computed is certainly behind too. This verdict is about "
-    "the sign. Where the published size is outside the interval, it is not reproduced, and the row says so. To explain "
-    "the rest, one would have to know the raw training text, and the weights, the logs or the random masks of the "
-    "published runs.",
+    "So is every exact likelihood of the diffusion model that was computed. This verdict is about the sign alone. A "
+    "row says where the published size lies outside our interval, which means that we do not reproduce it. The rest "
+    "could only be settled with the published training text, and the weights or logs of the published runs.",
     "Does not hold: on likelihood, the whole interval is below 0, every exact likelihood is certainly behind, and the "
     "published computation shows no advantage either or was not made. A claim also does not hold where the interval "
     "on likelihood is above 0 but does not reach the claimed size.",
@@ -84,7 +83,7 @@ def verdict(
         if right.high < claimed:
             return "does not hold", f"diffusion is ahead, but by {right.mean:.3f} {unit}, not {claimed:.3f}"
         if right.low < claimed / 2:
-            return "undecided", f"diffusion is ahead, but the interval also contains far less than {claimed:.3f} nats"
+            return "undecided", f"diffusion is ahead, but the interval also contains far less than {claimed:.3f} {unit}"
         return "holds", "diffusion is ahead on likelihood, and the interval reaches the claimed size"
     if right.high >= 0:
         return "undecided", "the interval on likelihood contains 0"

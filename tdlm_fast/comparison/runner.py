@@ -98,7 +98,7 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code == 1:
-        raise settings.NonFinite(f"{folder} did not finish: a loss was not finite, or see its error above")
+        raise settings.NonFinite(f"{folder} did not finish: a loss was not finite")
     if code:
         raise settings.ConfigError(f"{folder} did not finish (exit code {code}); the same command resumes it")
 

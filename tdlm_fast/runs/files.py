@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import zlib
 from pathlib import Path
@@ -100,8 +101,8 @@ def matches(figures, wanted: dict) -> bool:
 def figures(file: Path, keys=(), mend: str = "remove it, and it is made again", *, as_written: bool = True) -> dict:
     """Return what a JSON file of figures holds, {} if the file is missing.
 
-    Raises ConfigError, which ends with `mend`, where the file is damaged, lacks one of `keys`, or with `as_written`
-    does not match its seal; older files have none.
+    Raises ConfigError, which ends with `mend`, where the file is damaged or lacks one of `keys`. With `as_written` it
+    does so too where the file does not match its seal. Older files have no seal.
     """
     try:
         content = parse(file.read_text(encoding="utf-8"))
@@ -109,7 +110,11 @@ def figures(file: Path, keys=(), mend: str = "remove it, and it is made again", 
             raise ValueError("not a JSON object")
         if missing := [k for k in keys if k not in content]:
             raise ValueError(f"no {', '.join(missing)}")
-        if content.pop("sha256", None) not in (None, seal(content)) and as_written:
+        sealed, last = content.pop("sha256", None), next(reversed(content), "")
+        renamed = sealed is None and re.fullmatch(
+            "[0-9a-f]{64}", str(content.get(last))
+        )  # damage in the seal's own name
+        if as_written and (renamed or sealed not in (None, seal(content))):
             raise ValueError("its contents do not match its checksum")
     except (FileNotFoundError, NotADirectoryError):
         return {}

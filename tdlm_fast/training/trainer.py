@@ -145,9 +145,10 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.device.type == "cpu":  # a GPU would compile kernels first
-            hours = training_seconds(self.model, self.split, self.config, self.steps - self.progress.step) / 3600
-            if hours > 1 / 6:
-                self.log.say(f"training takes about {hours:,.1f} hours, evaluations not counted")
+            minutes = training_seconds(self.model, self.split, self.config, self.steps - self.progress.step) / 60
+            if minutes > 10:
+                left = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:,.1f} hours"
+                self.log.say(f"training takes about {left}, evaluations not counted")
         if not self.resume:
             self.evaluate()
         self.runner = cuda_graph.start(
@@ -276,7 +277,7 @@ class Trainer:
             "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
             "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash, **self.owner,
-            "weights": checkpoint.weights_hash(self.model), "metrics_sha256": sha256(self.folder / "metrics.jsonl"),
+            "metrics_sha256": sha256(self.folder / "metrics.jsonl"), "weights": checkpoint.weights_hash(self.model),
         }  # fmt: skip
         write_figures(self.folder / "summary.json", summary)
         self.log.result(summary)

@@ -15,6 +15,15 @@ SMALL = ["train.max_steps=24", "train.log_every=4", "train.save_every=8", "eval.
          "eval.early=2", "eval.text=0"]  # fmt: skip
 
 
+def small_keys(corpus, cache) -> list[str]:
+    """The keys of a model of a moment's training on the bytes of a text."""
+    return [
+        f"data.path={corpus}", "data.tokenizer=bytes", f"data.cache={cache}", "model.width=16", "model.inner=24",
+        "model.heads=2", "model.seq_len=32", "train.batch_size=16", "eval.samples=2", "eval.max_samples=4",
+        "device=cpu",
+    ]  # fmt: skip
+
+
 def without_folder(tiny):
     return [t for t in tiny if not t.startswith("run.dir=")]
 
@@ -23,11 +32,7 @@ def without_folder(tiny):
 def done(corpus, tmp_path_factory):
     """The folder of a comparison of two seeds, its config keys, and what it printed."""
     folder = tmp_path_factory.mktemp("compare")
-    keys = [
-        f"data.path={corpus}", "data.tokenizer=bytes", f"data.cache={folder / 'cache'}", "model.width=16",
-        "model.inner=24", "model.heads=2", "model.seq_len=32", "train.batch_size=16", "eval.samples=2",
-        "eval.max_samples=4", "optim.lr=3e-3", "device=cpu", *SMALL,
-    ]  # fmt: skip
+    keys = [*small_keys(corpus, folder / "cache"), "optim.lr=3e-3", *SMALL]
     command = ["configs/tiny.yaml", *keys, "--seeds", "2", "--out", str(folder / "out")]
     command += ["--sequences", "3", "--draws", "2"]
     assert compare.main(command) == 0

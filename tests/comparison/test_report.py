@@ -4,7 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from tdlm_fast.comparison import findings
+from tdlm_fast.comparison import findings, report
 
 
 class _Page(HTMLParser):
@@ -48,3 +48,12 @@ def test_the_page_is_whole_and_stands_alone(done):
     for name in re.findall(r"\]\((figures/[^)]+)\)", markdown):
         assert (out / name).is_file(), name
     assert findings.paragraph(result) in markdown and findings.paragraph(result) in output.replace("\n", " ")
+
+
+def test_names_that_hold_html_are_text_in_both_reports(done):
+    result = json.loads((done[0] / "compare.json").read_text())
+    result["arms"][0]["runs"][0]["summary"]["corpus"] = "<script>x</script> & a|b"
+    for arm in result["arms"]:
+        arm["label"] = f"<i>{arm['label']}</i>"
+    for text in (report.markdown(result, "T"), report.html(result, "T")):
+        assert "<script>" not in text and "<i>" not in text and "&lt;i&gt;" in text

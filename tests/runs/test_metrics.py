@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tdlm_fast import config as settings
-from tdlm_fast import train
+from tdlm_fast import evaluate, sample, table, train
 from tdlm_fast.comparison import records
 from tdlm_fast.runs import files
 from tdlm_fast.runs import metrics as run_metrics
@@ -53,3 +53,16 @@ def test_damaged_lines_of_metrics_are_dropped_and_counted(trained, capsys):
     assert train.main([TINY, *args, "--resume"]) == 0
     assert "metrics.jsonl: 3 damaged lines dropped" in capsys.readouterr().err
     assert metrics(folder) == whole
+
+
+def test_a_damaged_summary_never_means_the_last_weights(trained, capsys):
+    folder, args = trained
+    whole = (folder / "summary.json").read_text()
+    for text in (whole.replace('"seed": 42', '"seed": 43'), "[" * 100_000, '{"a":' * 100_000, whole[:-100], "[]"):
+        (folder / "summary.json").write_text(text)
+        for verb in (evaluate, sample, table):
+            assert verb.main([str(folder), *(["--tokens", "4"] if verb is sample else [])]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {folder / 'summary.json'} is damaged (") and error.count("\n") == 1
+    assert train.main([TINY, *args, "--resume"]) == 0
+    assert sample.main([str(folder), "--tokens", "4"]) == 0

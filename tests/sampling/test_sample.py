@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import types
 
 import pytest
@@ -152,3 +153,30 @@ def test_the_time_that_a_text_is_shown_is_not_writing(runs, capsys, monkeypatch)
     monkeypatch.setattr(sample, "Screen", Slow)
     result = json.loads(call(capsys, runs["autoregressive"], "--tokens", "4", "--watch", "--json")[1])
     assert result["seconds"] == pytest.approx(4 * 0.25) and result["tokens_per_s"] == pytest.approx(4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_write_nothing(runs, tmp_path, capsys, value):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["diffusion"], folder)
+    _, _, model, state = load.load_run(folder, device="cpu")
+    with torch.no_grad():
+        model.head[3, 3] = value
+    checkpoint.save(folder / "checkpoints" / "best.safetensors", model, None, state)
+    code, out, err = call(capsys, folder, "--tokens", "4")
+    assert (code, out) == (1, "") and err.startswith(f"error: {folder}: the weights are not finite: ")
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_texts_that_no_memory_holds_are_refused_with_how_many_it_does(runs, capsys, monkeypatch, objective):
+    monkeypatch.setattr(generate, "available_bytes", lambda device: 10**6)
+    code, out, err = call(capsys, runs[objective], "--tokens", "8", "--number", "100000000")
+    assert (code, out) == (2, "") and err.startswith("error: --number: 100,000,000 texts of 8 tokens take ")
+    most = int(re.search(r"largest number that fits is ([\d,]+)", err)[1].replace(",", ""))
+    assert 10 < most < 200
+    for number, code in ((most, 0), (most + 1, 2)):
+        assert call(capsys, runs[objective], "--tokens", "8", "--number", number)[0] == code
+
+
+def test_control_characters_are_dots():
+    assert live_view.visible("a\x1b[2J\x07\n\tü\u00a0\x7f\u200b\u0085") == "a·[2J·\n\tü\u00a0···"

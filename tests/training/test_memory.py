@@ -29,3 +29,9 @@ def test_more_layers_take_more_and_an_unknown_key_is_one_line(capsys):
 def test_a_split_without_tokens_is_refused_before_anything_is_traced(tokens, capsys):
     assert memory.main(["configs/tiny.yaml", "--tokens", tokens]) == 2
     assert capsys.readouterr() == ("", f"error: --tokens is {tokens}; it must be at least 1\n")
+
+
+def test_no_memory_of_the_size_it_estimates_is_taken(capsys):
+    """AdamW's fused step has no fake form, so it once ran on real tensors: these would be terabytes."""
+    assert memory.main(["configs/tiny.yaml", "model.width=1048576"]) == 0
+    assert int(capsys.readouterr().out.split("about ")[1].split(" ")[0].replace(",", "")) > 10**8

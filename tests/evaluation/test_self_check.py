@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tdlm_fast import check, kernels
+from tdlm_fast import check, kernels, train
 from tdlm_fast import config as settings
 from tdlm_fast.evaluation import exact_likelihood, likelihood, published_metric, self_check, unigram
 
@@ -158,3 +158,12 @@ def test_our_kernels_run_in_the_precision_of_the_run_and_plain_pytorch_in_fp32(s
     for name in ("autoregressive against plain log-softmax", "fused head against plain cross-entropy"):
         assert results[name].passed and results[name].value != results[name].expected
         assert results[name].tolerance == self_check.ROUNDING["bf16"] > self_check.ROUNDING["fp32"]
+
+
+def test_a_check_of_fewer_steps_than_the_first_line_counts_reaches_to_it(tiny, tmp_path, capsys):
+    assert train.main(["configs/tiny.yaml", *tiny, "train.max_steps=5", "train.log_every=4"]) == 0
+    capsys.readouterr()
+    for steps, reached in ((1, 4), (4, 4), (5, 5), (50, 5)):
+        args = [str(tmp_path / "run"), "--sequences", "2", "--steps", str(steps), "--device", "cpu"]
+        assert check.main(args) == 0
+        assert f"pass  tokens and masks of {reached} steps, replayed" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
     (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.50 GiB."), 2,
      "error: the memory is full (2.50 GiB was asked for); lower --number"),
     (ConfigError("a\nb\x1b[2J: gone"), 2, "error: a\\nb\\x1b[2J: gone"),
-    (ValueError("TDLM_X is 'foo'; it must be y"), 2, "error: TDLM_X is 'foo'"),
+    (ValueError("TDLM_CPU_ISA is 'foo'; it must be y"), 2, "error: TDLM_CPU_ISA is 'foo'"),
     (KeyboardInterrupt(), 130, "interrupted; all is kept"),
 ])  # fmt: skip
 def test_a_failure_is_one_line_and_its_exit_code(error, code, says, capsys):

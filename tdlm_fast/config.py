@@ -2,8 +2,8 @@
 
     load("configs/tiny.yaml", ["objective=autoregressive", "optim.lr=1e-3"]) -> Config
 
-Every field has one line of meaning, which --help prints with its default. An error names the key and the fix. Nothing
-heavy is imported here, so a typing error is reported before PyTorch loads.
+schema.py lists the keys. An error names the key and the fix. Nothing heavy is imported here, so a typing error is
+reported before PyTorch loads.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ import operator
 import os
 import re
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from .schema import CORPORA, LAYOUTS, SCHEDULES, Config, Data, Eval, Model, Noise, Optim, Run, Train  # noqa: F401
 
 
 class ConfigError(ValueError):
@@ -24,10 +25,6 @@ class ConfigError(ValueError):
 
 class NonFinite(RuntimeError):
     """A loss, gradient or likelihood is not finite; the message names the place and the fix."""
-
-
-def about(default, meaning: str, choices: tuple = (), path: bool = False):
-    return field(default=default, metadata={"meaning": meaning, "choices": choices, "path": path})
 
 
 def expanded(path: str) -> str:
@@ -46,119 +43,12 @@ MOST = {  # above these no run ends, or a number overflows
     "eval.samples": 2**31, "eval.max_samples": 2**31, "eval.batch_size": 2**24, "eval.probe": 2**24,
     "eval.published": 10_000, "eval.text": 1000, "model.seq_len": 65536,
 }  # fmt: skip
-CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
-LAYOUTS = ("packed", "paragraphs", "published")  # data/token_cache.py
-SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
 # names of the same keys in other trainers
 OTHER_NAMES = {
     "learning_rate": "optim.lr", "d_model": "model.width", "hidden_size": "model.width", "n_embd": "model.width",
     "n_layer": "model.layers", "n_head": "model.heads", "block_size": "model.seq_len", "context": "model.seq_len",
     "dataset": "data.corpus", "batch": "train.batch_size", "steps": "train.max_steps",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    dir: str = about("", "run folder (empty: runs/NAME-OBJECTIVE-seedSEED, NAME from the YAML file)", path=True)
-    wandb: str = about("off", "Weights & Biases", ("off", "offline", "online"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    corpus: str = about("wikitext-2", "wikitext-2, sotu, or a dataset of the Hub (owner/name or owner/name:config)")
-    path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
-    if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
-    tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "bytes"))
-    layout: str = about(
-        "packed", "packed: blocks of seq_len; paragraphs: one per row; published: a line per row, as it is", LAYOUTS
-    )
-    cache: str = about(".cache/tokens", "folder of the token cache", path=True)
-
-    @property
-    def padded(self) -> bool:
-        """Whether rows differ in length and are padded to model.seq_len."""
-        return self.layout != "packed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    layers: int = about(2, "transformer blocks")
-    width: int = about(64, "width of the residual stream")
-    heads: int = about(4, "attention heads")
-    seq_len: int = about(128, "tokens per sequence")
-    inner: int = about(0, "width inside the MLP (0: 3 x width for swiglu, 4 x width for gelu)")
-    mlp: str = about("swiglu", "MLP", ("swiglu", "gelu"))
-    positions: str = about("rope", "position encoding", ("rope", "learned"))
-    tied: bool = about(False, "embedding and head share their weights")
-    dropout: float = about(0.1, "dropout of embeddings and attention")
-    norm_eps: float = about(1e-6, "added to the mean square in every RMSNorm")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    batch_size: int = about(64, "sequences per optimizer step")
-    epochs: float = about(5.0, "passes over the training split")
-    max_steps: int = about(0, "optimizer steps; 0: as many as the epochs need")
-    accumulation: int = about(1, "micro-batches per optimizer step; must divide batch_size")
-    capture: str = about("auto", "replay the step as one CUDA graph where the device can", ("auto", "off"))
-    log_every: int = about(10, "steps between lines of metrics.jsonl")
-    save_every: int = about(0, "steps between checkpoints; 0: at every evaluation")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    lr: float = about(3e-4, "peak learning rate of AdamW")
-    min_lr: float = about(3e-5, "learning rate at the end of the cosine")
-    beta1: float = about(0.9, "AdamW's beta 1")
-    beta2: float = about(0.95, "AdamW's beta 2")
-    weight_decay: float = about(0.1, "decoupled decay, on matrices only, not embeddings and norms")
-    warmup: float = about(0.005, "share of the steps with a rising learning rate")
-    warmup_steps: int = about(0, "steps with a rising learning rate; 0: the share optim.warmup of all")
-    warmup_start: float = about(0.0, "share of the peak rate at the first step; 0: 1 / steps of the warm-up")
-    clip: float = about(1.0, "largest norm of the gradient; 0: no clipping")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    schedule: str = about("linear", "noise schedule of the diffusion objective", SCHEDULES)
-    sampling: str = about(
-        "stratified",
-        "how noise levels are drawn over the batch; counts: stratified, and exactly ceil(m n) tokens masked; "
-        "exact: independent, and exactly int(m n), as published",
-        ("stratified", "antithetic", "independent", "counts", "exact"),
-    )
-    input_masking: float = about(0.0, "control arm, autoregressive objective: share of input tokens replaced by [MASK]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eval:
-    every: int = about(0, "steps between evaluations; 0: once per epoch")
-    early: str = about("", "further steps to evaluate at, as 2,10,20,50")
-    published: int = about(1, "draws of the published metric (not a likelihood) at every evaluation; 0: none")
-    probe: int = about(16, "sequences of the probe batch of the diagnostics at every evaluation; 0: none")
-    samples: int = about(4, "most noise draws per sequence, in an evaluation while training")
-    target_stderr: float = about(0.01, "standard error in nats per token at which the final evaluation stops drawing")
-    max_samples: int = about(64, "most noise draws per sequence, in the final evaluation")
-    batch_size: int = about(64, "sequences per forward pass of evaluation")
-    text: int = about(1, "samples of text written at every evaluation; 0: none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    objective: str = about("diffusion", "training objective", ("diffusion", "autoregressive"))
-    seed: int = about(42, "seed of initialisation, batches, masks and dropout")
-    device: str = about("auto", "auto, cpu, cuda, cuda:N")
-    precision: str = about("bf16", "bf16: products in bf16, weights and sums in fp32", ("bf16", "fp32"))
-    loss_weight: str = about(
-        "elbo", "weight of the training loss; reports use the bound", ("elbo", "uniform", "published")
-    )
-    run: Run = Run()
-    data: Data = Data()
-    model: Model = Model()
-    train: Train = Train()
-    optim: Optim = Optim()
-    noise: Noise = Noise()
-    eval: Eval = Eval()
 
 
 def at_least(options, least: dict, hints: dict, prefix: str = "") -> None:
@@ -173,9 +63,9 @@ def at_least(options, least: dict, hints: dict, prefix: str = "") -> None:
             raise ConfigError(f"{prefix}{name.replace('_', '-')} is {value}; it must be at most {LARGEST:,}")
 
 
-def early_steps(config: Config) -> set[int]:
-    """Return the steps of eval.early."""
-    return {int(part) for part in config.eval.early.split(",") if part.strip()}
+def listed_steps(text: str) -> set[int]:
+    """Return the steps of eval.early or train.keep_at."""
+    return {int(part) for part in text.split(",") if part.strip()}
 
 
 def fields(cls: typing.Any = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
@@ -322,9 +212,12 @@ def _check(c: Config) -> None:
     text = c.data.corpus
     known = f"{', '.join(CORPORA)}, or a dataset of the Hub as owner/name"
     need(bool(c.data.path) or text in CORPORA or "/" in text.strip("/"), f"data.corpus is {text!r}; it must be {known}")
-    early = [part.strip() for part in c.eval.early.split(",") if c.eval.early]
-    whole = all(re.fullmatch("[0-9]+", part) for part in early)
-    need(whole, f"eval.early is {c.eval.early!r}; it must be steps, as 2,10,20,50")
+    for key in ("eval.early", "train.keep_at"):
+        whole = not values[key] or all(re.fullmatch("[0-9]+", part.strip()) for part in values[key].split(","))
+        need(whole, f"{key} is {values[key]!r}; it must be steps, as 2,10,20,50")
+    need(0 < c.optim.decay <= 1, f"optim.decay is {c.optim.decay}; it must lie in 0 < optim.decay <= 1")
+    falling = "optim.schedule=cosine falls from the first step on, so no run branches into it; take optim.schedule=wsd"
+    need(not t.branch_from or c.optim.schedule != "cosine", f"train.branch_from: {falling}")
     check_device(c.device)
 
 

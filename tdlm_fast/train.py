@@ -7,6 +7,7 @@ import sys
 
 from . import config as settings
 from .cli import command, exit_codes, out_of_memory, own_folder, verb, verb_parser
+from .config import at_least
 from .runs.files import LAST
 from .runs.folder import folder_of
 from .training.session import train
@@ -20,8 +21,11 @@ def main(argv=None) -> int:
     p.add_argument("config", help="YAML file, as configs/tiny.yaml")
     p.add_argument("overrides", nargs="*", help="key=value")
     p.add_argument("--resume", action="store_true", help="resume the run in its folder, if there is one")
+    p.add_argument("--extend", type=int, metavar="STEPS", help="train a finished run further, to STEPS steps in all")
     args = p.parse_intermixed_args(argv)
-    resume = command("train", args.config, *args.overrides, "--resume")
+    at_least(args, {"extend": 1}, {}, "--")
+    further = ["--extend", args.extend] if args.extend else ["--resume"]
+    resume = command("train", args.config, *args.overrides, *further)
     folder = None
 
     def kept() -> str:
@@ -33,7 +37,7 @@ def main(argv=None) -> int:
         folder = folder_of(config, args.config)
         own_folder(folder, "run.dir")
         print(f"{args.config}: {config.objective}, into {folder}", flush=True)  # PyTorch takes seconds to load
-        summary = train(config, folder, args.resume)
+        summary = train(config, folder, args.resume, args.extend or 0)
     except OSError as e:
         raise settings.ConfigError(f"{e.filename or folder}: {e.strerror or e}; {kept()}") from None
     except KeyboardInterrupt:

@@ -12,10 +12,10 @@ VERBS = ("train", "evaluate", "sample", "compare", "tune", "table", "check", "me
 BACKENDS = ("cpu", "triton", "cuda")
 # From the bottom of the house to its top: a room imports from its own line and the lines before it.
 LEVELS = (
-    ("config", "statistics", "yaml_file"), ("cli",), ("kernels",), ("data", "model"), ("objective",), ("runs",),
-    ("evaluation",), ("sampling",), ("training",), ("comparison",), VERBS, ("__main__",),
+    ("schema",), ("config", "statistics", "yaml_file"), ("cli",), ("kernels",), ("data", "model"), ("objective",),
+    ("runs",), ("evaluation",), ("sampling",), ("training",), ("comparison",), VERBS, ("__main__",),
 )  # fmt: skip
-TORCH_FREE = ("config", "cli", "statistics", "yaml_file", "comparison", "__main__", *VERBS)
+TORCH_FREE = ("schema", "config", "cli", "statistics", "yaml_file", "comparison", "__main__", *VERBS)
 
 
 def files() -> dict[str, Path]:

@@ -97,6 +97,9 @@ def test_exact_masks_need_a_weight_that_is_not_a_bound():
         ("noise.input_masking=1", "noise.input_masking is 1.0"),
         ("eval.early=2,x", "eval.early is '2,x'; it must be steps"),
         ("eval.probe=-1", "eval.probe is -1"),
+        ("train.keep_at=2,x", "train.keep_at is '2,x'; it must be steps"),
+        ("optim.decay=0", "optim.decay is 0.0; it must lie in"),
+        ("train.branch_from=runs/a", "train.branch_from: optim.schedule=cosine falls from the first step on"),
         ("optim.warmup_start=1", "optim.warmup_start is 1.0; it must lie in"),
         ("optim.warmup_steps=-1", "optim.warmup_steps is -1; it must not be negative"),
         ("model.norm_eps=0", "model.norm_eps is 0.0; it must be greater than 0"),
@@ -107,9 +110,9 @@ def test_keys_that_cannot_be_are_named(override, message):
         config.load("configs/tiny.yaml", [override])
 
 
-def test_early_steps():
-    assert config.early_steps(config.load("configs/tiny.yaml", ["eval.early=2, 10,50"])) == {2, 10, 50}
-    assert config.early_steps(config.load("configs/tiny.yaml")) == set()
+def test_listed_steps():
+    assert config.listed_steps(config.load("configs/tiny.yaml", ["eval.early=2, 10,50"]).eval.early) == {2, 10, 50}
+    assert config.listed_steps(config.load("configs/tiny.yaml").train.keep_at) == set()
 
 
 def test_a_folder_instead_of_a_file_is_named_with_a_file_to_give(tmp_path):

@@ -7,7 +7,8 @@ from .. import config as settings
 
 OBJECTIVES = ("diffusion", "autoregressive")
 SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide which tokens are scored
-IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path")  # keys that decide no number
+# keys that decide no number; the run that a run branched from has the same settings and seed
+IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path", "train.branch_from", "train.keep_at")
 
 
 def check_tokens(first: settings.Config, other: settings.Config, both: str) -> None:

@@ -13,7 +13,7 @@ from .claim_schema import read
 # beginnings of keys that decide no loss; the text is compared by its contents, and seeds differ on purpose
 NOT_DECIDING = (
     "objective", "seed", "device", "run.", "eval.", "data.corpus", "data.path", "data.if_unreachable", "data.cache",
-    "train.capture", "train.log_every", "train.save_every",
+    "train.capture", "train.log_every", "train.save_every", "train.keep_at", "train.branch_from",
 )  # fmt: skip
 READ_BY_ONE = {
     "loss_weight": "diffusion", "noise.schedule": "diffusion", "noise.sampling": "diffusion",

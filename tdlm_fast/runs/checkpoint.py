@@ -54,7 +54,10 @@ def save(path: Path, model, optimizer, state: dict) -> None:
     if optimizer is not None:
         for name, p in model.named_parameters():
             tensors |= {f"{m}.{name}": optimizer.state[p][m] for m in MOMENTS if p in optimizer.state}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    _write(path, {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, state)
+
+
+def _write(path: Path, tensors: dict, state: dict) -> None:
     text = json.dumps(state)
     about = {"state": text, "sha256": digest(tensors, text)}
     try:
@@ -88,11 +91,8 @@ def _remedy(path: Path) -> str:
     return "remove it, and --resume makes it again" if path.stem == "best" else "train again in another folder"
 
 
-def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
-    """Read a checkpoint into model and optimizer; returns its state.
-
-    Raises ConfigError naming the file; Refused where it is unreadable or not of `owner`, {name of OWNER: value}.
-    """
+def read(path: Path, needed: tuple[str, ...] = ("step",)) -> tuple[dict, dict]:
+    """Return the tensors and the state of a checkpoint. Raises ConfigError naming the file, Refused if unreadable."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint; train first, or give a run folder that holds checkpoints/")
     try:
@@ -106,10 +106,31 @@ def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
         state = parse(about["state"])
         if about.get("sha256") not in (None, digest(tensors, about["state"])):  # older ones have none
             raise ValueError("its contents do not match its checksum")
-        if missing := [k for k in ("step", *(COUNTERS if optimizer else ())) if k not in state]:
+        if missing := [k for k in needed if k not in state]:
             raise ValueError(f"its state has no {', '.join(missing)}")
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as e:
         raise ConfigError(f"{path} is damaged ({e}); restore a copy of it, or {_remedy(path)}") from None
+    return tensors, state
+
+
+def hand_over(source: Path, target: Path, before: dict, after: dict) -> dict:
+    """Write a checkpoint of the owner `before` to target as one of `after`; return its state. Raises as load does.
+
+    source may be of `after` already, where a process ended between two calls.
+    """
+    tensors, state = read(source)
+    if any(state.get(k) != v for k, v in after.items()):
+        check_owner(source, state, before)
+    _write(target, tensors, state | after)
+    return state | after
+
+
+def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
+    """Read a checkpoint into model and optimizer; returns its state.
+
+    Raises ConfigError naming the file; Refused where it is unreadable or not of `owner`, {name of OWNER: value}.
+    """
+    tensors, state = read(path, ("step", *(COUNTERS if optimizer else ())))
     check_owner(path, state, owner or {})
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:

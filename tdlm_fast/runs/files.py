@@ -18,6 +18,11 @@ from .. import config as settings
 LAST, BEST = Path("checkpoints") / "last.safetensors", Path("checkpoints") / "best.safetensors"
 
 
+def kept_checkpoint(step: int) -> Path:
+    """Return the place of the checkpoint of a step that is kept (train.keep_at), in its run folder."""
+    return LAST.with_name(f"step-{step}.safetensors")
+
+
 def write_beside(path: Path, write) -> None:
     """Call write(temporary path), flush that file, and rename it to path. If anything fails, path stays as it was.
 

@@ -2,7 +2,11 @@
 
 lr(step) = peak * (step + 1) / warm-up            while warming up
          = peak * (s + (1 - s) step / warm-up)    while warming up, from a share s of the peak (optim.warmup_start)
-         = min + (peak - min) (1 + cos(pi p)) / 2  after it, p in [0, 1]
+         = min + (peak - min) (1 + cos(pi p)) / 2  after it, p in [0, 1]   (optim.schedule=cosine)
+         = peak                                    after it                (constant)
+         = peak, then min + (peak - min) (1 - sqrt(q)) with q from 0 to 1 over the last share optim.decay (wsd)
+
+The fall of wsd is that of Hägele et al. 2024 (arXiv 2405.18392).
 """
 
 import math
@@ -20,6 +24,12 @@ def learning_rate(step: int, steps: int, optim: Optim) -> float:
         if first:
             return optim.lr * (first + (1 - first) * step / warmup)
         return optim.lr * (step + 1) / warmup
+    begins = optim.decay_begins(steps)
+    if optim.schedule == "constant" or optim.schedule == "wsd" and step < begins:
+        return optim.lr
+    if optim.schedule == "wsd":
+        q = (step + 1 - begins) / (steps - begins)
+        return optim.min_lr + (optim.lr - optim.min_lr) * (1 - math.sqrt(min(q, 1.0)))
     p = (step - warmup) / max(1, steps - 1 - warmup)
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(p, 1.0))) / 2
 

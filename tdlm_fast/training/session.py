@@ -12,9 +12,16 @@ from ..runs.metrics import finished
 from .stop import Stop
 
 
-def train(config, folder: Path, resume: bool) -> dict:
-    """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite, KeyboardInterrupt."""
+def train(config, folder: Path, resume: bool, extend: int = 0) -> dict:
+    """Train, evaluate and sample; returns what summary.json holds. Raises ConfigError, NonFinite, KeyboardInterrupt.
+
+    extend: the steps to which a finished run is trained, 0 for those of the config.
+    """
     with Stop() as stop, locked(folder):
+        if extend:
+            from .extension import extended
+
+            config, resume = extended(config, folder, extend), True
         resume = resumes(config, folder, resume)
         if (
             resume

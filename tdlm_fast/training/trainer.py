@@ -18,11 +18,12 @@ from ..evaluation.published_metric import both
 from ..model import build_model
 from ..runs import checkpoint
 from ..runs.device import pick_device, tell_missing, versions
-from ..runs.files import BEST, LAST, write_beside, write_figures
+from ..runs.files import BEST, LAST, kept_checkpoint, write_beside, write_figures
 from ..runs.folder import other_source, other_text, owner_of, path_from, trim_samples
 from ..runs.metrics import sha256
 from ..sampling.generate import generate
 from . import cuda_graph, step
+from .branch import branch, steps_of
 from .limits import check_memory, training_seconds
 from .logger import Log, peak_memory_mb, reserved_memory_mb
 from .optimizer import adamw, learning_rate
@@ -76,8 +77,11 @@ class Trainer:
         self.split = self.corpus.splits["train"]
         check_memory(config, self.corpus.tokenizer.vocab, max(map(len, self.corpus.splits.values())), self.device)
         per_epoch = steps_per_epoch(self.split, config.train.batch_size)
-        self.steps = config.train.max_steps or max(1, int(config.train.epochs * per_epoch))
-        self.eval_every, self.early = config.eval.every or per_epoch, settings.early_steps(config)
+        self.steps = steps_of(config, per_epoch)
+        self.eval_every, self.early = config.eval.every or per_epoch, settings.listed_steps(config.eval.early)
+        self.keep_at = settings.listed_steps(config.train.keep_at)
+        if config.optim.schedule == "wsd":  # from here the run can be extended, or another one branch
+            self.keep_at.add(config.optim.decay_begins(self.steps))
         self.save_every = config.train.save_every or self.eval_every
         self.model = build_model(config, self.corpus.tokenizer).to(self.device).train()
         self.optimizer = adamw(self.model, config.optim)
@@ -85,6 +89,9 @@ class Trainer:
         self.about = self.owner | path_from(config, folder)  # what a checkpoint keeps beside the progress
         if resume:
             self.load()
+        elif config.train.branch_from:
+            state = branch(config, folder, self.model, self.optimizer, self.steps, per_epoch, self.corpus.hash)
+            self.progress = Progress.of(state | {"best": None, "evaluated": None})
         self.scoring = final_scoring(config, self.corpus.tokenizer)
 
     def load(self) -> None:
@@ -102,7 +109,7 @@ class Trainer:
                 checkpoint.check_owner(last, self.progress.state(), text)
             raise other_text(self.config, self.folder)
         checkpoint.check_owner(best, state or {}, text)
-        if not state:
+        if not state or state["step"] > self.progress.step:
             self.progress.best = None
             if self.progress.step == self.steps:  # no later evaluation finds a best, so this one is repeated
                 self.progress.evaluated = None
@@ -166,7 +173,8 @@ class Trainer:
     def due(self) -> tuple[bool, bool]:
         """Whether this step is followed by an evaluation, and whether by a checkpoint."""
         at, last = self.progress.step, self.progress.step == self.steps
-        return not last and (at % self.eval_every == 0 or at in self.early), last or at % self.save_every == 0
+        saves = last or at % self.save_every == 0 or at in self.keep_at
+        return not last and (at % self.eval_every == 0 or at in self.early), saves
 
     def report_eager_steps(self) -> None:
         """Log why steps run one by one, once for each reason."""
@@ -245,9 +253,11 @@ class Trainer:
                 f.write(f"--- step {progress.step}\n{text}\n")
 
     def save(self) -> None:
-        """Write the last checkpoint."""
-        checkpoint.save(self.folder / LAST, self.model, self.optimizer, self.progress.state() | self.about)
-        self.saved_at = self.progress.step
+        """Write the last checkpoint, and before it the one that is kept of this step, if there is one."""
+        at = self.progress.step
+        for file in (*([kept_checkpoint(at)] if at in self.keep_at else []), LAST):
+            checkpoint.save(self.folder / file, self.model, self.optimizer, self.progress.state() | self.about)
+        self.saved_at = at
 
     def finish(self) -> dict:
         """Score validation and test with the best weights (the last ones of a stopped run); write summary.json."""

@@ -35,6 +35,21 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum():
     assert learning_rate(1000, 100, OPTIM) == pytest.approx(0.001)  # past the last step it stays
 
 
+def test_wsd_is_constant_and_falls_at_the_end():
+    optim = Optim(lr=0.01, min_lr=0.001, warmup_steps=5, schedule="wsd", decay=0.2)
+    rates = [learning_rate(step, 100, optim) for step in range(100)]
+    assert rates[4:80] == pytest.approx([0.01] * 76) and rates[0] == pytest.approx(0.002)
+    assert rates[84] == pytest.approx(0.001 + 0.009 * (1 - 0.25**0.5)) and rates[99] == pytest.approx(0.001)
+    assert all(a > b for a, b in zip(rates[79:], rates[80:], strict=False))
+    assert learning_rate(1000, 100, optim) == pytest.approx(0.001)
+
+
+def test_a_constant_rate_does_not_depend_on_the_steps():
+    optim = Optim(lr=0.01, warmup_steps=5, schedule="constant")
+    assert [learning_rate(s, 10, optim) for s in range(10)] == [learning_rate(s, 1000, optim) for s in range(10)]
+    assert learning_rate(9, 10, optim) == 0.01
+
+
 def test_the_published_warm_up_takes_six_steps_from_a_thousandth_of_the_rate():
     """torch's LinearLR(start_factor=1e-3, total_iters=6), then the cosine from the peak on."""
     optim = config.load("configs/published.yaml").optim

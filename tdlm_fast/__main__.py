@@ -10,6 +10,7 @@ VERBS = {
     "train": "train a model: configs/tiny.yaml [key=value …] [--resume]",
     "evaluate": "likelihood of a run, or its accuracy on evaluation sets (--tasks)",
     "sample": "text from a run: RUN --prompt 'The ' --tokens 64 [--watch]",
+    "export": "a run for other tools: RUN --to hf|gguf",
     "compare": "train both objectives alike and judge the published claims",
     "tune": "find settings for both objectives with equal trials",
     "table": "several likelihoods of a run, side by side",

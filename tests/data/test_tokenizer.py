@@ -7,7 +7,7 @@ import pytest
 
 from tdlm_fast.config import ConfigError
 from tdlm_fast.data import tokenizer
-from tdlm_fast.data.tokenizer import GPT2, MOST_SPACE, Bytes, gpt2_ranks, packaged_gpt2, space_apart
+from tdlm_fast.data.tokenizer import GPT2, MOST_SPACE, Bytes, SmallGPT2, gpt2_ranks, packaged_gpt2, space_apart
 
 TEXT = "Tiny models, naïve 语言 — it's 1,024 tokens!\n\n  indented\t\x00 <|endoftext|> 🙂"
 
@@ -18,6 +18,14 @@ def test_packaged_vocabulary_is_gpt2s():
     assert encoding.encode_ordinary("Hello world") == [15496, 995]
     assert encoding.decode(encoding.encode_ordinary(TEXT)) == TEXT
     assert 50256 not in encoding.encode_ordinary(TEXT)
+
+
+def test_the_small_vocabulary_is_the_first_tokens_of_gpt2s():
+    small, whole = SmallGPT2(), GPT2()
+    ids = small.encode(TEXT)
+    assert small.decode(ids) == TEXT and max(ids) < small.start_token_id == 1024 == small.vocab - 1
+    assert small.tokens() == whole.tokens()[:1024] and small.token_bytes() == [*whole.token_bytes()[:1024], 0]
+    assert small.encode(" the") == whole.encode(" the") and len(small.encode("president")) > 1
 
 
 def test_wikitext_2_has_the_count_of_tokens_on_record():

@@ -1,0 +1,1 @@
+"""Give runs to other tools, and score models of theirs."""

@@ -1,0 +1,31 @@
+"""The names of weights, and models that other tools have no class for."""
+
+import pytest
+import torch
+from conftest import sharp_model
+
+from tdlm_fast import config as settings
+from tdlm_fast.exchange.weights import check_shape, named_weights
+
+
+@pytest.mark.parametrize("key", ["mlp=gelu", "positions=learned"])
+def test_models_without_a_native_class_are_refused_by_their_key(key):
+    name, value = key.split("=")
+    with pytest.raises(settings.ConfigError, match=f"^model.{name} is {value}, which cannot be exported"):
+        check_shape(settings.load("configs/tiny.yaml", [f"model.{key}"]))
+    check_shape(settings.load("configs/tiny.yaml"))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_weight_is_written_once_under_its_name(tied):
+    model = sharp_model(30, tied=tied)
+    of = {objective: named_weights(model, objective) for objective in ("diffusion", "autoregressive")}
+    block, layer = model.blocks[0], "model.layers.0."
+    q, k, v, gate, up = (of["diffusion"][f"{layer}{name}_proj.weight"] for name in (
+        "self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up"))  # fmt: skip
+    assert torch.equal(torch.cat([q, k, v]), block.qkv.weight) and torch.equal(torch.cat([gate, up]), block.up.weight)
+    assert torch.equal(of["diffusion"]["model.embed_tokens.weight"], model.embedding.weight)
+    assert torch.equal(of["autoregressive"]["model.embed_tokens.weight"], model.embedding.weight[:30])
+    assert torch.equal(of["diffusion"]["lm_head.weight"], model.head) and model.head.shape == (30, 16)
+    written = sum(w.numel() for w in of["diffusion"].values())
+    assert written == sum(p.numel() for p in model.parameters()) + tied * model.head.numel()

@@ -41,7 +41,7 @@ MOST = {  # above these no run ends, or a number overflows
     "train.epochs": 10**6, "train.max_steps": 2**31, "train.batch_size": 2**24, "train.log_every": 2**31,
     "train.save_every": 2**31, "model.layers": 1000, "model.width": 2**20, "model.inner": 2**22, "eval.every": 2**31,
     "eval.samples": 2**31, "eval.max_samples": 2**31, "eval.batch_size": 2**24, "eval.probe": 2**24,
-    "eval.published": 10_000, "eval.text": 1000, "model.seq_len": 65536,
+    "data.unique_tokens": 2**40, "eval.published": 10_000, "eval.text": 1000, "model.seq_len": 65536,
 }  # fmt: skip
 # names of the same keys in other trainers
 OTHER_NAMES = {
@@ -179,7 +179,7 @@ def _check(c: Config) -> None:
     for key in (
         "seed", "model.inner", "train.max_steps", "train.save_every", "optim.lr", "optim.min_lr",
         "optim.weight_decay", "optim.clip", "eval.every", "eval.text", "eval.target_stderr", "eval.published",
-        "eval.probe", "optim.warmup_steps",
+        "eval.probe", "optim.warmup_steps", "data.unique_tokens",
     ):  # fmt: skip
         need(values[key] >= 0, f"{key} is {values[key]}; it must not be negative")
     for key in ("eval.samples", "eval.max_samples"):

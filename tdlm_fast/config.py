@@ -16,7 +16,21 @@ import re
 import typing
 from pathlib import Path
 
-from .schema import CORPORA, LAYOUTS, SCHEDULES, Config, Data, Eval, Model, Noise, Optim, Run, Train  # noqa: F401
+from .schema import (  # noqa: F401  also for those that import them from here
+    CORPORA,
+    LAYOUTS,
+    SCHEDULES,
+    SIZES,
+    Config,
+    Data,
+    Eval,
+    Model,
+    Noise,
+    Optim,
+    Run,
+    Train,
+    shape_of,
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -36,6 +50,7 @@ def expanded(path: str) -> str:
     return full
 
 
+SHAPE = tuple(shape_of(next(iter(SIZES))))  # the keys that model.size sets
 LARGEST = 2**31 - 1  # of the whole numbers that options take, apart from seeds
 MOST = {  # above these no run ends, or a number overflows
     "train.epochs": 10**6, "train.max_steps": 2**31, "train.batch_size": 2**24, "train.log_every": 2**31,
@@ -153,6 +168,7 @@ def checked_value(key: str, value, known: dict[str, dataclasses.Field]):
 def build(values: dict[str, object]) -> Config:
     """Return a Config from dotted keys; every other key keeps its default. Raises ConfigError."""
     known = fields()
+    values = _sized(values, known)
     sections: dict[str, dict] = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
@@ -162,6 +178,17 @@ def build(values: dict[str, object]) -> Config:
     config = Config(**top, **{name: kinds[name](**kw) for name, kw in sections.items()})
     _check(config)
     return config
+
+
+def _sized(values: dict[str, object], known: dict[str, dataclasses.Field]) -> dict[str, object]:
+    """Return the values with the keys that model.size sets. Raises ConfigError where one of them is given otherwise."""
+    size = checked_value("model.size", values.get("model.size", ""), known)
+    shape = shape_of(str(size)) if size else {}
+    for key, value in shape.items():
+        if key in values and checked_value(key, values[key], known) != value:
+            fix = f"leave out {key}, or model.size"
+            raise ConfigError(f"model.size={size} sets {key} to {value}, and {key} is given as {values[key]}; {fix}")
+    return values | shape
 
 
 def _check(c: Config) -> None:
@@ -251,13 +278,19 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: {e}") from None
     except OSError as e:
         raise ConfigError(f"{path} cannot be read ({e.strerror or e}); see its permissions and its disk") from None
+    given: dict[str, object] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if any(k.startswith(key + ".") for k in known):
             raise ConfigError(f"{key} is a section; write {key}.KEY=value")
         if not equals:
             raise ConfigError(f"{override!r} is not an override; write key=value, as in optim.lr=1e-3")
-        values[key.strip()] = value.strip()
+        given[key.strip()] = value.strip()
+    if given.get("model.size"):  # a size takes the place of the file's shape
+        values = {k: v for k, v in values.items() if k not in SHAPE}
+    elif given.keys() & set(SHAPE):  # and a shape that of the file's size
+        values.pop("model.size", None)
+    values |= given
     try:
         return build(values)
     except ConfigError as e:

@@ -20,6 +20,7 @@ from .kernels import add_rms_norm, attention, embedding, self_attention, swiglu
 from .kernels.ops.foreach_cast import cast
 from .kernels.ops.rms_norm import spread
 from .kernels.ops.rotary import rotate
+from .schema import BASE_LAYERS, BASE_WIDTH
 
 
 def autocast(device: torch.device, precision: str):
@@ -41,8 +42,9 @@ class Block(nn.Module):
     The next norm adds the MLP's output, so a block takes and returns (x, what is still to be added to it).
     """
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, branch: float = 1.0):
         super().__init__()
+        self.branch = branch  # factor of what is added to the residual stream
         self.heads, self.dropout, self.mlp, self.rope = shape.heads, shape.dropout, shape.mlp, shape.positions == "rope"
         width, gates = shape.width, 2 if shape.mlp == "swiglu" else 1
         inner = shape.inner or (3 if gates == 2 else 4) * width
@@ -76,10 +78,13 @@ class Block(nn.Module):
             else:
                 a = attention(q, k, v, causal=causal, valid=valid, dropout_p=p)
             a = a.transpose(1, 2).reshape(B, T, D)
-        a = out(a)
+        a = self._added(out(a))
         x, y = add_rms_norm(x, a, norms[1], self.eps, narrow=True)
         y = up(y)
-        return x, down(F.gelu(y) if self.mlp == "gelu" else swiglu(y))
+        return x, self._added(down(F.gelu(y) if self.mlp == "gelu" else swiglu(y)))
+
+    def _added(self, y: Tensor) -> Tensor:
+        return y if self.branch == 1 else y * self.branch
 
 
 def linear_layers(block) -> list[nn.Linear]:
@@ -98,9 +103,13 @@ class Model(nn.Module):
     shape is the model section of a config. valid (B, T) is False at padding, to which no token attends. With tied=True
     head and embedding are one parameter. Raises ValueError where the width does not divide into heads (of even size
     for rope), an option is unknown, or the tokens are longer than a learned position table.
+
+    transfer: with W = BASE_WIDTH and L = BASE_LAYERS, the initial weights of the blocks are divided by sqrt(D / W), the
+    outputs that they add to the residual stream by layers / L, and h, and so the logits, by D / W (CompleteP, arXiv
+    2505.01618).
     """
 
-    def __init__(self, shape: Shape, *, vocab: int, seed: int = 42):
+    def __init__(self, shape: Shape, *, vocab: int, seed: int = 42, transfer: bool = False):
         super().__init__()
         width, rope = shape.width, shape.positions == "rope"
         if shape.mlp not in ("swiglu", "gelu") or shape.positions not in ("rope", "learned"):
@@ -111,7 +120,10 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(vocab + 1, width)
         self.positions = None if rope else nn.Embedding(shape.seq_len, width)
         self.dropout = nn.Dropout(shape.dropout)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        wider = width / BASE_WIDTH if transfer else 1.0
+        self.output = 1 / wider  # factor of h
+        branch = BASE_LAYERS / shape.layers if transfer else 1.0
+        self.blocks = nn.ModuleList(Block(shape, branch) for _ in range(shape.layers))
         self.eps = shape.norm_eps
         self.norm = nn.RMSNorm(width, eps=self.eps)
         if not shape.tied:
@@ -120,6 +132,11 @@ class Model(nn.Module):
         for p in self.parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02, generator=generator)
+        if transfer:
+            with torch.no_grad():
+                for block in self.blocks:
+                    for layer in linear_layers(block):
+                        layer.weight.mul_(wider**-0.5)
 
     @property
     def head(self) -> Tensor:
@@ -157,9 +174,11 @@ class Model(nn.Module):
         for i, block in enumerate(self.blocks):
             own = layers[4 * i : 4 * i + 4], norms[2 * i : 2 * i + 2]
             x, a = block(x, a, *own, causal, valid, None if cache is None else cache[i])
-        return add_rms_norm(x, a, norms[-1], self.eps)[1]
+        h = add_rms_norm(x, a, norms[-1], self.eps)[1]
+        return h if self.output == 1 else h * self.output
 
 
 def build_model(config: Config, tokenizer) -> Model:
     """Return the model of a config, initialised from its seed."""
-    return Model(config.model, vocab=tokenizer.vocab, seed=config.seed)
+    transfer = config.optim.transfer == "completep"
+    return Model(config.model, vocab=tokenizer.vocab, seed=config.seed, transfer=transfer)

@@ -39,8 +39,25 @@ class Data:
         return self.layout != "packed"
 
 
+# parameters of all blocks: layers, width and heads; the width inside the MLP is 8/3 of it, rounded to 64
+SIZES = {
+    "0.1M": (2, 64, 4), "0.75M": (4, 128, 4), "2.7M": (6, 192, 6), "4.8M": (6, 256, 8), "10.6M": (6, 384, 6),
+    "24.9M": (8, 512, 8), "49.6M": (10, 640, 10), "85M": (12, 768, 12),
+}  # fmt: skip
+BASE_LAYERS, BASE_WIDTH = SIZES["0.1M"][:2]  # at which optim.transfer=completep changes nothing
+
+
+def shape_of(size: str) -> dict[str, int]:
+    """Return the keys that model.size sets, {dotted key: value}: layers, width, heads and inner."""
+    layers, width, heads = SIZES[size]
+    return {
+        "model.layers": layers, "model.width": width, "model.heads": heads, "model.inner": 64 * round(width / 24),
+    }  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    size: str = about("", "sets layers, width, heads and inner by the parameters of all blocks", ("", *SIZES))
     layers: int = about(2, "transformer blocks")
     width: int = about(64, "width of the residual stream")
     heads: int = about(4, "attention heads")
@@ -74,6 +91,10 @@ class Optim:
         "cosine", "learning rate after the warm-up; wsd: constant, then a decay", ("cosine", "wsd", "constant")
     )
     decay: float = about(0.15, "wsd: share of the steps, at the end, with a falling learning rate")
+    transfer: str = about(
+        "none", "completep: learning rate, decay and residual branches carry over from 2 layers x 64",
+        ("none", "completep"),
+    )  # fmt: skip
     beta1: float = about(0.9, "AdamW's beta 1")
     beta2: float = about(0.95, "AdamW's beta 2")
     weight_decay: float = about(0.1, "decoupled decay, on matrices only, not embeddings and norms")

@@ -7,8 +7,10 @@ from .. import config as settings
 
 OBJECTIVES = ("diffusion", "autoregressive")
 SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide which tokens are scored
-# keys that decide no number; the run that a run branched from has the same settings and seed
-IGNORED = ("run.dir", "run.wandb", "device", "data.cache", "data.path", "train.branch_from", "train.keep_at")
+# keys that decide no number; the run that a run branched from has its settings and seed, and a size sets a shape
+IGNORED = (
+    "run.dir", "run.wandb", "device", "data.cache", "data.path", "train.branch_from", "train.keep_at", "model.size",
+)  # fmt: skip
 
 
 def check_tokens(first: settings.Config, other: settings.Config, both: str) -> None:

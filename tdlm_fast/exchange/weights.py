@@ -4,7 +4,8 @@
     block.up (2 I, D)     gate_proj, up_proj, in that order            block.down   down_proj
 
 A diffusion model has one more row in its embedding, for [MASK]. The rotation of positions pairs the same dimensions as
-theirs, so no row moves. A tied head is written as a tensor of its own.
+theirs, so no row moves. A tied head is written as a tensor of its own. The factors of optim.transfer=completep, which
+their classes do not have, are multiplied into the weights.
 """
 
 import torch
@@ -30,7 +31,7 @@ def named_weights(model, objective: str) -> dict[str, Tensor]:
     diffusion = objective == "diffusion"
     weights = {
         "model.embed_tokens.weight": model.embedding.weight[: model.mask_token_id + diffusion],
-        "model.norm.weight": model.norm.weight, "lm_head.weight": model.head,
+        "model.norm.weight": model.norm.weight, "lm_head.weight": model.head * model.output,
     }  # fmt: skip
     for i, block in enumerate(model.blocks):
         layer = f"model.layers.{i}."
@@ -38,8 +39,8 @@ def named_weights(model, objective: str) -> dict[str, Tensor]:
             weights[f"{layer}self_attn.{name}_proj.weight"] = part
         gate, up = block.up.weight.chunk(2)
         weights |= {
-            f"{layer}self_attn.o_proj.weight": block.out.weight, f"{layer}mlp.gate_proj.weight": gate,
-            f"{layer}mlp.up_proj.weight": up, f"{layer}mlp.down_proj.weight": block.down.weight,
+            f"{layer}self_attn.o_proj.weight": block.out.weight * block.branch, f"{layer}mlp.gate_proj.weight": gate,
+            f"{layer}mlp.up_proj.weight": up, f"{layer}mlp.down_proj.weight": block.down.weight * block.branch,
             f"{layer}input_layernorm.weight": block.norm1.weight,
             f"{layer}post_attention_layernorm.weight": block.norm2.weight,
         }  # fmt: skip

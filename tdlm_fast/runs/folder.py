@@ -26,7 +26,7 @@ except ImportError:  # Windows
 MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
 # Keys that decide no loss, so a run resumes with other values. The text is identified by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.keep_at", "train.capture")
-FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus", "train.branch_from")
+FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus", "train.branch_from", "model.size")
 
 
 def folder_of(config, path: str) -> Path:

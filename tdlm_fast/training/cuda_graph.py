@@ -81,8 +81,12 @@ class DeviceSteps:
         self.lr = torch.zeros((), dtype=dtype, device=device)
         self.step = torch.full((), first, dtype=torch.int64, device=device)
         self.log = torch.zeros(window, 4, dtype=torch.float64, device=device)
+        self.scaled = []  # learning rates that are a multiple of it
         for group in optimizer.param_groups:
             group["lr"] = self.lr
+            if "rate" in group:
+                group["lr"] = torch.zeros_like(self.lr)
+                self.scaled.append((group["lr"], group["rate"]))
         self.lazy = None
         if isinstance(optimizer, DeviceAdamW):
             always = [model.mask_token_id, loss_of.keywords["start_token_id"]]
@@ -96,6 +100,8 @@ class DeviceSteps:
     def body(self) -> None:
         """One step that reads and writes only device memory."""
         torch.index_select(self.rates, 0, self.step.view(1), out=self.lr.view(1))
+        for rate, factor in self.scaled:
+            torch.mul(self.lr, factor, out=rate)
         x0, valid = self.data.batch(self.step)
         if self.lazy is not None:
             self.lazy.catch_up(x0)

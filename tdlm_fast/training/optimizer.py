@@ -14,6 +14,7 @@ import math
 import torch
 
 from ..config import Optim
+from ..schema import BASE_WIDTH
 from .device_adamw import DeviceAdamW
 
 
@@ -35,11 +36,21 @@ def learning_rate(step: int, steps: int, optim: Optim) -> float:
 
 
 def adamw(model: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """Return fused AdamW, on a GPU DeviceAdamW; embeddings, positions and norms do not decay."""
+    """Return fused AdamW, on a GPU DeviceAdamW; embeddings, positions and norms do not decay.
+
+    With optim.transfer=completep the matrices of the blocks are a group with "rate", BASE_WIDTH / width, a factor of
+    the learning rate, and with a decay that keeps rate x decay. Every other group has no "rate".
+    """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     decayed = [p for p in model.parameters() if p.dim() == 2 and id(p) not in tables]
     rest = [p for p in model.parameters() if p.dim() != 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    if optim.transfer == "completep":
+        wider = model.embedding.embedding_dim / BASE_WIDTH
+        hidden = [p for p in decayed if any(p is q for q in model.blocks.parameters())]
+        groups[0]["params"] = [p for p in decayed if not any(p is q for q in hidden)]
+        groups.append({"params": hidden, "weight_decay": optim.weight_decay * wider, "rate": 1 / wider})
+        groups = [group for group in groups if group["params"]]  # a tied head is in none that decays
     on_gpu = any(p.is_cuda for p in model.parameters())
     kind = DeviceAdamW if on_gpu else torch.optim.AdamW
     return kind(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True, capturable=on_gpu)

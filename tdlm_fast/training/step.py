@@ -67,7 +67,7 @@ def train_step(model, optimizer, loss_of, split: dataset.Split, config: Config, 
     torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
     x0, valid = batches.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, steps, config.optim)
+        group["lr"] = learning_rate(step, steps, config.optim) * group.get("rate", 1.0)
     loss, loss_tokens, n = backward(model, loss_of, x0, valid, config, step)
     norm = update(model, optimizer, loss, config)
     return {"loss": loss, "grad_norm": norm, "loss_tokens": loss_tokens, "tokens": n}

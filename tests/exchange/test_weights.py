@@ -6,6 +6,7 @@ from conftest import sharp_model
 
 from tdlm_fast import config as settings
 from tdlm_fast.exchange.weights import check_shape, named_weights
+from tdlm_fast.model import Model
 
 
 @pytest.mark.parametrize("key", ["mlp=gelu", "positions=learned"])
@@ -29,3 +30,20 @@ def test_every_weight_is_written_once_under_its_name(tied):
     assert torch.equal(of["diffusion"]["lm_head.weight"], model.head) and model.head.shape == (30, 16)
     written = sum(w.numel() for w in of["diffusion"].values())
     assert written == sum(p.numel() for p in model.parameters()) + tied * model.head.numel()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_factors_of_completep_are_in_the_weights(tied):
+    shape = settings.Model(layers=4, width=128, heads=4, inner=64, tied=tied, dropout=0.0)
+    model, plain = Model(shape, vocab=30, transfer=True).eval(), Model(shape, vocab=30).eval()
+    weights = named_weights(model, "autoregressive")
+    with torch.no_grad():
+        plain.load_state_dict(model.state_dict())
+        for i, block in enumerate(plain.blocks):
+            block.out.weight.copy_(weights[f"model.layers.{i}.self_attn.o_proj.weight"])
+            block.down.weight.copy_(weights[f"model.layers.{i}.mlp.down_proj.weight"])
+        tokens = torch.arange(30).view(2, 15)
+        ours = model(tokens, causal=True) @ model.head.T
+        theirs = plain(tokens, causal=True) @ weights["lm_head.weight"].T
+    torch.testing.assert_close(theirs, ours)
+    assert not torch.allclose(plain.blocks[0].out.weight, model.blocks[0].out.weight)

@@ -93,3 +93,45 @@ def test_it_has_the_betas_of_the_config_and_every_parameter_once():
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     assert sorted(map(id, parameters)) == sorted(map(id, model.parameters()))
     assert all(group["betas"] == (0.7, 0.8) and group["fused"] for group in optimizer.param_groups)
+
+
+def test_completep_scales_the_rates_of_the_blocks_and_keeps_rate_times_decay():
+    model = Model(Shape(width=256, layers=4, heads=2, inner=24), vocab=40, transfer=True)
+    optimizer = adamw(model, Optim(weight_decay=0.1, transfer="completep"))
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = [
+        ({names[id(p)] for p in g["params"]}, g["weight_decay"], g.get("rate", 1)) for g in optimizer.param_groups
+    ]
+    hidden = {n for n, p in model.named_parameters() if n.startswith("blocks") and p.dim() == 2}
+    assert groups[0] == ({"_head"}, 0.1, 1) and groups[2] == (hidden, 0.1 * 4, 1 / 4)
+    assert groups[1][1:] == (0, 1) and sorted(n for g in groups for n in g[0]) == sorted(names.values())
+
+
+def update_of_the_logits(width, layers, transfer):
+    """The root mean square by which three steps change the logits of a model."""
+    from tdlm_fast.kernels import linear_cross_entropy
+
+    shape = Shape(width=width, layers=layers, heads=4, inner=3 * width, dropout=0.0)
+    model = Model(shape, vocab=50, transfer=transfer)
+    optimizer = adamw(model, Optim(lr=2e-3, weight_decay=0.0, transfer="completep" if transfer else "none"))
+    tokens = torch.randint(0, 50, (8, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(tokens, causal=True) @ model.head.T
+    for _ in range(3):
+        h = model(tokens, causal=True)[:, :-1].flatten(0, 1)
+        linear_cross_entropy(h, model.head, tokens[:, 1:].flatten()).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * group.get("rate", 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        return (model(tokens, causal=True) @ model.head.T - before).square().mean().sqrt().item()
+
+
+def test_completep_changes_the_logits_alike_at_every_size():
+    """The check of coordinates: what a step changes depends on the size without the rule, and little with it."""
+    (small, large), (plain, plain_large) = (
+        [update_of_the_logits(64, 2, transfer), update_of_the_logits(512, 4, transfer)] for transfer in (True, False)
+    )
+    assert small == pytest.approx(plain)  # the base of the rule
+    assert 0.5 < large / small < 2 and plain_large / plain > 3

@@ -45,6 +45,9 @@ test-gpu: .venv/ready  ## run the tests that need a GPU, then the Triton kernels
 test-ttsem:  ## run the Triton kernels' compiled IR on the CPU: bf16, bounds, races; PYTHON312=… names a Python 3.12
 	bash tests/kernels/triton/ttsem.sh $(ARGS)
 
+test-fuzz: .venv/ready  ## try 100,000 damaged and foreign inputs of every kind, JSON into bench/results
+	$(PY) -m tests.fuzz.run --out bench/results/fuzz.json $(ARGS)
+
 bench: .venv/ready  ## race each op against every peer on this machine, JSON into bench/results
 	$(PY) -m pytest -q bench/race/ops.py --benchmark-disable-gc --benchmark-columns=median --figures bench/results/kernels.json
 

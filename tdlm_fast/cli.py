@@ -89,6 +89,11 @@ def mendable(e: BaseException, errors: tuple[type[Exception], ...], lower: str) 
     return ""
 
 
+def printable(text: str) -> str:
+    """Return text as one line: line ends and control characters are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError, lower: str = LOWER):
     """Decorate a verb's main: an error ends it with one line on stderr and 2, NonFinite with 1, Ctrl-C with 130.
 
@@ -107,7 +112,7 @@ def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError, lower: st
                 line, code = f"error: {mendable(e, (errors, NonFinite), lower)}", 1 if isinstance(e, NonFinite) else 2
                 if line == "error: ":
                     raise
-            print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)  # one line, always
+            print(printable(line), file=sys.stderr)
             return code
 
         return run
@@ -120,7 +125,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         message = message.replace("config, overrides", "config")  # parse_intermixed_args lists what is optional too
-        print(f"error: {message}; --help shows the usage and all options", file=sys.stderr)
+        print(f"error: {printable(message)}; --help shows the usage and all options", file=sys.stderr)
         sys.exit(2)
 
 

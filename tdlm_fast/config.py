@@ -161,7 +161,7 @@ def checked_value(key: str, value, known: dict[str, dataclasses.Field]):
     if any(k.startswith(key + ".") for k in known):
         raise ConfigError(f"{key} is a section; write its keys beneath it, as in {key}.KEY")
     if key not in known:
-        raise ConfigError(f"unknown key {key if key.isprintable() else repr(key)}{_nearest(key, known)}")
+        raise ConfigError(f"unknown key {key if key and key.isprintable() else repr(key)}{_nearest(key, known)}")
     return _coerce(key, value, known[key])
 
 

@@ -64,6 +64,9 @@ def recorded(file: Path) -> list[dict]:
         ]
         for run in runs:
             run["config"] = settings.flatten(settings.build(run["config"]))
+            run["folder"] = str(Path(run["folder"]))
+    except settings.ConfigError as e:
+        raise settings.ConfigError(f"{file}: the config of a run: {e}" if str(file) not in str(e) else str(e)) from None
     except (KeyError, TypeError, AttributeError):
         raise settings.ConfigError(f"{file} is not a compare.json of finished runs; give one or a run") from None
     return [sound(run, file / run["folder"]) for run in runs]

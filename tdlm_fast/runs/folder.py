@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from .. import config as settings
-from .files import LAST, unreadable, write_beside
+from .files import LAST
 from .metrics import finished
 
 if sys.platform == "win32":
@@ -25,6 +25,7 @@ else:
 
 LOCKED_BYTE = 1 << 30
 MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
+WRITTEN = r"(config\.yaml|metrics\.jsonl|samples\.txt|summary\.json|[\w-]+\.safetensors)"  # by training only
 # Keys that decide no loss, so a run resumes with other values. The text is identified by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.keep_at", "train.capture")
 FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus", "train.branch_from", "model.size")
@@ -101,6 +102,18 @@ def _take(file, path: Path) -> None:
         raise settings.ConfigError(f"{path.parent} is in use by {holder}; run.dir=OTHER starts another run") from None
     except OSError as e:  # a file system without locks
         print(f"{path.parent} cannot be locked ({e.strerror}): start nothing else in it", file=sys.stderr)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that a process that was killed had begun to write beside those of its run.
+
+    Only the holder of the lock writes these. safetensors writes beside its file too, under a name of its own.
+    """
+    for file in [p for sub in (folder, folder / LAST.parent) if sub.is_dir() for p in sub.iterdir()]:
+        own = re.fullmatch(rf"{WRITTEN}\.\d+\.tmp", file.name)
+        if own or file.parent != folder and re.fullmatch(r"\.tmp\w{6}", file.name):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def resumes(config, folder: Path, resume: bool) -> bool:
@@ -198,23 +211,6 @@ def path_from(config, folder: Path) -> dict:
         }
     except ValueError:  # Windows: on another drive
         return {}
-
-
-def trim_samples(folder: Path, step: int, evaluated: int | None) -> None:
-    """Drop the samples that a run resumed at `step`, whose last evaluation was at step `evaluated`, writes again.
-
-    They are read as bytes, because a write that was cut short may end inside a character.
-    """
-    file = folder / "samples.txt"
-    if file.is_file():
-        try:
-            parts = re.split(rb"(?m)^(--- step (\d+)\r?\n)", file.read_bytes())
-        except OSError as e:
-            raise unreadable(file, e) from None
-        samples = zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
-        kept = b"".join(h + text for h, at, text in samples if int(at) < step or int(at) == step == evaluated)
-        end = b"\n" if kept and not kept.endswith(b"\n") else b""  # the next heading needs a line of its own
-        write_beside(file, lambda p: p.write_bytes(kept + end))
 
 
 def changes(config, folder: Path, counts) -> str:

@@ -68,9 +68,14 @@ def as_written(folder: Path, summary: dict) -> bool:
 def entries(file: Path) -> tuple[list[dict], int]:
     """Return the entries of a metrics.jsonl and the number of damaged lines."""
     try:
-        whole, lines = [], file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        return parsed(file.read_bytes() if file.is_file() else b"")
     except OSError as e:
         raise unreadable(file, e) from None
+
+
+def parsed(content: bytes) -> tuple[list[dict], int]:
+    """Return the entries of the content of a metrics.jsonl and the number of damaged lines."""
+    whole, lines = [], content.decode("utf-8", errors="replace").splitlines()
     for text in lines:
         try:
             entry = parse(text)

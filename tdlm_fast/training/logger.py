@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..config import Config
-from ..runs.files import plain, write_beside
-from ..runs.metrics import entries
+from ..runs.appended import Appended
+from ..runs.files import plain
 
 WANDB_S = 30  # how long a network may keep a run waiting, at its start and at its end
 
@@ -58,25 +58,16 @@ def _shows_a_bar(stream) -> bool:
 
 
 class Log(contextlib.AbstractContextManager):
-    """Write metrics.jsonl, show progress on the terminal, and report to Weights & Biases.
+    """Write metrics.jsonl from `step` of `steps` on, show progress on the terminal, and report to Weights & Biases."""
 
-    A run resumed at `step`, whose checkpoint was last evaluated at step `evaluated`, writes later lines again: they are
-    dropped here.
-    """
-
-    def __init__(self, folder: Path, config: Config, steps: int, step: int, evaluated: int | None):
-        self.file = folder / "metrics.jsonl"
-        lines, damaged = entries(self.file) if step or evaluated is not None else ([], 0)
-        lines = [e for e in lines if e["step"] < step or e["step"] == step and ("valid" not in e or evaluated == step)]
-        text = "".join(json.dumps(entry) + "\n" for entry in lines)
-        write_beside(self.file, lambda p: p.write_text(text, encoding="utf-8"))
+    def __init__(self, file: Appended, config: Config, steps: int, step: int):
+        self.file = file
+        self.file.begin()
         self.terminal = _shows_a_bar(sys.stderr)
         self.steps, self.last, self.started = steps, 0.0, time.monotonic()
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not self.terminal, dynamic_ncols=True)
         self.first = step
-        if damaged:
-            self.say(f"{self.file}: {damaged} damaged line{'s' * (damaged > 1)} dropped")
-        self.wandb = self._wandb(folder, config)
+        self.wandb = self._wandb(file.path.parent, config)
 
     def _wandb(self, folder: Path, config: Config):
         mode: Any = config.run.wandb
@@ -104,8 +95,7 @@ class Log(contextlib.AbstractContextManager):
 
     def record(self, entry: dict) -> None:
         """Append a line to metrics.jsonl; non-finite numbers are written as null."""
-        with open(self.file, "a", encoding="utf-8") as f:
-            f.write(json.dumps(plain(entry), allow_nan=False) + "\n")
+        self.file.append(json.dumps(plain(entry), allow_nan=False) + "\n")
         values = {k: v for k, v in entry.items() if k != "step"}
         self._report(lambda wandb: wandb.log(values, step=entry["step"]))
 

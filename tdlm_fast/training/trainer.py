@@ -17,10 +17,10 @@ from ..evaluation.likelihood import final_scoring, likelihood
 from ..evaluation.published_metric import both
 from ..model import build_model
 from ..runs import checkpoint
+from ..runs.appended import Appended
 from ..runs.device import pick_device, tell_missing, versions
 from ..runs.files import BEST, LAST, kept_checkpoint, write_beside, write_figures
-from ..runs.folder import other_source, other_text, owner_of, path_from, trim_samples
-from ..runs.metrics import sha256
+from ..runs.folder import other_source, other_text, owner_of, path_from
 from ..sampling.generate import generate
 from . import cuda_graph, step
 from .branch import branch, steps_of
@@ -87,15 +87,15 @@ class Trainer:
         self.optimizer = adamw(self.model, config.optim)
         self.progress, self.owner = Progress(self.corpus.name, self.corpus.hash), owner_of(config)
         self.about = self.owner | path_from(config, folder)  # what a checkpoint keeps beside the progress
-        if resume:
-            self.load()
-        elif config.train.branch_from:
-            state = branch(config, folder, self.model, self.optimizer, self.steps, per_epoch, self.corpus.hash)
-            self.progress = Progress.of(state | {"best": None, "evaluated": None})
+        state = self.load() if resume else None
+        self.metrics, self.samples = (Appended(folder / name, state) for name in ("metrics.jsonl", "samples.txt"))
+        if not resume and config.train.branch_from:
+            trunk = branch(config, folder, self.model, self.optimizer, self.steps, per_epoch, self.corpus.hash)
+            self.progress = Progress.of(trunk | {"best": None, "evaluated": None})
         self.scoring = final_scoring(config, self.corpus.tokenizer)
 
-    def load(self) -> None:
-        """Take up the last checkpoint. Raises ConfigError where the text is not the one it was trained on."""
+    def load(self) -> dict:
+        """Take up the last checkpoint; returns its state. Raises ConfigError where its text is another one."""
         best, last, text, state = self.folder / BEST, self.folder / LAST, {"corpus_hash": self.corpus.hash}, None
         try:
             state = checkpoint.load(best, self.model, owner=self.owner)
@@ -103,7 +103,8 @@ class Trainer:
             raise
         except settings.ConfigError:
             print(f"{best} is missing or damaged; the best is sought again from here", file=sys.stderr)
-        self.progress = Progress.of(checkpoint.load(last, self.model, self.optimizer, self.owner))
+        held = checkpoint.load(last, self.model, self.optimizer, self.owner)
+        self.progress = Progress.of(held)
         if self.progress.corpus_hash != self.corpus.hash:
             if state and state.get("corpus_hash") == self.corpus.hash:
                 checkpoint.check_owner(last, self.progress.state(), text)
@@ -113,13 +114,15 @@ class Trainer:
             self.progress.best = None
             if self.progress.step == self.steps:  # no later evaluation finds a best, so this one is repeated
                 self.progress.evaluated = None
-        trim_samples(self.folder, self.progress.step, self.progress.evaluated)
+        return held | {"evaluated": self.progress.evaluated}
 
     def run(self) -> dict:
         """Train to the last step or until a stop is asked for; returns what summary.json holds."""
         config, progress = self.config, self.progress
         write_beside(self.folder / "config.yaml", lambda p: settings.save(config, p))
-        with Log(self.folder, config, self.steps, progress.step, progress.evaluated) as self.log:
+        if config.eval.text or self.samples.path.exists():
+            self.samples.begin()
+        with Log(self.metrics, config, self.steps, progress.step) as self.log:
             self.begin()
             while progress.step < self.steps and not self.stop.asked:
                 self.runner.run(progress.step)
@@ -249,14 +252,15 @@ class Trainer:
         for i in range(config.eval.text):
             tokens = min(64, config.model.seq_len)
             text = generate(self.model, self.corpus.tokenizer, config, tokens=tokens, seed=i)
-            with open(self.folder / "samples.txt", "a", encoding="utf-8") as f:
-                f.write(f"--- step {progress.step}\n{text}\n")
+            self.samples.append(f"--- step {progress.step}\n{text}\n")
 
     def save(self) -> None:
         """Write the last checkpoint, and before it the one that is kept of this step, if there is one."""
         at = self.progress.step
+        written = {"written": {f.path.name: f.mark() for f in (self.metrics, self.samples)}}
+        state = self.progress.state() | self.about | written
         for file in (*([kept_checkpoint(at)] if at in self.keep_at else []), LAST):
-            checkpoint.save(self.folder / file, self.model, self.optimizer, self.progress.state() | self.about)
+            checkpoint.save(self.folder / file, self.model, self.optimizer, state)
         self.saved_at = at
 
     def finish(self) -> dict:
@@ -287,7 +291,7 @@ class Trainer:
             "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
             "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash, **self.owner,
-            "metrics_sha256": sha256(self.folder / "metrics.jsonl"), "weights": checkpoint.weights_hash(self.model),
+            "metrics_sha256": self.metrics.mark()["sha256"], "weights": checkpoint.weights_hash(self.model),
         }  # fmt: skip
         write_figures(self.folder / "summary.json", summary)
         self.log.result(summary)

@@ -10,6 +10,7 @@ import pytest
 from tdlm_fast import config as settings
 from tdlm_fast import train
 from tdlm_fast.runs import files
+from tdlm_fast.runs.appended import Appended
 from tdlm_fast.training import logger
 
 pytestmark = pytest.mark.slow
@@ -19,7 +20,7 @@ def test_what_is_no_number_is_written_as_null(tmp_path):
     def strict(constant):
         raise AssertionError(constant)
 
-    with logger.Log(tmp_path, settings.Config(), 2, 0, None) as written:
+    with logger.Log(Appended(tmp_path / "metrics.jsonl"), settings.Config(), 2, 0) as written:
         written.record({"step": 1, "loss": math.nan, "rest": [1.5, {"a": math.inf}]})
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=strict)
     assert line == {"step": 1, "loss": None, "rest": [1.5, {"a": None}]}

@@ -13,6 +13,7 @@ VERBS = {
     "export": "a run for other tools: RUN --to hf|gguf",
     "compare": "train both objectives alike and judge the published claims",
     "tune": "find settings for both objectives with equal trials",
+    "sweep": "train a grid of sizes, texts and lengths, and report where diffusion crosses",
     "table": "several likelihoods of a run, side by side",
     "check": "compare the evaluation of a run with known answers",
     "memory": "peak memory of a training step on a GPU, estimated without one",

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("train", "evaluate", "sample", "export", "compare", "tune", "table", "check", "memory", "doctor")
+VERBS = ("train", "evaluate", "sample", "export", "compare", "tune", "sweep", "table", "check", "memory", "doctor")
 BACKENDS = ("cpu", "triton", "cuda")
 # From the bottom of the house to its top: a room imports from its own line and the lines before it.
 LEVELS = (
     ("schema",), ("config", "statistics", "yaml_file"), ("cli",), ("kernels",), ("data", "model"), ("objective",),
-    ("runs",), ("evaluation",), ("exchange",), ("sampling",), ("training",), ("comparison",), VERBS, ("__main__",),
+    ("runs",), ("evaluation",), ("exchange",), ("sampling",), ("training",), ("comparison",), ("scaling",),
+    VERBS, ("__main__",),
 )  # fmt: skip
-TORCH_FREE = ("schema", "config", "cli", "statistics", "yaml_file", "comparison", "__main__", *VERBS)
+TORCH_FREE = ("schema", "config", "cli", "statistics", "yaml_file", "comparison", "scaling", "__main__", *VERBS)
 
 
 def files() -> dict[str, Path]:

@@ -198,8 +198,12 @@ def _html_table(rows: list[list[str]], cards: bool) -> str:
 
 
 def html(result: dict, title: str) -> str:
+    return _html_page(blocks(result), title)
+
+
+def _html_page(content_blocks: list[tuple], title: str) -> str:
     parts, heads = [], []
-    for kind, *content in blocks(result):
+    for kind, *content in content_blocks:
         if kind == "h":
             heads.append(f'<a href="#s{len(heads)}">{escape(content[0])}</a>')
             parts.append(f'<h2 id="s{len(heads) - 1}">{escape(content[0])}</h2>')
@@ -224,13 +228,17 @@ def html(result: dict, title: str) -> str:
 
 
 def markdown(result: dict, title: str) -> str:
+    return _markdown_page(blocks(result), title)
+
+
+def _markdown_page(content_blocks: list[tuple], title: str) -> str:
     def plain(content) -> typing.Any:  # names of runs and texts may hold HTML, which Markdown would pass on
         if isinstance(content, str):
             return escape(content, quote=False)
         return [plain(each) for each in content] if isinstance(content, list | tuple) else content
 
     parts = [f"# {title}"]
-    for kind, *content in ((kind, *plain(content)) for kind, *content in blocks(result)):
+    for kind, *content in ((kind, *plain(content)) for kind, *content in content_blocks):
         if kind == "h":
             parts.append(f"## {content[0]}")
         elif kind in ("p", "note"):
@@ -252,11 +260,16 @@ def markdown(result: dict, title: str) -> str:
 
 def write(result: dict, out: Path) -> None:
     """Write report.html, report.md and figures/ from the contents of compare.json."""
+    write_pages(blocks(result), out, TITLE)
+
+
+def write_pages(content_blocks: list[tuple], out: Path, title: str) -> None:
+    """Write report.html, report.md and figures/ from the parts of a report, as `blocks` returns them."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for kind, *content in blocks(result):
+    for kind, *content in content_blocks:
         if kind == "charts":
             for name, chart in content[0].items():
                 if chart:
                     (out / "figures" / f"{name}.svg").write_text(svg.standalone(chart), encoding="utf-8")
-    (out / "report.html").write_text(html(result, TITLE), encoding="utf-8")
-    (out / "report.md").write_text(markdown(result, TITLE), encoding="utf-8")
+    (out / "report.html").write_text(_html_page(content_blocks, title), encoding="utf-8")
+    (out / "report.md").write_text(_markdown_page(content_blocks, title), encoding="utf-8")

@@ -74,7 +74,7 @@ def train(config_file: Path, overrides: list[str], folder: Path) -> None:
     command = [sys.executable, "-m", "tdlm_fast.train", str(config_file), *overrides, f"run.dir={folder}", "--resume"]
     # In a session of its own, so that Ctrl-C reaches it only through this process, and once.
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=_ends_with_parent()
+        command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=ends_with_parent()
     )  # fmt: skip
 
     def stop(number, frame):  # the run saves, then ends
@@ -121,7 +121,7 @@ def _kept(config_file: Path, overrides: list[str], folder: Path) -> bool:
     return True
 
 
-def _ends_with_parent():
+def ends_with_parent():
     """Return a function for a child to call first: on Linux it gets SIGTERM when this process dies, even by kill -9."""
     if sys.platform != "linux":
         return None

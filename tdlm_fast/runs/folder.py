@@ -92,6 +92,18 @@ def hold(file) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def in_use(folder: Path) -> bool:
+    """Return whether a process has locked the folder."""
+    try:
+        with open(folder / "lock", "r+") as file:
+            hold(file)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no lock
+        return False
+
+
 def _take(file, path: Path) -> None:
     try:
         hold(file)

@@ -1,0 +1,1 @@
+"""A sweep: one plan of many runs, trained by any number of workers, and its report."""

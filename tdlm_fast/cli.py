@@ -57,8 +57,7 @@ def verb(main) -> int:
     except BrokenPipeError:
         code = 141  # as a shell reports SIGPIPE
     except Exception as e:
-        full = isinstance(e, OSError) and e.filename is None and e.errno == errno.ENOSPC
-        if not full:
+        if not (isinstance(e, OSError) and e.filename is None and e.errno == errno.ENOSPC):
             traceback.print_exc()
             return FAULT
         print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)

@@ -14,7 +14,7 @@ from .claim_schema import read
 NOT_DECIDING = (
     "objective", "seed", "device", "run.", "eval.", "data.corpus", "data.path", "data.if_unreachable", "data.cache",
     "train.capture", "train.log_every", "train.save_every", "train.keep_at", "train.branch_from",
-    "train.ema", "model.size",
+    "model.size",
 )  # fmt: skip
 READ_BY_ONE = {
     "loss_weight": "diffusion", "noise.schedule": "diffusion", "noise.sampling": "diffusion",

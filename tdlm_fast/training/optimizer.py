@@ -46,9 +46,10 @@ def adamw(model: torch.nn.Module, optim: Optim) -> torch.optim.AdamW:
     rest = [p for p in model.parameters() if p.dim() != 2 or id(p) in tables]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     if optim.transfer == "completep":
-        wider = model.embedding.embedding_dim / BASE_WIDTH
-        hidden = [p for p in decayed if any(p is q for q in model.blocks.parameters())]
-        groups[0]["params"] = [p for p in decayed if not any(p is q for q in hidden)]
+        wider = model.get_parameter("embedding.weight").shape[1] / BASE_WIDTH
+        inside = {id(p) for name, p in model.named_parameters() if name.startswith("blocks.")}
+        hidden = [p for p in decayed if id(p) in inside]
+        groups[0]["params"] = [p for p in decayed if id(p) not in inside]
         groups.append({"params": hidden, "weight_decay": optim.weight_decay * wider, "rate": 1 / wider})
         groups = [group for group in groups if group["params"]]  # a tied head is in none that decays
     on_gpu = any(p.is_cuda for p in model.parameters())

@@ -1,19 +1,28 @@
-"""Models of others, from folders of transformers."""
+"""Models of others, from folders of transformers: exported runs, and small ones made on the spot."""
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from conftest import torch_free
 
-from tdlm_fast.config import ConfigError
+from tdlm_fast import evaluate
+from tdlm_fast.config import ConfigError, Data
 from tdlm_fast.exchange import foreign
+
+LINES = ["the old mill", "turns by the river", "the miller sleeps", "naïve"]
 
 
 def test_a_missing_package_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "kernels", None)
-    with pytest.raises(ConfigError, match="this needs the package transformers .*: pip install transformers"):
+    with pytest.raises(ConfigError, match="--hf needs the package transformers .*: pip install transformers"):
         foreign.transformers()
 
 
@@ -23,3 +32,97 @@ def test_transformers_is_imported_from_the_root_of_the_project():
     pytest.importorskip("tokenizers", reason="needs transformers 5: pip install tdlm_fast[export]")
     code = "from tdlm_fast.exchange.foreign import transformers; transformers().LlamaForCausalLM"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["diffusion", "autoregressive"])
+def test_an_exported_run_scores_as_the_run_itself(transformers, runs, exported, corpus, objective, capsys):
+    """The draws are functions of the seed and the row, so even the estimate is the same."""
+    held = json.loads((runs[objective] / "summary.json").read_text())["test"]
+    args = ["--text", str(corpus), "--layout", "paragraphs", "--seq-len", "24", "--seed", "42", "--max-samples", "4"]
+    capsys.readouterr()
+    assert evaluate.main(["--hf", str(exported[objective]), *args, "--json", "--device", "cpu"]) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["nats_per_token"] == pytest.approx(held["nats_per_token"], rel=1e-4)
+    assert score["stderr"] == pytest.approx(held["stderr"], rel=1e-2, abs=1e-9)
+    assert (score["tokens"], score["bound"], score["samples"]) == (held["tokens"], held["bound"], held["samples"])
+    assert score["bits_per_byte"] == pytest.approx(held["bits_per_byte"], rel=1e-4) and score["unknown_tokens"] == 0
+
+
+def bert(transformers, folder):
+    """A random BERT of 40 words with [CLS] and [SEP], far from uniform."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the old mill turns by river miller sleeps".split()]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=16, initializer_range=0.5,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).eval().save_pretrained(folder)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_bert_is_scored_between_its_special_tokens(transformers, tmp_path):
+    bert(transformers, tmp_path)
+    model, ids, objective = foreign.load(tmp_path, False, "cpu")
+    assert objective == "diffusion" and (model.before, model.after) == ([2], [3]) and model.mask_token_id == 4
+    split = foreign.split_of("\n".join(LINES), "paragraphs", 4, ids)
+    assert split.lengths.tolist() == [3, 4, 3, 1] and split.bytes == len("".join(LINES).encode())  # ï is two bytes
+    assert (split.tokens == 1).sum() == 1  # naïve is unknown
+    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path).eval()
+    x0, valid = split.rows(np.arange(4))
+    x = torch.where(torch.tensor([True, False, True, False]) & valid, 4, x0)
+    ours = (model(x, causal=False, valid=valid) @ model.head.T).log_softmax(-1)
+    for row, n, own in zip(x, split.lengths, ours, strict=True):
+        logits = theirs(torch.tensor([[2, *row[:n].tolist(), 3]])).logits[0, 1:-1]
+        logits[:, 4] = -torch.inf
+        torch.testing.assert_close(own[:n].exp(), logits.softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_gpt2_is_scored_exactly_and_its_bytes_are_the_texts(transformers, exported, tmp_path):
+    config = transformers.GPT2Config(
+        vocab_size=1025, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1024, eos_token_id=1024,
+        initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    gpt2 = transformers.GPT2LMHeadModel(config).eval()
+    gpt2.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(exported["autoregressive"]).save_pretrained(tmp_path)
+    text = tmp_path / "text"
+    text.mkdir()
+    for name in ("train", "valid", "test"):
+        (text / f"{name}.txt").write_text("\n".join(LINES))
+    options = dict(seq_len=8, trust=False, device="cpu", batch_size=3, target_stderr=0.0, max_samples=2)
+    done = foreign.evaluate(tmp_path, Data(path=str(text)), "test", **options)
+    ids = foreign.load(tmp_path, False, "cpu")[1].encode("\n".join(LINES))
+    rows = [ids[i : i + 8] for i in range(0, len(ids), 8)]
+    total = sum(F.cross_entropy(gpt2(torch.tensor([[1024, *row[:-1]]])).logits[0], torch.tensor(row), reduction="sum")
+                for row in rows).item()  # fmt: skip
+    assert done.objective == "autoregressive" and done.score.bound == "exact" and done.score.tokens == len(ids)
+    assert done.score.nats_per_token * len(ids) == pytest.approx(total, rel=1e-5)
+    size = len("\n".join(LINES).encode())
+    assert done.score.bits_per_byte == pytest.approx(total / size / math.log(2), rel=1e-5)
+    with pytest.raises(ConfigError, match="--seq-len is 17; this model reads 16 tokens"):
+        foreign.evaluate(tmp_path, Data(path=str(text)), "test", **options | {"seq_len": 17})
+
+
+@pytest.mark.slow
+def test_code_in_a_folder_does_not_run_unless_it_is_trusted(transformers, tmp_path):
+    (tmp_path / "own.py").write_text("raise SystemExit('it ran')\n")
+    about = {"model_type": "own", "architectures": ["Own"], "auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match="--hf .* cannot be loaded .*--trust-remote-code"):
+        foreign.load(tmp_path, False, "cpu")
+
+
+@pytest.mark.parametrize("args, says", [
+    ("", "give a run folder, or --hf FOLDER"), ("RUN --hf X", "give a run folder, or --hf FOLDER"),
+    ("RUN --seq-len 4", "--seq-len: only with --hf"), ("--hf X --tasks piqa", "--tasks: only without --hf"),
+    ("--hf X --seq-len 0", "--seq-len is 0"),
+])  # fmt: skip
+def test_options_are_checked_before_torch_is_loaded(args, says):
+    assert says in torch_free("evaluate", *args.split())

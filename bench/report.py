@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.docs_tables import bits_per_byte, claims, cpu, gpu, harness, samplers
+from bench.docs_tables import bits_per_byte, claims, cpu, gpu, harness, reliability, samplers
 from bench.docs_tables.results import OBJECTIVES, RESULTS, read, table
 from tdlm_fast import config as settings
 from tdlm_fast.comparison import figures, report, tables
@@ -128,6 +128,7 @@ TABLES = {
     "docs/sampling.md": samplers.TABLES,
     "docs/evaluation.md": harness.TABLES,
     "docs/gpu.md": gpu.TABLES,
+    "docs/reliability.md": reliability.TABLES,
 }
 PICTURES = claims.PICTURES | {"docs/step.svg": cpu.step_picture, "docs/step-gpu.svg": gpu.limits_picture}
 

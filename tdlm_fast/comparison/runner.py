@@ -18,7 +18,7 @@ from .arms import OBJECTIVES, alike, arms_of, check_alike, check_tokens, identit
 from .budgets import ledgers
 from .records import read, recorded, thinned
 
-# What figures of the wrong kind raise where a report is drawn from a file whose seal was made anew.
+# What a report raises where a kept file holds figures of the wrong kind under a valid seal
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 EARLY = "2,10,20,50,100,250,500"  # steps at which the publication shows its lead, and earlier ones
 

@@ -53,7 +53,7 @@ def pytest_terminal_summary(terminalreporter, config):
     for race in _races(config):
         sides, limits = race.extra_info["sides"], race.extra_info["limits"]
         terminalreporter.section(race.name.removeprefix("test_"))
-        rate = f"{limits['flops'] / 1e12:.3g} TFLOP/s of a bf16 product, {limits['bytes'] / 1e9:.3g} GB/s of a copy"
+        rate = f"{limits['flops'] / 1e12:.3g} TFLOP/s of a large product, {limits['bytes'] / 1e9:.3g} GB/s of a copy"
         terminalreporter.write_line(f"limits, measured in the same rounds: {rate}")
         best = sides["tdlm_fast"]["ms"]
         for name, s in sides.items():

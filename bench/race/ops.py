@@ -1,13 +1,13 @@
 """Race each op against every peer over the cases, on the GPU where there is one: `make bench`.
 
-Every round runs each side once, in one process and in a shuffled order, and with them a square bf16 product and a large
-copy, so that other load on the machine falls on all of them. Medians are printed. The limit is the longer of two times:
-the op's products at that product's flop/s, and its bytes at that copy's byte/s. A side's share is the limit's time
-divided by its own. TFLOP/s counts the fewest products that the op needs, whatever a side computes; the share of a side
-that recomputes a product to save memory counts it again. On a GPU a side is timed by events behind a waiting kernel
-(clock.py), so launches are not timed. Where a peer waits for the host, its time holds the host too, and its note says
-so; if ours does, the race fails. Peak memory is that held beyond the inputs. On a GPU the cases of tiny run first and
-the sweep over widths last, so that a race that is cut off has the figures that matter most.
+Every round runs each side once, in one process and in a shuffled order, and with them a large square product and a
+large copy (rates.py), so that other load on the machine falls on all of them. Medians are printed. The limit is the
+longer of two times: the op's products at that product's flop/s, and its bytes at that copy's byte/s. A side's share is
+the limit's time divided by its own. TFLOP/s counts the fewest products that the op needs, whatever a side computes; the
+share of a side that recomputes a product to save memory counts it again. On a GPU a side is timed by events behind a
+waiting kernel (clock.py), so launches are not timed. Where a peer waits for the host, its time holds the host too, and
+its note says so; if ours does, the race fails. Peak memory is that held beyond the inputs. On a GPU the cases of tiny
+run first and the sweep over widths last, so that a race that is cut off has the figures that matter most.
 """
 
 import random

@@ -1,5 +1,6 @@
 """The bytes and products that a call of a step is charged, and the least time of each op."""
 
+import time
 import types
 
 import pytest
@@ -80,3 +81,18 @@ def test_rates_of_this_machine(monkeypatch):
     result = rates.measure("cpu", times=3)
     assert result["flops"] > 1e6 and result["bytes"] > 1e6
     assert rates.rates("cpu", {"product": 1.0, "copy": 2.0}) == {"flops": 2 * 64**3, "bytes": 1 << 16}
+
+
+def test_the_rate_of_a_product_is_that_of_the_faster_type(monkeypatch):
+    """A bf16 product of 4096 x 4096 takes over a minute on a CPU without instructions for bf16."""
+    slow, plain = {torch.float32}, torch.Tensor.__matmul__
+
+    def product(a, b):
+        time.sleep(0.02 * (a.dtype in slow))
+        return plain(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    assert rates.product_dtype("cpu") == torch.bfloat16 and rates.product_dtype("cuda") == torch.bfloat16
+    slow.clear()
+    slow.add(torch.bfloat16)
+    assert rates.product_dtype("cpu") == torch.float32

@@ -72,5 +72,5 @@ fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magn
 test-faults: .venv/ready  ## end and halt runs at random moments: TDLM_FAULTS kills; counts into bench/results
 	TDLM_FAULTS=$${TDLM_FAULTS:-200} $(PY) -m pytest -q tests/faults --counts bench/results/faults.json
 
-.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize fuzz test-faults
+.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults
 .DEFAULT_GOAL := help

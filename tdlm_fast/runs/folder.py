@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import config as settings
 from .files import LAST
-from .metrics import finished
+from .metrics import as_written, finished
 
 if sys.platform == "win32":
     import msvcrt
@@ -169,10 +169,10 @@ def other_text(config, folder: Path) -> settings.ConfigError:
 
 
 def check_finished(config, folder: Path, summary: dict) -> None:
-    """Raise ConfigError where a finished run is not the one that config asks for: its evaluation or text differs.
+    """Raise ConfigError where a finished run is not the one that config asks for, or its files were changed.
 
-    `resumes` has compared the other settings. The text of a path is read, as its files may have changed. A corpus is
-    known by its name, so a finished run needs no network.
+    `resumes` has compared the settings other than those of the evaluation. The text of a path is read, as its files may
+    have changed. A corpus is known by its name, so a finished run needs no network.
     """
     check_summary(config, folder, summary)
     if changed := changes(config, folder, lambda key: key.startswith("eval.") and key != "eval.batch_size"):
@@ -186,6 +186,10 @@ def check_finished(config, folder: Path, summary: dict) -> None:
         parts = texts(config.data, None if source_changed else summary.get("corpus"))[2]
         if summary.get("corpus_hash") not in (None, text_hash(parts)):  # the first runs recorded none
             raise other_text(config, folder)
+    for file in (folder / "metrics.jsonl", folder / "samples.txt"):
+        if file.exists() and not as_written(folder, summary, file.name):
+            fix = "restore it, or move it away; the run is finished, and summary.json is good"
+            raise settings.ConfigError(f"{file} was changed after the run had written it; {fix}")
 
 
 def check_summary(config, folder: Path, summary: dict) -> None:

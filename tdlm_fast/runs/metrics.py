@@ -60,9 +60,9 @@ def sha256(file: Path) -> str | None:
         raise unreadable(file, e) from None
 
 
-def as_written(folder: Path, summary: dict) -> bool:
-    """Return whether metrics.jsonl is what the run of this summary wrote; versions up to 0.2.0 did not record it."""
-    return summary.get("metrics_sha256") in (None, sha256(folder / "metrics.jsonl"))
+def as_written(folder: Path, summary: dict, name: str = "metrics.jsonl") -> bool:
+    """Return whether metrics.jsonl or samples.txt is what the run of this summary wrote. Old ones tell nothing."""
+    return summary.get(f"{Path(name).stem}_sha256") in (None, sha256(folder / name))
 
 
 def entries(file: Path) -> tuple[list[dict], int]:

@@ -291,7 +291,8 @@ class Trainer:
             "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
             "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash, **self.owner,
-            "metrics_sha256": self.metrics.mark()["sha256"], "weights": checkpoint.weights_hash(self.model),
+            **{f"{f.path.stem}_sha256": f.mark()["sha256"] for f in (self.metrics, self.samples) if f.bytes},
+            "weights": checkpoint.weights_hash(self.model),
         }  # fmt: skip
         write_figures(self.folder / "summary.json", summary)
         self.log.result(summary)

@@ -6,20 +6,9 @@ import time
 
 import pytest
 
-from tests.faults.conftest import CASES, same
+from tests.faults.conftest import CASES, WRITES, same
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, and counts on its signals")]
-WRITES = 7  # of checkpoints by a whole run: `last` at steps 3, 6, 9 and 12, `best` at 0, 5, 10 or more
-
-
-@pytest.fixture(scope="module")
-def seconds(whole):
-    """How long a run takes here."""
-    run = whole.another(whole.folder.with_name("timed"))
-    began = time.monotonic()
-    code, output = run.train(resume=False)
-    assert code == 0, output
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("case", range(max(1, CASES // 4)))

@@ -18,7 +18,7 @@ help:  ## list the targets
 	@touch $@
 
 clean-venv:  ## remove .venv, to make it with another PYTHON or TORCH
-	rm -rf .venv .venv-ttsem
+	rm -rf .venv .venv-ttsem .venv-wheels
 
 train: .venv/ready  ## train configs/tiny.yaml, or resume it; ARGS="key=value …" adds keys
 	$(PY) -m tdlm_fast.train configs/tiny.yaml $(ARGS) --resume
@@ -60,6 +60,12 @@ resources-cuda: .venv/ready  ## registers, spills and shared memory of csrc/cuda
 report: .venv/ready  ## draw the tables and plots of README and docs from bench/results
 	$(PY) -m bench.report
 
+WHEELS := .venv-wheels/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+wheels:  ## build a source distribution and a wheel per platform into dist/, without a compiler; ARGS names platforms
+	test -x $(WHEELS) || $(PYTHON) -m venv .venv-wheels
+	$(WHEELS) -m pip install -q "setuptools>=77" wheel ziglang==0.17.1 auditwheel
+	$(WHEELS) csrc/wheels.py $(ARGS)
+
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: .venv/ready  ## test the CPU kernels under AddressSanitizer and UBSan
 	TDLM_CUDA_ARCHS=none CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
@@ -72,5 +78,5 @@ fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magn
 test-faults: .venv/ready  ## end and halt runs at random moments: TDLM_FAULTS kills; counts into bench/results
 	TDLM_FAULTS=$${TDLM_FAULTS:-200} $(PY) -m pytest -q tests/faults --counts bench/results/faults.json
 
-.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults
+.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults wheels
 .DEFAULT_GOAL := help

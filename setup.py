@@ -4,11 +4,14 @@ The libraries are plain C behind ctypes, so one build serves every Python and to
 compiler the installation continues, and the ops run as their torch references. Where a CUDA toolkit is found
 (CUDA_HOME, or nvcc on the path) the CUDA kernels are built for TDLM_CUDA_ARCHS, by default "80 90". 80 also serves 86
 and 89, and the last one is included as PTX too, which newer cards compile. TDLM_CUDA_ARCHS=none leaves them out.
+TDLM_ZIG_TARGET names another platform, for which the compiler of the package ziglang builds the CPU library instead
+(csrc/wheels.py). There a failure ends the build.
 """
 
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -22,6 +25,7 @@ except ImportError:  # setuptools < 70.1
 FLAGS = "-std=c++17 -O3 -g0 -fvisibility=hidden -pthread -Wno-uninitialized -Wno-maybe-uninitialized"
 # --threads=0 compiles the architectures in parallel. cudart is linked in, so it need not be found at run time.
 CUDA_FLAGS = ["-std=c++17", "-O3", "--ftz=true", "--threads=0", "--cudart=static"]
+ZIG_TARGET = os.environ.get("TDLM_ZIG_TARGET")
 ARCHS = (os.environ.get("TDLM_CUDA_ARCHS") or "80 90").split()
 
 
@@ -37,6 +41,8 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext):
         cuda = ext is cuda_library
+        if ZIG_TARGET and not cuda:
+            return self.cross_compile(ext)
         try:
             (self.build_cuda if cuda else super().build_extension)(ext)
         except Exception as error:
@@ -48,6 +54,20 @@ class BuildLibrary(build_ext):
                 "have them.",
                 file=sys.stderr,
             )
+
+    def cross_compile(self, ext):
+        from setuptools.modified import newer_group  # setuptools >= 69
+
+        out = Path(self.get_ext_fullpath(ext.name))
+        if not newer_group([*ext.sources, *ext.depends], str(out)):
+            return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        zig = [sys.executable, "-m", "ziglang", "c++", "-target", ZIG_TARGET, "-shared", "-fPIC", "-s"]
+        zig += ["-fno-sanitize=undefined", "-Wno-unknown-warning-option"]
+        with tempfile.TemporaryDirectory() as made:  # for Windows an import library is made beside the DLL
+            file = Path(made, "_native.dll" if "windows" in ZIG_TARGET else "_native.so")
+            self.spawn([*zig, *ext.extra_compile_args, *ext.sources, "-o", str(file)])
+            shutil.copyfile(file, out)
 
     def build_cuda(self, ext):
         out = Path(self.get_ext_fullpath(ext.name))
@@ -83,9 +103,16 @@ setup(
         *find_packages(include=["tdlm_fast*"], exclude=["tdlm_fast.kernels*"]),
         "tdlm_fast.kernels",
         *(f"tdlm_fast.kernels.{name}" for name in find_packages("kernels")),
+        "tdlm_fast.configs",
+        "tdlm_fast.configs.controls",
     ],
-    package_dir={"tdlm_fast.kernels": "kernels"},
-    package_data={"": ["py.typed"], "tdlm_fast.comparison": ["claim_files/*.json"]},
+    package_dir={"tdlm_fast.kernels": "kernels", "tdlm_fast.configs": "configs"},
+    package_data={
+        "": ["py.typed"],
+        "tdlm_fast.comparison": ["claim_files/*.json"],
+        "tdlm_fast.configs": ["*.yaml"],
+        "tdlm_fast.configs.controls": ["*.yaml"],
+    },
     ext_modules=[library] + [cuda_library] * bool(nvcc() and ARCHS != ["none"]),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -254,11 +254,17 @@ def check_device(name: str) -> None:
         raise ConfigError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
 
 
+def _shipped(path: Path) -> Path:
+    """Return path, or where it begins with configs/ and is not here, the file of that name that is installed."""
+    installed = Path(__file__).parent / path
+    return installed if path.parts[:1] == ("configs",) and not path.exists() and installed.exists() else path
+
+
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Return the Config of a YAML file with `key=value` overrides. Raises ConfigError."""
     from .yaml_file import YamlError, read_settings  # loads yaml, which --help does not need
 
-    path = Path(expanded(str(path)))
+    path = _shipped(Path(expanded(str(path))))
     if (path / "config.yaml").is_file():
         fix = f"give {path / 'config.yaml'}, with run.dir={path} --resume to train that run further"
         raise ConfigError(f"{path} is a run folder and not a YAML file; {fix}")

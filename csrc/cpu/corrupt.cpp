@@ -3,6 +3,8 @@
 // Masks are computed in integers, so they equal the masks of the reference bit for bit.
 #include <cstdint>
 
+#include "api.h"
+
 namespace {
 
 enum { STREAM_TOKEN, STREAM_TIME };  // as kernels/philox.py numbers them
@@ -23,7 +25,7 @@ uint32_t philox(uint64_t index, uint32_t stream, uint32_t k0, uint32_t k1) {
 // x0, valid (or null), xt, masked and weights are (B, T), t is (B), and rows, targets and row_weights are (B T).
 // threshold and weight are the table of a schedule, with 2^16 levels. sampling is 0 for stratified, 1 for antithetic
 // and 2 for independent. Returns the number of masked tokens.
-extern "C" __attribute__((visibility("default"))) int64_t tdlm_corrupt(
+API int64_t tdlm_corrupt(
     const int64_t *x0, const uint8_t *valid, int64_t B, int64_t T, uint32_t seed, uint32_t step, int64_t mask_token_id,
     const int64_t *threshold, const double *weight, int sampling, int64_t row_offset, int64_t batch_rows, int64_t *xt,
     uint8_t *masked, float *weights, float *t, int64_t *rows, int64_t *targets, float *row_weights) {

@@ -8,16 +8,21 @@
 #include <thread>
 #include <vector>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
+#endif
+#ifdef _WIN32
+#include <malloc.h>
 #endif
 #ifdef __unix__
 #include <unistd.h>
 #endif
 
+#include "api.h"
 #include "kernels.h"
-
-#define API extern "C" __attribute__((visibility("default")))
 
 namespace {
 
@@ -28,10 +33,18 @@ constexpr int64_t KEPT_BYTES = 48 << 20;  // stored p of a block of rows; two bl
 
 size_t whole(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
 
+#ifdef _WIN32  // whose C library has no aligned_alloc, and frees such memory by another function
+char *allocate(size_t page, size_t bytes) { return (char *)_aligned_malloc(whole(bytes, page), page); }
+void release(void *at) { _aligned_free(at); }
+#else
+char *allocate(size_t page, size_t bytes) { return (char *)aligned_alloc(page, whole(bytes, page)); }
+void release(void *at) { free(at); }
+#endif
+
 struct Memory {
     char *at;
-    explicit Memory(size_t bytes) : at((char *)aligned_alloc(64, whole(bytes, 64))) {}
-    ~Memory() { free(at); }
+    explicit Memory(size_t bytes) : at(allocate(64, bytes)) {}
+    ~Memory() { release(at); }
     Memory(const Memory &) = delete;
 };
 
@@ -49,9 +62,9 @@ struct Lease {
             at = spare;
             return;
         }
-        if (owner) free(spare), spare = nullptr, spare_bytes = 0;
+        if (owner) release(spare), spare = nullptr, spare_bytes = 0;
         bytes = whole(bytes, PAGE);
-        at = (char *)aligned_alloc(PAGE, bytes);
+        at = allocate(PAGE, bytes);
 #ifdef __linux__
         if (at) madvise(at, bytes, MADV_HUGEPAGE);
 #endif
@@ -59,7 +72,7 @@ struct Lease {
     }
     ~Lease() {
         if (owner) used.clear();
-        else free(at);
+        else release(at);
     }
     Lease(const Lease &) = delete;
 };
@@ -67,20 +80,29 @@ std::atomic_flag Lease::used = ATOMIC_FLAG_INIT;
 char *Lease::spare = nullptr;
 size_t Lease::spare_bytes = 0;
 
-bool has(int isa) {
 #if defined(__x86_64__)
-    switch (isa) {
-        case AVX512_BF16:
-            if (!__builtin_cpu_supports("avx512bf16")) return false;  // and everything that AVX512 needs
-            [[fallthrough]];
-        case AVX512:
-            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                   __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-        case AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    }
+// Return the best instruction set that the CPU has and the operating system saves the registers of. By CPUID itself:
+// __builtin_cpu_supports finds nothing where the compiler's run-time library has no table of it, as Zig's.
+int best() {
+    unsigned a, b, c, d, saved, high;
+    if (__get_cpuid_max(0, nullptr) < 7) return PORTABLE;
+    __cpuid(1, a, b, c, d);
+    if (~c & (bit_FMA | bit_OSXSAVE | bit_AVX)) return PORTABLE;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    __cpuid_count(7, 0, a, b, c, d);
+    if (~saved & 0x06 || ~b & bit_AVX2) return PORTABLE;
+    if (~saved & 0xE6 || ~b & (bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL)) return AVX2;
+    if (a < 1) return AVX512;
+    __cpuid_count(7, 1, a, b, c, d);
+    return a & 1 << 5 ? AVX512_BF16 : AVX512;
+}
+#else
+int best() { return PORTABLE; }
 #endif
-    return isa == PORTABLE;
+
+bool has(int isa) {
+    static const int most = best();
+    return isa >= PORTABLE && isa <= most;
 }
 
 const Kernels &kernels(int isa, bool bf16) {

@@ -27,6 +27,26 @@ def test_the_references_run_without_the_library(monkeypatch):
         native.use(os.environ.get("TDLM_CPU_ISA"))
 
 
+NEEDS = {  # as Linux names them
+    "portable": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx512_bf16": {"avx512_bf16"},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="Linux lists the instruction sets there")
+def test_the_instruction_sets_are_those_that_the_operating_system_lists():
+    if native.missing():
+        pytest.skip(native.missing())
+    with open("/proc/cpuinfo") as file:
+        flags = {flag for line in file if line.startswith("flags") for flag in line.split()}
+    expected: list[str] = []
+    for name in native.ISAS:  # each set needs those before it
+        if not NEEDS[name] <= flags:
+            break
+        expected.insert(0, name)
+    assert native.available() == expected
+
+
 def python(code, isa):
     return subprocess.run(
         [sys.executable, "-c", code],

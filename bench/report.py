@@ -89,7 +89,9 @@ def config_note(file: Path) -> str:
     base = arms[0]["runs"][0]["config"]
 
     def ends(**changed) -> str:
-        config = settings.flatten(settings.load(file)) | {k: v for k, v in base.items() if k[:5] in ("eval.", "data.")}
+        config = settings.flatten(settings.load(file)) | {
+            k: v for k, v in base.items() if k.startswith(("eval.", "data.", "precision"))
+        }
         name = label(config | changed, base)
         runs = [r["summary"] for arm in arms if arm["label"] == name for r in arm["runs"]]
         minutes = f", {figures.mean(s['seconds'] for s in runs) / 60:.1f} minutes" if changed else ""

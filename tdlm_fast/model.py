@@ -23,9 +23,22 @@ from .kernels.ops.rotary import rotate
 from .schema import BASE_LAYERS, BASE_WIDTH
 
 
+@functools.cache
+def resolved(device: torch.device, precision: str) -> str:
+    """Return the precision of a config on a device, "bf16" or "fp32".
+
+    "auto" is bf16, but fp32 on a CPU where PyTorch has no fast product of bf16: with AVX2 alone it takes some forty
+    times as long as one of fp32.
+    """
+    if precision != "auto":
+        return precision
+    return "fp32" if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else "bf16"
+
+
 def autocast(device: torch.device, precision: str):
-    """Return a context in which products run in bf16 if precision is "bf16"; weights stay fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    """Return a context in which products run in bf16 if the precision resolves to it; weights stay fp32."""
+    bf16 = resolved(device, precision) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def _narrowed(x: Tensor, layers: list[nn.Linear]) -> list:

@@ -138,7 +138,10 @@ class Config:
     objective: str = about("diffusion", "training objective", ("diffusion", "autoregressive"))
     seed: int = about(42, "seed of initialisation, batches, masks and dropout")
     device: str = about("auto", "auto, cpu, cuda, cuda:N")
-    precision: str = about("bf16", "bf16: products in bf16, weights and sums in fp32", ("bf16", "fp32"))
+    precision: str = about(
+        "auto", "bf16: products in bf16, weights and sums in fp32; auto: fp32 on a CPU without fast products of bf16",
+        ("auto", "bf16", "fp32"),
+    )  # fmt: skip
     loss_weight: str = about(
         "elbo", "weight of the training loss; reports use the bound", ("elbo", "uniform", "published")
     )

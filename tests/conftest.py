@@ -49,6 +49,7 @@ def tiny(corpus, tmp_path):
         f"data.path={corpus}", "data.tokenizer=bytes", f"data.cache={tmp_path / 'cache'}", "model.width=32",
         "model.inner=64", "model.heads=2", "model.seq_len=64", "train.batch_size=16", "train.max_steps=30",
         "train.log_every=1", "train.save_every=5", "eval.every=10", "eval.samples=2", "eval.max_samples=4",
+        "eval.probe=4", "eval.published=2",
         "optim.lr=3e-3", "device=cpu", f"run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
 
@@ -145,7 +146,7 @@ def sharp_run(corpus, tmp_path_factory):
         f"data.path={corpus}", "data.tokenizer=bytes", f"data.cache={folder / 'cache'}", "model.width=16",
         "model.inner=24", "model.heads=2", "model.layers=1", "model.seq_len=24", "train.batch_size=8",
         "train.max_steps=6", "train.log_every=1", "eval.every=6", "eval.early=", "eval.samples=2", "eval.max_samples=4",
-        "eval.published=0", "eval.probe=0", "eval.text=0", "device=cpu", f"run.dir={folder / 'run'}",
+        "eval.published=0", "eval.probe=0", "eval.text=0", "device=cpu", "precision=bf16", f"run.dir={folder / 'run'}",
     ]  # fmt: skip
     assert train.main(["configs/tiny.yaml", *keys]) == 0
     folder = folder / "run"

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench.race.plain import PlainModel
 from tdlm_fast.config import Model as Shape
 from tdlm_fast.kernels import use_backend
-from tdlm_fast.model import Model
+from tdlm_fast.model import Model, autocast, resolved
 from tdlm_fast.objective import autoregressive_loss
 
 SMALL = dict(width=16, layers=2, heads=2, inner=24, dropout=0.0)
@@ -111,3 +112,14 @@ def test_the_seed_decides_the_weights_and_mask_is_no_word_of_the_head():
     assert a.mask_token_id == 40 and a.embedding.weight.shape == (41, 16)
     assert a.head.shape == tied.head.shape == (40, 16)
     assert tied.head.data_ptr() == tied.embedding.weight.data_ptr()
+
+
+def test_auto_is_bf16_where_the_device_has_products_of_it():
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert fast or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    assert resolved(torch.device("cpu"), "auto") == ("bf16" if fast else "fp32")
+    assert resolved(torch.device("cuda", 0), "auto") == "bf16"
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        assert resolved(torch.device("cpu"), precision) == precision
+        with autocast(torch.device("cpu"), precision):
+            assert F.linear(torch.ones(2, 3), torch.ones(4, 3)).dtype == dtype

@@ -29,7 +29,8 @@ def read(folder: Path) -> dict:
     entries = metrics.entries(folder / "metrics.jsonl")[0]
     settings_of_run = settings.load(folder / "config.yaml")
     check_summary(settings_of_run, folder, summary)
-    config = settings.flatten(settings_of_run)
+    used = {"precision": summary.get("precision", settings_of_run.precision)}  # on its device, where it says auto
+    config = settings.flatten(settings_of_run) | used
     evaluations = list({e["step"]: e for e in entries if "valid" in e}.values())
     if not evaluations:
         file = folder / "metrics.jsonl"

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from .. import kernels
 from ..config import ConfigError
 from ..data import batches, dataset
+from ..model import resolved
 from ..runs.folder import checkpoint_of
 from ..runs.load import load_run, source_of
 from ..runs.metrics import as_written, entries, summary_of
@@ -63,7 +64,8 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
     start = dict(start_token_id=tokenizer.start_token_id)
     yield from _known_predictors(corpus.splits["train"], few, tokenizer, next(model.parameters()).device)
     with torch.no_grad():
-        yield from _short_sequences(model, few, config.precision, start)
+        precision = resolved(next(model.parameters()).device, config.precision)
+        yield from _short_sequences(model, few, precision, start)
         yield from _plain_pytorch(model, few, config, start)
     if summary.get("finished"):
         recomputed = likelihood(model, corpus.splits["test"], config.objective, **final_scoring(config, tokenizer))
@@ -137,7 +139,8 @@ def enumerated_bound(model, x0: torch.Tensor) -> float:
 
 def _plain_pytorch(model, few: dataset.Split, config, start: dict) -> Iterator[Result]:
     """Yield the checks of the autoregressive likelihood and of the fused head against all logits."""
-    rounding, device = ROUNDING[config.precision], next(model.parameters()).device
+    device = next(model.parameters()).device
+    rounding = ROUNDING[resolved(device, config.precision)]
     x0, valid = few.rows(np.arange(min(4, len(few))), device)
     real = torch.ones_like(x0, dtype=torch.bool) if valid is None else valid
     total = 0.0

@@ -178,7 +178,8 @@ def check_finished(config, folder: Path, summary: dict) -> None:
     if changed := changes(config, folder, lambda key: key.startswith("eval.") and key != "eval.batch_size"):
         fix = f"resume with those, remove {folder / 'summary.json'} to repeat the final evaluation"
         fix += ", or start another run with run.dir=OTHER"
-        raise settings.ConfigError(f"{folder} is finished, and was evaluated with other settings: {changed}; {fix}")
+        held = f"{folder} is finished, and its config.yaml holds other settings of the evaluation"
+        raise settings.ConfigError(f"{held}: {changed}; {fix}")
     source_changed = other_source(config, folder)
     if config.data.path or source_changed:
         from ..data.sources import text_hash, texts
@@ -208,6 +209,8 @@ def owner_of(config) -> dict:
     """
     deciding = {k: f.default for k, f in settings.fields().items() if not k.startswith(FREE)}
     changed = {k: v for k, v in settings.flatten(config).items() if k in deciding and v != deciding[k]}
+    if changed.get("precision") == "bf16":  # the default up to 0.2.0
+        del changed["precision"]
     text = json.dumps(changed, sort_keys=True)
     return {"seed": config.seed, "settings_hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 

@@ -33,7 +33,7 @@ def parameter_count(shape, vocab: int) -> int:
 
 def least_bytes(config: Config, vocab: int, rows: int = 2**62) -> int:
     """Return the memory in bytes that a run takes at the least, where no split has more than `rows` rows."""
-    m, number = config.model, 2 if config.precision == "bf16" else 4
+    m, number = config.model, 4 if config.precision == "fp32" else 2
     gates = 2 if m.mlp == "swiglu" else 1
     inner = m.inner or (3 if gates == 2 else 4) * m.width
     layer = 4 * 2 * m.width + number * (5 * m.width + gates * inner)  # a token: residual stream, q k v, two inputs, MLP

@@ -10,6 +10,7 @@ GPU needs both: the peak of the step, and what scoring a batch takes beyond the 
 """
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ..data.token_cache import token_dtype
 from ..data.tokenizer import TOKENIZERS
 from ..kernels import hardware, linear_cross_entropy
 from ..kernels.triton import tiles
-from ..model import autocast, build_model
+from ..model import autocast, build_model, resolved
 from . import step
 from .cuda_graph import DeviceSteps
 from .optimizer import adamw
@@ -103,6 +104,7 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
 
     Raises HostTransfer, or the error of an op without a fake form, where a step could not be captured.
     """
+    config = _on_a_gpu(config)
     T, size = config.model.seq_len, config.train.batch_size
     vocabulary, rows = TOKENIZERS[config.data.tokenizer], max(size, tokens // T)  # the class knows its sizes
     lengths, flat = np.full(rows, T, dtype=np.int64), np.zeros(rows * T, token_dtype(vocabulary))
@@ -118,6 +120,11 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
         for _ in range(steps):
             runner.body()
     return meter
+
+
+def _on_a_gpu(config: settings.Config) -> settings.Config:
+    """Return the config with the precision that it has there."""
+    return replace(config, precision=resolved(torch.device("cuda"), config.precision))
 
 
 def estimate(config: settings.Config, **kwargs) -> float:
@@ -137,7 +144,7 @@ def scoring(config: settings.Config) -> Meter:
             shape = config.eval.batch_size, config.model.seq_len
             x0 = torch.empty(shape, dtype=torch.int64)
             valid = torch.empty(shape, dtype=torch.bool) if config.data.padded else None
-            with autocast(x0.device, config.precision):
+            with autocast(x0.device, _on_a_gpu(config).precision):
                 h = model(x0, causal=config.objective == "autoregressive", valid=valid).flatten(0, -2)
                 linear_cross_entropy(h, model.head, x0.flatten(), reduction="none")
     return meter

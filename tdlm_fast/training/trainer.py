@@ -15,7 +15,7 @@ from ..data.batches import batch, steps_per_epoch
 from ..evaluation.diagnostics import diagnose
 from ..evaluation.likelihood import final_scoring, likelihood
 from ..evaluation.published_metric import both
-from ..model import build_model
+from ..model import build_model, resolved
 from ..runs import checkpoint
 from ..runs.appended import Appended
 from ..runs.device import pick_device, tell_missing, versions
@@ -288,7 +288,7 @@ class Trainer:
             "steps": progress.step, "finished": progress.step >= self.steps, "best_step": at,
             "tokens": progress.tokens, "loss_tokens": progress.loss_tokens, "seconds": round(seconds, 3),
             **progress.rates(), "peak_memory_mb": peak_memory_mb(self.device), **of_gpu,
-            "parameters": sum(counts.values()),
+            "precision": resolved(self.device, config.precision), "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
             "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash, **self.owner,
             **{f"{f.path.stem}_sha256": f.mark()["sha256"] for f in (self.metrics, self.samples) if f.bytes},

@@ -73,7 +73,7 @@ def test_a_departure_is_named_by_its_key_and_the_run_that_has_it():
 
 def test_tiny_departs_in_its_text_precision_weight_rows_masks_norms_and_warm_up():
     assert said(flat_pair("configs/tiny.yaml"), "wikitext-2 (local)", "c14fd10071ad2ee6") == [
-        "text wikitext-2-v1 (rare words are <unk>) instead of wikitext-2-raw-v1", "precision bf16 instead of fp32",
+        "text wikitext-2-v1 (rare words are <unk>) instead of wikitext-2-raw-v1", "precision auto instead of fp32",
         "loss_weight elbo instead of published", "data.layout paragraphs instead of published",
         "model.norm_eps 1e-06 instead of 1e-05", "optim.warmup_steps 0 instead of 6",
         "optim.warmup_start 0.0 instead of 0.001", "noise.sampling stratified instead of exact",

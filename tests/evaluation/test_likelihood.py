@@ -63,10 +63,10 @@ def test_autoregressive_is_the_chain_rule_and_padding_is_no_token():
 def test_every_figure_by_hand_of_a_split_of_known_bytes_and_words(objective):
     """p = 1/2, 1/4, 1/8, 1/8: seven tokens of 1 + 2 + 3 + 1 + 1 + 2 + 3 = 13 bits, in 5 bytes and 3 words."""
     model = Unigram(torch.tensor([0.5, 0.25, 0.125, 0.125]).log())
-    split = replace(split_of([[0, 1, 2, 0], [0, 1, 3]], 4), bytes=5, words=3)
-    result = likelihood(model, split, objective, start_token_id=0, max_samples=4000, batch_size=2)
+    split = replace(split_of([[0, 1, 2, 0], [0, 1, 3]] * 40, 4), bytes=5 * 40, words=3 * 40)
+    result = likelihood(model, split, objective, start_token_id=0, max_samples=100, batch_size=80)
     error = 5 * result.stderr
-    assert (result.tokens, error > 0) == (7, objective == "diffusion") and error < 0.05
+    assert (result.tokens, error > 0) == (7 * 40, objective == "diffusion") and error < 0.05
     nats = 13 * math.log(2) if objective == "autoregressive" else 7 * result.nats_per_token
     assert result.nats_per_token == pytest.approx(13 * math.log(2) / 7, abs=error + 1e-6)
     assert result.ppl == pytest.approx(math.exp(nats / 7)) and result.ppl == pytest.approx(2 ** (13 / 7), rel=0.05)

@@ -132,7 +132,7 @@ def test_a_finished_run_is_returned_for_its_own_text_and_evaluation_only(trained
         ([f"data.path={other}"], f"the text is not what {folder} was trained on ({now} '{other}')"),
         ([f"data.path={tmp_path / 'absent'}"], f"data.path: {tmp_path / 'absent'} does not exist"),
         (["data.path=", "data.corpus=sotu"], f"data.corpus was 'wikitext-2', now 'sotu'; {now} ''"),
-        (["eval.max_samples=8"], "other settings: eval.max_samples was 4, now 8; resume with those"),
+        (["eval.max_samples=8"], "other settings of the evaluation: eval.max_samples was 4, now 8; resume with those"),
         (["eval.every=1", "eval.target_stderr=0.5"], "eval.every was 10, now 1; eval.target_stderr was 0.01, now 0.5"),
         (["eval.early=1"], "eval.early was '', now '1'"),
     ):

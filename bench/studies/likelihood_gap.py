@@ -90,7 +90,7 @@ def measure(folder: Path, questions: list[Question]) -> dict:
     for name, weights in (("untrained", before), ("trained", model)):
         out[name] = gaps(weights, questions, tokenizer, **kw)
     if config.objective == "autoregressive":
-        corpus = dataset.load(source_of(folder, config, state), config.model.seq_len, state.get("corpus"))
+        corpus = dataset.load(source_of(folder, config, state), config.model.seq_len, state.get("corpus"), tokenizer)
         start = dict(start_token_id=tokenizer.start_token_id, precision=config.precision)
         test = likelihood(model, corpus.splits["test"], config.objective, **start)
         out["test"] = {"nats_per_token": test.nats_per_token, "after_first": test.after_first, "corpus": corpus.hash}

@@ -185,7 +185,7 @@ def measure(diffusion: Path, autoregressive: Path, *, number: int, rows: int, or
     if (config.data.tokenizer, config.model.seq_len) != (judging.data.tokenizer, judging.model.seq_len):
         raise SystemExit("the two runs differ in data.tokenizer or model.seq_len")
     T, start = config.model.seq_len, tokenizer.start_token_id
-    corpus = dataset.load(replace(config.data, layout="packed"), T, state.get("corpus"))
+    corpus = dataset.load(replace(config.data, layout="packed"), T, state.get("corpus"), tokenizer)
     test = corpus.splits["test"]
     full = np.flatnonzero(test.lengths == T)
     pick = np.random.default_rng(0).permutation(full)[: 2 * rows]

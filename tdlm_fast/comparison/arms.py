@@ -29,6 +29,8 @@ def check_alike(runs: list[dict], folders: list[Path]) -> None:
         other = [f"{k} is {here[k]}, {there[k]}" for k in SCORED if here[k] != there[k]]
         if first["summary"]["corpus_hash"] != run["summary"]["corpus_hash"]:
             other.append(f"the text is {first['summary']['corpus']}, {run['summary']['corpus']}, not the same")
+        if first["summary"].get("tokenizer_hash") != run["summary"].get("tokenizer_hash"):
+            other.append("their tokenizer.json hold other tokens")
         if other:
             both = f"{folders[0]} and {folder}"
             raise settings.ConfigError(f"{both} are not scored on the same tokens: {'; '.join(other)}")

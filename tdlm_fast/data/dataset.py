@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..config import ConfigError, Data
 from ..kernels.philox import STREAM_BATCH, random_words
+from .bpe import learned
 from .documents import lines
 from .sources import text_hash, texts
-from .token_cache import cached_arrays
+from .token_cache import cached_tokens
 from .tokenizer import TOKENIZERS, Tokenizer
 
 SHUFFLE = 20260  # seed of the order of rows from which data.unique_tokens takes the first
@@ -64,6 +65,11 @@ class Corpus:
     splits: dict[str, Split]
     hash: str  # of the text of all splits
 
+    @property
+    def owner(self) -> dict[str, str]:
+        """What a checkpoint records of its text: the hash, and that of a tokenizer that was learned from it."""
+        return {"corpus_hash": self.hash} | ({"tokenizer_hash": self.tokenizer.hash} if self.tokenizer.hash else {})
+
 
 def split_rows(arrays, text: str, layout: str, seq_len: int, tokenizer) -> Split:
     tokens = arrays["tokens"]
@@ -103,15 +109,20 @@ def unique(split: Split, most: int, tokenizer) -> Split:
     return Split(tokens, lengths, split.seq_len, split.padded, starts, int(size.sum()), None)
 
 
-def load(config: Data, seq_len: int, used: str | None = None) -> Corpus:
-    """Return the corpus of a config, tokenized; `used` as in sources.texts. Raises ConfigError."""
+def load(config: Data, seq_len: int, used: str | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Return the corpus of a config, tokenized; `used` as in sources.texts. Raises ConfigError.
+
+    tokenizer: the one that a run learned; None takes the config's, and learns it from the training split if need be.
+    """
     name, note, parts = texts(config, used)
     if note:
         print(f"NOTE: {note}", file=sys.stderr)
-    tokenizer = TOKENIZERS[config.tokenizer]()
+    if tokenizer is None:
+        n = config.learned_tokens
+        tokenizer = learned(n, parts["train"], Path(config.cache)) if n else TOKENIZERS[config.tokenizer]()
     splits = {}
     for s, text in parts.items():
-        arrays = cached_arrays(text, config.layout, tokenizer, Path(config.cache))
+        arrays = cached_tokens(text, config.layout, tokenizer, Path(config.cache))
         splits[s] = split_rows(arrays, text, config.layout, seq_len, tokenizer)
         if not len(splits[s]):
             raise ConfigError(f"the {s} split of {name} is empty")

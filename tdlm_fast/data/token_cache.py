@@ -29,17 +29,20 @@ def _cut(line: str):
         start = end
 
 
-def _encode(text: str, tokenizer) -> np.ndarray:
-    """Return the tokens of a text, encoded in pieces of about a megabyte that end with a line or a long line's word."""
-    out, piece, size = [], [], 0
+def pieces(text: str, least: int = PIECE):
+    """Yield a text in pieces of more than `least` characters that end with a line or a long line's word."""
+    piece, size = [], 0
     for part in (part for line in lines(text) for part in _cut(line)):
         piece.append(part)
         size += len(part)
-        if size > PIECE:
-            out.append(tokenizer.encode("".join(piece)))
+        if size > least:
+            yield "".join(piece)
             piece, size = [], 0
-    out.append(tokenizer.encode("".join(piece)))
-    return np.concatenate([np.asarray(p, dtype=token_dtype(tokenizer)) for p in out])
+    yield "".join(piece)
+
+
+def _encode(text: str, tokenizer) -> np.ndarray:
+    return np.concatenate([np.asarray(tokenizer.encode(p), dtype=token_dtype(tokenizer)) for p in pieces(text)])
 
 
 def token_dtype(tokenizer):
@@ -74,10 +77,18 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(b"".join(a.tobytes() for _, a in sorted(arrays.items()))).hexdigest()
 
 
-def cached_arrays(text: str, layout: str, tokenizer, folder: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a text, from the cache if it holds them. Cache files are checked by their SHA-256."""
-    key = hashlib.sha256(f"{FORMAT} {layout} {type(tokenizer).__name__} ".encode() + text.encode()).hexdigest()[:32]
-    file = folder / f"{key}.safetensors"
+def cached_tokens(text: str, layout: str, tokenizer, folder: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of `tokenize`, from the cache if it holds them."""
+    how = f"{FORMAT} {layout} {type(tokenizer).__name__}{tokenizer.hash} "
+    return cached_arrays(how, text, lambda: tokenize(text, layout, tokenizer), folder)
+
+
+def cached_arrays(how: str, text: str, make, folder: Path) -> dict[str, np.ndarray]:
+    """Return the arrays that make() makes of a text in this way, from the cache if it holds them.
+
+    The cache's files are checked by their SHA-256.
+    """
+    file = folder / f"{hashlib.sha256(how.encode() + text.encode()).hexdigest()[:32]}.safetensors"
     if file.exists():
         try:
             open(file, "rb").close()
@@ -88,10 +99,10 @@ def cached_arrays(text: str, layout: str, tokenizer, folder: Path) -> dict[str, 
             raise SafetensorError("its contents do not match its checksum")
         except PermissionError as e:
             print(f"token cache {file} cannot be read ({e.strerror}); the text is tokenized again", file=sys.stderr)
-            return tokenize(text, layout, tokenizer)
+            return make()
         except (SafetensorError, OSError, ValueError) as e:
             print(f"token cache {file} is damaged ({e}); it is rebuilt", file=sys.stderr)
-    arrays = tokenize(text, layout, tokenizer)
+    arrays = make()
     beside = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)

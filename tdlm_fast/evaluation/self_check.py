@@ -58,7 +58,7 @@ def checks(folder: Path, *, rows: int = 32, steps: int = 200, device: str = "aut
     if summary:
         yield Result("summary.json is as it was written", float(_as_written(folder)), 1.0, 0.0)
         yield Result("metrics.jsonl is as it was written", float(as_written(folder, summary)), 1.0, 0.0)
-    corpus = dataset.load(source_of(folder, config, state), config.model.seq_len, state.get("corpus"))
+    corpus = dataset.load(source_of(folder, config, state), config.model.seq_len, state.get("corpus"), tokenizer)
     yield Result("the text is the one trained on", float(corpus.hash == state["corpus_hash"]), 1.0, 0.0)
     few = subset(corpus.splits["test"], rows, tokenizer)
     start = dict(start_token_id=tokenizer.start_token_id)

@@ -5,16 +5,9 @@ of tokens name no merges, but each token of two bytes or more is what one merge 
 BPE runs on its bytes with the tokens before it.
 """
 
-from ..data.tokenizer import GPT2, Bytes, Tokenizer
+from ..data.tokenizer import GPT2, Bytes, Tokenizer, letters
 
 START, MASK = "<|endoftext|>", "[MASK]"
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-
-
-def letters() -> dict[int, str]:
-    """Return GPT-2's letter of each of the 256 bytes."""
-    others = [b for b in range(256) if b not in PRINTABLE]
-    return {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
 def parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

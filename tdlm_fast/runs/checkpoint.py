@@ -19,7 +19,7 @@ from ..config import ConfigError, NonFinite
 from .files import parse, unreadable, write_beside
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-OWNER = ("seed", "settings_hash", "corpus_hash")  # of a state: the run that it belongs to
+OWNER = ("seed", "settings_hash", "corpus_hash", "tokenizer_hash")  # of a state: the run that it belongs to
 COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # needed to resume, beside the step
 
 
@@ -84,6 +84,7 @@ def check_owner(path: Path, state: dict, owner: dict) -> None:
     if others:
         differs = f"seed {others['seed']}, not {owner['seed']}" if "seed" in others else "of other settings"
         differs = "of another text" if others.keys() == {"corpus_hash"} else differs
+        differs = "of other tokens than tokenizer.json holds" if others.keys() == {"tokenizer_hash"} else differs
         raise Refused(f"{path} belongs to another run ({differs}); restore this run's own, or {_remedy(path)}")
 
 

@@ -25,7 +25,10 @@ else:
 
 LOCKED_BYTE = 1 << 30
 MADE = ("checkpoints", "metrics.jsonl", "samples.txt", "summary.json", "likelihoods.json", "tasks.json", "tasks")
-WRITTEN = r"(config\.yaml|metrics\.jsonl|samples\.txt|summary\.json|[\w-]+\.safetensors)"  # by training only
+MADE += ("tokenizer.json",)
+WRITTEN = (
+    r"(config\.yaml|tokenizer\.json|metrics\.jsonl|samples\.txt|summary\.json|[\w-]+\.safetensors)"  # by training only
+)
 # Keys that decide no loss, so a run resumes with other values. The text is identified by its hash, wherever it lies.
 FREE = ("run.", "eval.", "device", "train.log_every", "train.save_every", "train.keep_at", "train.capture")
 FREE += ("data.cache", "data.if_unreachable", "data.path", "data.corpus", "train.branch_from", "model.size")
@@ -191,6 +194,11 @@ def check_finished(config, folder: Path, summary: dict) -> None:
         if file.exists() and not as_written(folder, summary, file.name):
             fix = "restore it, or move it away; the run is finished, and summary.json is good"
             raise settings.ConfigError(f"{file} was changed after the run had written it; {fix}")
+    if config.data.learned_tokens:
+        from .vocabulary import FILE, tokenizer_of
+
+        if tokenizer_of(folder, config).hash != summary.get("tokenizer_hash"):
+            raise settings.ConfigError(f"{folder / FILE} holds other tokens than the run learned; restore a copy of it")
 
 
 def check_summary(config, folder: Path, summary: dict) -> None:

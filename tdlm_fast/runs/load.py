@@ -6,11 +6,11 @@ from pathlib import Path
 
 from .. import config as settings
 from ..data import dataset
-from ..data.tokenizer import TOKENIZERS
 from ..model import build_model
 from . import checkpoint
 from .device import pick_device, tell_missing
 from .folder import checkpoint_of, owner_of
+from .vocabulary import tokenizer_of
 
 
 def load_run(folder: str | Path, which: str | None = None, device: str = "auto"):
@@ -25,10 +25,10 @@ def load_run(folder: str | Path, which: str | None = None, device: str = "auto")
     if not (folder / "config.yaml").is_file():
         raise settings.ConfigError(f"{folder} is not a run folder: it holds no config.yaml")
     config = settings.load(folder / "config.yaml")
-    tokenizer = TOKENIZERS[config.data.tokenizer]()
+    tokenizer = tokenizer_of(folder, config)
     model = build_model(config, tokenizer)
     file = folder / "checkpoints" / f"{checkpoint_of(folder, which)}.safetensors"
-    state = checkpoint.load(file, model, owner=owner_of(config))
+    state = checkpoint.load(file, model, owner=owner_of(config) | {"tokenizer_hash": tokenizer.hash})
     state["weights"] = checkpoint.weights_hash(model)  # figures computed with other weights do not count
     target = pick_device(device)
     tell_missing(target)
@@ -53,7 +53,7 @@ def trained_text(folder: Path, config, state: dict, layout: str | None = None) -
     text may have been trained on.
     """
     data = replace(source_of(folder, config, state), layout=layout or config.data.layout)
-    corpus = dataset.load(data, config.model.seq_len, state.get("corpus"))
+    corpus = dataset.load(data, config.model.seq_len, state.get("corpus"), tokenizer_of(folder, config))
     if corpus.hash != state["corpus_hash"]:
         raise settings.ConfigError(f"the text is not what {folder} was trained on; restore it")
     return corpus

@@ -32,8 +32,8 @@ def trunk_of(path: Path) -> tuple[Path, Path]:
     return folder, file
 
 
-def branch(config: settings.Config, own: Path, model, optimizer, steps: int, per_epoch: int, corpus_hash: str) -> dict:
-    """Load the trunk's checkpoint into model and optimizer; return its state.
+def branch(config: settings.Config, own: Path, model, optimizer, steps: int, per_epoch: int, text: dict) -> dict:
+    """Load the trunk's checkpoint into model and optimizer; return its state. text: Corpus.owner.
 
     Raises ConfigError where the trunk has other settings or another text, its rate was falling already, or this run's
     would have to fall earlier.
@@ -44,7 +44,7 @@ def branch(config: settings.Config, own: Path, model, optimizer, steps: int, per
     if other := changes(config, folder, lambda key: key not in OWN and not key.startswith(FREE)):
         raise settings.ConfigError(f"train.branch_from: {folder} has other settings: {other}; branch with those")
     trunk = settings.load(folder / "config.yaml")
-    state = checkpoint.load(file, model, optimizer, owner_of(trunk) | {"corpus_hash": corpus_hash})
+    state = checkpoint.load(file, model, optimizer, owner_of(trunk) | text)
     at, length = state["step"], steps_of(trunk, per_epoch)
     falls = {"cosine": 0, "wsd": trunk.optim.decay_begins(length), "constant": at}[trunk.optim.schedule]
     if at > falls:

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .. import config as settings
 from ..data import dataset
 from ..data.token_cache import token_dtype
-from ..data.tokenizer import TOKENIZERS
+from ..data.tokenizer import sizes
 from ..kernels import hardware, linear_cross_entropy
 from ..kernels.triton import tiles
 from ..model import autocast, build_model, resolved
@@ -106,7 +106,7 @@ def trace(config: settings.Config, *, tokens: int = 2_500_000, steps: int = 2, m
     """
     config = _on_a_gpu(config)
     T, size = config.model.seq_len, config.train.batch_size
-    vocabulary, rows = TOKENIZERS[config.data.tokenizer], max(size, tokens // T)  # the class knows its sizes
+    vocabulary, rows = sizes(config.data), max(size, tokens // T)
     lengths, flat = np.full(rows, T, dtype=np.int64), np.zeros(rows * T, token_dtype(vocabulary))
     split = dataset.Split(flat, lengths, T, config.data.padded, np.arange(rows) * T, 1, None)
     # Fake tensors pass for those of the GPU, so that the ops choose as on it.
@@ -137,7 +137,7 @@ def scoring(config: settings.Config) -> Meter:
 
     Evaluations mask a part of the tokens, and know how many only on the host. All of them take the most memory.
     """
-    vocabulary, meter = TOKENIZERS[config.data.tokenizer], Meter()
+    vocabulary, meter = sizes(config.data), Meter()
     with FakeTensorMode(), hardware.pretend(CAPABILITY, PROCESSORS), torch.no_grad():
         model = build_model(config, vocabulary).eval()
         with meter:

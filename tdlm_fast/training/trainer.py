@@ -16,7 +16,7 @@ from ..evaluation.diagnostics import diagnose
 from ..evaluation.likelihood import final_scoring, likelihood
 from ..evaluation.published_metric import both
 from ..model import build_model, resolved
-from ..runs import checkpoint
+from ..runs import checkpoint, vocabulary
 from ..runs.appended import Appended
 from ..runs.device import pick_device, tell_missing, versions
 from ..runs.files import BEST, LAST, kept_checkpoint, write_beside, write_figures
@@ -73,7 +73,8 @@ class Trainer:
         self.device = pick_device(config.device)
         tell_missing(self.device)
         began = checkpoint.peek(folder / LAST) if resume and not other_source(config, folder) else {}
-        self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"))
+        tokenizer = vocabulary.kept(folder, config) if resume else None
+        self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"), tokenizer)
         self.split = self.corpus.splits["train"]
         check_memory(config, self.corpus.tokenizer.vocab, max(map(len, self.corpus.splits.values())), self.device)
         per_epoch = steps_per_epoch(self.split, config.train.batch_size)
@@ -86,17 +87,18 @@ class Trainer:
         self.model = build_model(config, self.corpus.tokenizer).to(self.device).train()
         self.optimizer = adamw(self.model, config.optim)
         self.progress, self.owner = Progress(self.corpus.name, self.corpus.hash), owner_of(config)
-        self.about = self.owner | path_from(config, folder)  # what a checkpoint keeps beside the progress
+        # what a checkpoint keeps beside the progress
+        self.about = self.owner | self.corpus.owner | path_from(config, folder)
         state = self.load() if resume else None
         self.metrics, self.samples = (Appended(folder / name, state) for name in ("metrics.jsonl", "samples.txt"))
         if not resume and config.train.branch_from:
-            trunk = branch(config, folder, self.model, self.optimizer, self.steps, per_epoch, self.corpus.hash)
+            trunk = branch(config, folder, self.model, self.optimizer, self.steps, per_epoch, self.corpus.owner)
             self.progress = Progress.of(trunk | {"best": None, "evaluated": None})
         self.scoring = final_scoring(config, self.corpus.tokenizer)
 
     def load(self) -> dict:
         """Take up the last checkpoint; returns its state. Raises ConfigError where its text is another one."""
-        best, last, text, state = self.folder / BEST, self.folder / LAST, {"corpus_hash": self.corpus.hash}, None
+        best, last, text, state = self.folder / BEST, self.folder / LAST, self.corpus.owner, None
         try:
             state = checkpoint.load(best, self.model, owner=self.owner)
         except checkpoint.Refused:
@@ -109,7 +111,8 @@ class Trainer:
             if state and state.get("corpus_hash") == self.corpus.hash:
                 checkpoint.check_owner(last, self.progress.state(), text)
             raise other_text(self.config, self.folder)
-        checkpoint.check_owner(best, state or {}, text)
+        for file, of in ((last, held), (best, state or {})):
+            checkpoint.check_owner(file, of, text)
         if not state or state["step"] > self.progress.step:
             self.progress.best = None
             if self.progress.step == self.steps:  # no later evaluation finds a best, so this one is repeated
@@ -120,6 +123,7 @@ class Trainer:
         """Train to the last step or until a stop is asked for; returns what summary.json holds."""
         config, progress = self.config, self.progress
         write_beside(self.folder / "config.yaml", lambda p: settings.save(config, p))
+        vocabulary.keep(self.folder, self.corpus.tokenizer)
         if config.eval.text or self.samples.path.exists():
             self.samples.begin()
         with Log(self.metrics, config, self.steps, progress.step) as self.log:
@@ -290,7 +294,7 @@ class Trainer:
             **progress.rates(), "peak_memory_mb": peak_memory_mb(self.device), **of_gpu,
             "precision": resolved(self.device, config.precision), "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **versions(self.device),
-            "config_hash": settings.config_hash(config), "corpus_hash": self.corpus.hash, **self.owner,
+            "config_hash": settings.config_hash(config), **self.corpus.owner, **self.owner,
             **{f"{f.path.stem}_sha256": f.mark()["sha256"] for f in (self.metrics, self.samples) if f.bytes},
             "weights": checkpoint.weights_hash(self.model),
         }  # fmt: skip

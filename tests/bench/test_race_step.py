@@ -23,7 +23,7 @@ SMALL += ["model.dropout=0", "precision=fp32"]
 @pytest.mark.parametrize("padded", [False, True])
 def test_plain_pytorch_has_the_same_loss_and_gradients(objective, padded, monkeypatch):
     c = settings.load("configs/tiny.yaml", [*SMALL, f"objective={objective}", "model.seq_len=16"])
-    vocabulary = memory_estimate.TOKENIZERS["bytes"]
+    vocabulary = memory_estimate.sizes(settings.Data(tokenizer="bytes"))
     ours, theirs = build_model(c, vocabulary), race.plain_model(c, vocabulary)
     x0 = torch.randint(0, 256, (4, 16))
     valid = torch.arange(16) < torch.tensor([[16], [9], [3], [12]]) if padded else None

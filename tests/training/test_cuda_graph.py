@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tdlm_fast import config as settings
 from tdlm_fast import train
 from tdlm_fast.data import batches, dataset
 from tdlm_fast.kernels import linear_cross_entropy, use_backend
@@ -48,7 +49,7 @@ def test_the_device_draws_the_same_batches(padded, vocab):
 
 def runs(cls, c, first=0, end=7, model=None, device="cpu", **kw):
     """((model, optimizer), outcomes, runner) of steps first .. end of 9."""
-    vocabulary = memory_estimate.TOKENIZERS[c.data.tokenizer]
+    vocabulary = memory_estimate.sizes(c.data)
     if model is None:
         model = build_model(c, vocabulary).to(device).train()
         model = model, adamw(model, c.optim)
@@ -96,7 +97,7 @@ def test_a_later_start_goes_on_with_the_same_bits():
     c = small_config()
     _, whole, _ = runs(EagerSteps, c)
     model, before, _ = runs(EagerSteps, c, end=4)
-    vocabulary = memory_estimate.TOKENIZERS["bytes"]
+    vocabulary = memory_estimate.sizes(settings.Data(tokenizer="bytes"))
     runner = DeviceSteps(*model, step.objective(c, vocabulary), split(True), c, steps=9, first=4)
     assert before + outcomes(runner, 4, 7) == whole
 
@@ -104,7 +105,7 @@ def test_a_later_start_goes_on_with_the_same_bits():
 def test_a_capture_that_fails_says_why_and_the_steps_go_on():
     c = small_config()
     _, eager, _ = runs(EagerSteps, c)
-    vocabulary = memory_estimate.TOKENIZERS["bytes"]
+    vocabulary = memory_estimate.sizes(settings.Data(tokenizer="bytes"))
     model = build_model(c, vocabulary).train()
     runner = DeviceSteps(model, adamw(model, c.optim), step.objective(c, vocabulary), split(True), c, steps=9)
     assert runner.why == "CUDA graphs need a GPU"
@@ -139,8 +140,8 @@ def test_a_broken_capture_names_the_error_that_broke_it_and_leaves_the_stream(mo
         raise ValueError("a copy from the host\nand more")
 
     c = small_config()
-    model = build_model(c, memory_estimate.TOKENIZERS["bytes"]).train()
-    loss_of = step.objective(c, memory_estimate.TOKENIZERS["bytes"])
+    model = build_model(c, memory_estimate.sizes(settings.Data(tokenizer="bytes"))).train()
+    loss_of = step.objective(c, memory_estimate.sizes(settings.Data(tokenizer="bytes")))
     runner = DeviceSteps(model, adamw(model, c.optim), loss_of, split(True), c, steps=9)
     runner.stream, runner.generator = "the capture's", Generator()
     monkeypatch.setattr(DeviceSteps, "body", body)

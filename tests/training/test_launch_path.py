@@ -32,7 +32,7 @@ def runner_of(objective: str, layout: str) -> DeviceSteps:
     rows, T = 3 * c.train.batch_size, c.model.seq_len
     starts = np.arange(rows) * T
     split = Split(np.zeros(rows * T, np.uint16), np.full(rows, T), T, layout == "paragraphs", starts, 1, None)
-    vocabulary = memory_estimate.TOKENIZERS[c.data.tokenizer]
+    vocabulary = memory_estimate.sizes(c.data)
     model = build_model(c, vocabulary).train()
     return DeviceSteps(model, adamw(model, c.optim), step.objective(c, vocabulary), split, c, steps=STEPS, mode="off")
 

@@ -32,7 +32,7 @@ CASES = [
     ("objective=autoregressive", "data.layout=paragraphs"),
     ("objective=autoregressive", "data.layout=packed", "noise.input_masking=0.2"),
 ]
-VOCABULARY = memory_estimate.TOKENIZERS["bytes"]
+VOCABULARY = memory_estimate.sizes(settings.Data(tokenizer="bytes"))
 
 
 def config(*overrides):

@@ -26,7 +26,7 @@ def steps(c, device, runs=3):
     from tdlm_fast.training.optimizer import adamw
     from tests.training.test_cuda_graph import outcomes, split
 
-    vocabulary = memory_estimate.TOKENIZERS["bytes"]
+    vocabulary = memory_estimate.sizes(settings.Data(tokenizer="bytes"))
     model, loss_of = build_model(c, vocabulary).to(device).train(), step.objective(c, vocabulary)
     rows = split(c.data.layout == "paragraphs")
     runner = DeviceSteps(model, adamw(model, c.optim), loss_of, rows, c, steps=9, mode="off")

@@ -216,7 +216,8 @@ def _check(c: Config) -> None:
     for key, most in MOST.items():
         need(values[key] <= most, f"{key} is {values[key]}; it must be at most {most:,}")
     for key in (
-        "model.dropout", "optim.warmup", "optim.warmup_start", "optim.beta1", "optim.beta2", "noise.input_masking",
+        "model.dropout", "optim.warmup", "optim.warmup_start", "optim.beta1", "optim.beta2", "optim.ema",
+        "noise.input_masking",
     ):  # fmt: skip
         need(0 <= values[key] < 1, f"{key} is {values[key]}; it must lie in 0 <= {key} < 1")
     need(c.seed < 2**32, f"seed is {c.seed}; it must be less than 2^32")

@@ -109,6 +109,7 @@ class Optim:
     warmup_steps: int = about(0, "steps with a rising learning rate; 0: the share optim.warmup of all")
     warmup_start: float = about(0.0, "share of the peak rate at the first step; 0: 1 / steps of the warm-up")
     clip: float = about(1.0, "largest norm of the gradient; 0: no clipping")
+    ema: float = about(0.0, "decay of an average of the weights, which is evaluated in their place; 0: none")
 
     def decay_begins(self, steps: int) -> int:
         """Return the step, counted from 0, at which the decay of wsd begins in a run of `steps` steps."""

@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file with weights, AdamW's moments and counters, written beside and renamed.
 
-    model.NAME, exp_avg.NAME, exp_avg_sq.NAME   tensors
+    model.NAME, exp_avg.NAME, exp_avg_sq.NAME   tensors; with optim.ema also average.NAME
     "state"   JSON with step, best, tokens, seconds, …, seed and hashes of the run's settings and text
     "sha256"  of the state and all tensors
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ..config import ConfigError, NonFinite
 from .files import parse, unreadable, write_beside
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS, AVERAGE = ("exp_avg", "exp_avg_sq"), "average"  # of the weights, where optim.ema is not 0
 OWNER = ("seed", "settings_hash", "corpus_hash", "tokenizer_hash")  # of a state: the run that it belongs to
 COUNTERS = ("best", "tokens", "loss_tokens", "seconds", "corpus_hash")  # needed to resume, beside the step
 
@@ -53,7 +53,8 @@ def save(path: Path, model, optimizer, state: dict) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if optimizer is not None:
         for name, p in model.named_parameters():
-            tensors |= {f"{m}.{name}": optimizer.state[p][m] for m in MOMENTS if p in optimizer.state}
+            held = optimizer.state.get(p, {})
+            tensors |= {f"{m}.{name}": held[m] for m in (*MOMENTS, AVERAGE) if m in held}
     _write(path, {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, state)
 
 
@@ -127,20 +128,23 @@ def hand_over(source: Path, target: Path, before: dict, after: dict) -> dict:
 
 
 def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:
-    """Read a checkpoint into model and optimizer; returns its state.
+    """Read a checkpoint into model and optimizer; returns its state. Without an optimizer, averages are the weights.
 
     Raises ConfigError naming the file; Refused where it is unreadable or not of `owner`, {name of OWNER: value}.
     """
     tensors, state = read(path, ("step", *(COUNTERS if optimizer else ())))
     check_owner(path, state, owner or {})
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    averages = {k.removeprefix(f"{AVERAGE}."): v for k, v in tensors.items() if k.startswith(f"{AVERAGE}.")}
+    if optimizer is None:  # what was evaluated
+        weights |= averages
     try:
         model.load_state_dict(weights)
     except RuntimeError as e:
         raise ConfigError(f"{path} does not fit the config beside it: {str(e).splitlines()[-1].strip()}") from None
     if optimizer is not None and state["step"]:  # before the first step there are no moments
         for name, p in model.named_parameters():
-            moments = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
+            moments = {m: tensors[f"{m}.{name}"] for m in (*MOMENTS, AVERAGE) if f"{m}.{name}" in tensors}
             if len(moments) < len(MOMENTS) or any(m.shape != p.shape for m in moments.values()):
                 raise ConfigError(f"{path} holds no moments of AdamW for {name}, so training cannot resume from it")
             # copies: a tensor of a CPU would keep the file mapped, which Windows then cannot replace

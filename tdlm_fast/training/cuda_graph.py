@@ -88,7 +88,7 @@ class DeviceSteps:
                 group["lr"] = torch.zeros_like(self.lr)
                 self.scaled.append((group["lr"], group["rate"]))
         self.lazy = None
-        if isinstance(optimizer, DeviceAdamW):
+        if isinstance(optimizer, DeviceAdamW) and not config.optim.ema:  # an average reads every row at every step
             always = [model.mask_token_id, loss_of.keywords["start_token_id"]]
             self.lazy = optimizer.make_lazy(model, steps=steps, train_step=self.step, always=always)
         self.why = "train.capture=off" if mode == "off" else "" if device.type == "cuda" else "CUDA graphs need a GPU"

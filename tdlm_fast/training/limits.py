@@ -2,7 +2,7 @@
 
 The memory is a lower bound: what is stored in any case, so a run that could fit is never refused.
 
-    parameters    4 numbers of 4 bytes each: weight, gradient, and AdamW's two moments
+    parameters    4 numbers of 4 bytes each: weight, gradient, and AdamW's two moments; with optim.ema the average
     activations   what the forward pass of a micro-batch keeps for the backward pass
     evaluation    the widest layer of eval.batch_size rows, in place of the activations
 """
@@ -18,7 +18,7 @@ from ..kernels import linear_cross_entropy
 from ..model import autocast
 from ..runs.device import available_bytes
 
-PARAMETER = 16  # bytes
+PARAMETER, AVERAGE = 16, 4  # bytes
 KEYS = ("model.width", "model.layers", "model.seq_len", "train.batch_size", "eval.batch_size")  # that take memory
 
 
@@ -39,8 +39,8 @@ def least_bytes(config: Config, vocab: int, rows: int = 2**62) -> int:
     layer = 4 * 2 * m.width + number * (5 * m.width + gates * inner)  # a token: residual stream, q k v, two inputs, MLP
     trained = config.train.batch_size // config.train.accumulation
     scored = min(config.eval.batch_size, rows) * (4 * m.width + number * gates * inner)
-    parameters = parameter_count(m, vocab)
-    return max(PARAMETER * parameters + m.seq_len * m.layers * trained * layer, 4 * parameters + m.seq_len * scored)
+    parameters, stored = parameter_count(m, vocab), PARAMETER + AVERAGE * bool(config.optim.ema)
+    return max(stored * parameters + m.seq_len * m.layers * trained * layer, 4 * parameters + m.seq_len * scored)
 
 
 def _with(config: Config, key: str, value: int) -> Config:

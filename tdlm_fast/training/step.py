@@ -1,6 +1,6 @@
 """One optimizer step, a function of (weights, moments, seed, step). Scalars stay on the device.
 
-x0 = batch(seed, step);  loss = objective(x0);  backward;  clip;  AdamW
+x0 = batch(seed, step);  loss = objective(x0);  backward;  clip;  AdamW;  average of the weights
 """
 
 import functools
@@ -12,6 +12,7 @@ from ..data import batches, dataset
 from ..kernels.ops.step_scalars import clip_scale
 from ..model import autocast
 from ..objective import OBJECTIVES, Part, masked_tokens
+from . import ema
 from .optimizer import learning_rate
 
 
@@ -57,6 +58,8 @@ def update(model, optimizer, loss, config: Config):
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip, foreach=True)
         optimizer.found_inf = (~torch.isfinite(loss + norm)).float()
     optimizer.step()
+    if config.optim.ema:
+        ema.update(model, optimizer, config.optim.ema)
     optimizer.zero_grad(set_to_none=True)
     return norm
 

@@ -22,7 +22,7 @@ from ..runs.device import pick_device, tell_missing, versions
 from ..runs.files import BEST, LAST, kept_checkpoint, write_beside, write_figures
 from ..runs.folder import other_source, other_text, owner_of, path_from
 from ..sampling.generate import generate
-from . import cuda_graph, step
+from . import cuda_graph, ema, step
 from .branch import branch, steps_of
 from .limits import check_memory, training_seconds
 from .logger import Log, peak_memory_mb, reserved_memory_mb
@@ -226,7 +226,15 @@ class Trainer:
         }  # fmt: skip
 
     def evaluate(self) -> None:
-        """Score the validation split, record it, keep the best weights, and write samples of text."""
+        """Score the validation split, record it, keep the best weights, and write samples of text.
+
+        With optim.ema the average of the weights is evaluated and kept.
+        """
+        with ema.averaged(self.model, self.optimizer):
+            self.evaluate_weights()
+
+    def evaluate_weights(self) -> None:
+        """Evaluate the weights that the model has."""
         config, progress, valid = self.config, self.progress, self.corpus.splits["valid"]
         n = config.eval.samples
         scoring: dict[str, Any] = self.scoring | dict(target_stderr=0.0, min_samples=n, max_samples=n)
@@ -277,6 +285,7 @@ class Trainer:
         stopped, self.stop.patient = self.stop.asked, False
         if at < self.steps:  # this score is not recorded: it would change which checkpoint a resumed run calls best
             self.log.say(f"stopped at step {at} of {self.steps}; saved. Evaluating (Ctrl-C again to leave at once)")
+            ema.put(self.model, self.optimizer)
         elif stopped:
             raise KeyboardInterrupt
         else:

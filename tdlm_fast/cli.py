@@ -146,8 +146,9 @@ def path(text: str) -> Path:
 
 def own_folder(folder: Path, option: str) -> None:
     """Raise ConfigError where a folder to write into is a root or a home folder, where its files would be lost."""
-    full, home = folder.resolve(), os.path.expanduser("~")  # which stays ~ where there is no home, and may be empty
-    if full == Path(full.anchor) or (os.path.isabs(home) and full == Path(home).resolve()):
+    full = Path(os.path.realpath(folder))  # Path.resolve raises where a link leads to itself
+    home = os.path.expanduser("~")  # which stays ~ where there is no home, and may be empty
+    if full == Path(full.anchor) or (os.path.isabs(home) and full == Path(os.path.realpath(home))):
         raise ConfigError(f"{option} is {folder}; give a folder of its own, such as {folder / 'runs' / 'NAME'}")
 
 

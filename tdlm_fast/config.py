@@ -45,6 +45,8 @@ class NonFinite(RuntimeError):
 
 def expanded(path: str) -> str:
     """Return a path with a leading ~ or ~USER replaced by the home folder. Raises ConfigError if there is none."""
+    if "\0" in path:
+        raise ConfigError(f"{path!r} holds a null character, which no path can; remove it")
     full = os.path.expanduser(path)
     if full.startswith("~"):
         home = path.partition("/")[0]

@@ -103,6 +103,7 @@ def test_exact_masks_need_a_weight_that_is_not_a_bound():
         ("optim.warmup_start=1", "optim.warmup_start is 1.0; it must lie in"),
         ("optim.warmup_steps=-1", "optim.warmup_steps is -1; it must not be negative"),
         ("model.norm_eps=0", "model.norm_eps is 0.0; it must be greater than 0"),
+        ("data.path=a\0b", "data.path: .* holds a null character"),
     ],
 )
 def test_keys_that_cannot_be_are_named(override, message):

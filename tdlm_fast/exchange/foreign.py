@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..config import ConfigError, Data
@@ -63,6 +64,8 @@ class Foreign(nn.Module):
             last.forward = lambda input: input
             h = self._last(probe, torch.ones_like(probe))
             made = nn.functional.linear(h, last.weight, last.bias) if h.shape[-1] == last.in_features else None
+        if not torch.isfinite(logits).all():
+            raise ConfigError(f"--hf: the weights of {type(model).__name__} give logits that are not finite")
         if made is None or not torch.allclose(made, logits, rtol=1e-3, atol=1e-3):
             raise ConfigError(f"--hf: {type(model).__name__} changes its logits after the last linear layer")
         bias = last.weight.new_zeros(last.out_features) if last.bias is None else last.bias.detach().clone()
@@ -136,6 +139,7 @@ def load(folder: Path, trust: bool, device: str) -> tuple[Foreign, Ids, str]:
         raise ConfigError(f"--hf {folder}: no config.json; give a local folder of transformers")
     package = transformers()
     package.logging.set_verbosity_error()
+    package.logging.disable_progress_bar()
     kw = dict(trust_remote_code=trust, local_files_only=True)
     try:
         config = package.AutoConfig.from_pretrained(folder, **kw)
@@ -143,9 +147,13 @@ def load(folder: Path, trust: bool, device: str) -> tuple[Foreign, Ids, str]:
             raise ValueError("it brings its own code")
         masked = "MaskedLM" in str(config.architectures) or getattr(config, "mask_token_id", None) is not None
         kind = "AutoModelForMaskedLM" if "MaskedLM" in str(config.architectures) else "AutoModelForCausalLM"
-        model = getattr(package, kind).from_pretrained(folder, dtype=torch.float32, **kw)
+        model, about = getattr(package, kind).from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **kw
+        )
+        if missing := sorted(about["missing_keys"]):
+            raise ValueError(f"its weights lack {len(missing)} tensors, among them {missing[0]}")
         tokenizer = package.AutoTokenizer.from_pretrained(folder, **kw)
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         hint = "; --trust-remote-code runs the code in it" if "code" in str(e) else ""
         raise ConfigError(f"--hf {folder} cannot be loaded ({(str(e).splitlines() or ['?'])[0]}){hint}") from None
     ids = Ids(tokenizer)
@@ -186,6 +194,9 @@ def evaluate(
     start = start_of(model, ids, folder) if objective == "autoregressive" else 0
     corpus, _, parts = texts(data)
     rows = split_of(parts[split], data.layout, seq_len, ids)
+    largest = max(int(rows.tokens.max(initial=0)), start, *model.before, *model.after)
+    if largest >= (size := model.model.get_input_embeddings().weight.shape[0]):
+        raise ConfigError(f"--hf {folder}: its tokenizer gives token {largest:,}, but the model has {size:,} tokens")
     score = likelihood(model, rows, objective, start_token_id=start, batch_size=batch_size, **until)
     unk = ids.tokenizer.unk_token_id
     known = unk is None or unk == start and objective == "autoregressive"  # GPT-2's <|endoftext|> is its unk too

@@ -31,6 +31,10 @@ AXES = ("sizes", "unique_tokens", "epochs", "seeds")
 QUIET = {"eval.early": "10,20,50,100,200", "eval.published": "0", "eval.probe": "0", "eval.text": "0"}
 FREE = ("run.", "device", "data.cache", "train.log_every", "train.save_every", "train.capture", "eval.batch_size")
 MOST_CELLS = 10_000
+OWNED = {  # the keys of a cell's place, and what sets them
+    "seed": "cells.seeds", "train.epochs": "cells.epochs", "train.max_steps": "cells.epochs",
+    "data.unique_tokens": "cells.unique_tokens", "model.size": "cells.sizes", "run.dir": "the sweep",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,9 @@ def _cells(file: Path, found: dict) -> list[Cell]:
         point = {"seed": seed, "train.epochs": length, "data.unique_tokens": unique} | (
             {"model.size": size} if size else {}
         )
+        for place, held in (("keys", keys), (f"cells.arms.{arm}", own)):
+            for key in OWNED.keys() & held.keys():
+                raise settings.ConfigError(f"{place}.{key} is set for every cell by {OWNED[key]}; leave it out there")
         words = keys_of(start, [f"{k}={v}" for k, v in (keys | point | own).items()])
         cell = Cell(str(size), int(unique), float(length), arm, int(seed), settings.load(start, words))
         if twin := cells.get(cell.name):

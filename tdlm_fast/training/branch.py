@@ -4,6 +4,7 @@ One trunk at a constant rate serves runs of many lengths: each takes a checkpoin
 decay of wsd. With optim.warmup_steps the weights are those of a wsd run of that length, bit for bit.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def branch(config: settings.Config, own: Path, model, optimizer, steps: int, per
     would have to fall earlier.
     """
     folder, file = trunk_of(Path(config.train.branch_from))
-    if folder.resolve() == own.resolve():
+    if os.path.realpath(folder) == os.path.realpath(own):
         raise settings.ConfigError(f"train.branch_from: {folder} is this run itself; give another run.dir")
     if other := changes(config, folder, lambda key: key not in OWN and not key.startswith(FREE)):
         raise settings.ConfigError(f"train.branch_from: {folder} has other settings: {other}; branch with those")

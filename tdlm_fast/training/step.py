@@ -98,8 +98,8 @@ class EagerSteps:
         return [(first, [{k: v.item() for k, v in o.items()} for o in done]) for first, done in windows]
 
 
-def where(config: Config, split: dataset.Split, step: int) -> str:
-    """Describe a batch (step, epoch, place, noise levels) for the error that stops on it."""
+def where(config: Config, split: dataset.Split, step: int, precision: str) -> str:
+    """Describe a batch (step, epoch, place, noise levels) for the error that stops on it. precision: the one used."""
     from ..kernels.ops.corrupt import LEVELS, levels
 
     epoch, place = divmod(step, batches.steps_per_epoch(split, config.train.batch_size))
@@ -108,4 +108,4 @@ def where(config: Config, split: dataset.Split, step: int) -> str:
         size = config.train.batch_size
         t = levels(size, 0, size, config.noise.sampling, config.seed, step, "cpu") / LEVELS
         text += f", noise levels t from {t.min():.4f} to {t.max():.4f}"
-    return text + "; lower optim.lr or set precision=fp32"
+    return text + "; lower optim.lr" + " or set precision=fp32" * (precision == "bf16")

@@ -200,7 +200,9 @@ class Trainer:
             entry = self.training_entry(outcomes, first, seconds)
             bad = [s for s, o in enumerate(outcomes, first) if not math.isfinite(o["loss"] + o["grad_norm"])]
             if bad:
-                raise settings.NonFinite(step.where(self.config, self.split, bad[0]))
+                raise settings.NonFinite(
+                    step.where(self.config, self.split, bad[0], resolved(self.device, self.config.precision))
+                )
             self.log.record(entry)
             self.log.progress(entry["step"], entry)
         self.window_began = now if windows else self.window_began

@@ -112,7 +112,7 @@ def test_long_words_are_counted_in_parts():
 
 
 def test_what_cannot_be_learned_is_one_line(monkeypatch):
-    with pytest.raises(ConfigError, match="bpe-9000: the training split has only .* tokens; give bpe-"):
+    with pytest.raises(ConfigError, match="bpe-9000: the training split gives only .* tokens; give bpe-"):
         bpe.learn(TEXT, 9000)
     with pytest.raises(ConfigError, match="only 256 tokens; take data.tokenizer=bytes"):
         bpe.learn("abc", 300)

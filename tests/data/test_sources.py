@@ -285,6 +285,12 @@ def test_a_path_that_cannot_be_used_is_named(tmp_path, path, says):
         dataset.load(DataConfig(path=str(tmp_path / path)), 16)
 
 
+def test_a_link_that_leads_to_itself_is_named(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match="data.path: .*loop"):
+        dataset.load(DataConfig(path=str(tmp_path / "loop")), 16)
+
+
 def test_an_unreachable_hub_stops_or_says_what_it_used_instead(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "_hub", lambda name: (_ for _ in ()).throw(OSError("no network")))
     monkeypatch.setattr(sources, "_sotu", lambda: {s: TEXT for s in sources.SPLITS})

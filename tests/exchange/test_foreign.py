@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import torch_free
+from safetensors.torch import load_file, save_file
 
 from tdlm_fast import evaluate
 from tdlm_fast.config import ConfigError, Data
@@ -108,6 +109,36 @@ def test_a_gpt2_is_scored_exactly_and_its_bytes_are_the_texts(transformers, expo
     assert done.score.bits_per_byte == pytest.approx(total / size / math.log(2), rel=1e-5)
     with pytest.raises(ConfigError, match="--seq-len is 17; this model reads 16 tokens"):
         foreign.evaluate(tmp_path, Data(path=str(text)), "test", **options | {"seq_len": 17})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, says", [
+    ("missing", "its weights lack . tensors, among them cls.predictions.bias"),
+    ("cut short", "cannot be loaded"), ("another size", "cannot be loaded"),
+    ("not finite", "give logits that are not finite"), ("another tokenizer", "its tokenizer gives token 12, but"),
+])  # fmt: skip
+def test_a_folder_that_does_not_fit_together_is_named(transformers, tmp_path, how, says):
+    bert(transformers, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    if how == "missing":
+        save_file({k: v for k, v in tensors.items() if k != "cls.predictions.bias"}, weights, {"format": "pt"})
+    elif how == "cut short":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif how == "not finite":
+        save_file({k: v * float("nan") for k, v in tensors.items()}, weights, {"format": "pt"})
+    elif how == "another size":
+        about = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(about | {"vocab_size": 7}))
+    else:
+        model = transformers.BertForMaskedLM.from_pretrained(tmp_path)
+        model.resize_token_embeddings(10)
+        model.save_pretrained(tmp_path)
+    (tmp_path / "text.txt").write_text("the old mill turns by the river\nmiller sleeps\n" * 40)
+    options = dict(seq_len=4, trust=False, device="cpu", batch_size=3, target_stderr=0.0, max_samples=2)
+    with pytest.raises(ConfigError, match=says) as e:
+        foreign.evaluate(tmp_path, Data(path=str(tmp_path / "text.txt"), layout="paragraphs"), "test", **options)
+    assert "--hf" in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.slow

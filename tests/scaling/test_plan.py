@@ -40,6 +40,8 @@ def test_sizes_set_the_shape(plan_file):
         ("{objective: autoregressive}", "{objective: diffusion}", "have the same settings"),
         ("{objective: autoregressive}", "{objective: other}", "objective is 'other'"),
         ("lr: 1e-2", "rate: 1e-2", "unknown key optim.rate"),
+        ("device: cpu", "train.max_steps: 4", "keys.train.max_steps is set for every cell by cells.epochs"),
+        ("{objective: autoregressive}", "{seed: 5}", "cells.arms.plain.seed is set for every cell by cells.seeds"),
     ],
 )
 def test_an_error_names_the_file_and_the_key(plan_file, old, new, says):

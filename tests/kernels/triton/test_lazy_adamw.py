@@ -20,7 +20,7 @@ def test_rows_that_wait_have_the_bits_of_rows_that_do_not(D, steps):
 
 @pytest.mark.parametrize("D", [5, 64])
 def test_the_kernels_are_the_reference(D):
-    """PyTorch's square root on a CPU may be off by one place, so the bits may differ."""
+    """PyTorch's square root on a CPU may be off by one place, so the bits may differ, most of all of weights near 0."""
     shape, steps = (20, D), 40
     ours, truth = (Table(shape, steps, ops=ops, device=DEVICE) for ops in (OPS, tuple(map(reference, OPS))))
     for i in range(steps):
@@ -31,7 +31,7 @@ def test_the_kernels_are_the_reference(D):
         for name in ("last", "mark"):
             assert torch.equal(getattr(ours, name), getattr(truth, name)), name
     for name in ("p", "m", "v", "scalars"):
-        torch.testing.assert_close(getattr(ours, name), getattr(truth, name), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(getattr(ours, name), getattr(truth, name), rtol=1e-6, atol=2e-8)
 
 
 @pytest.mark.parametrize("tokens", [None, torch.tensor([[3, 1], [3, 3]])])

@@ -9,8 +9,10 @@ overlap(PDL) before it touches memory: it waits there until the kernel before it
 and allows the next kernel to start and wait in turn. TDLM_PDL=0 turns this off.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -69,9 +71,30 @@ def compile_ahead(work: Callable[[], None], threads: int | None = None) -> None:
     """
     global _compiles_only
     one_thread = torch.autograd.set_multithreading_enabled(False)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, triton.AsyncCompileMode(pool), one_thread:
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    with _one_parser_at_a_time(), pool, triton.AsyncCompileMode(pool), one_thread:
         _compiles_only = True
         try:
             work()
         finally:
             _compiles_only = False
+
+
+@contextlib.contextmanager
+def _one_parser_at_a_time() -> Iterator[None]:
+    """Let one thread at a time parse a kernel's source, which takes milliseconds of a compiler's second.
+
+    Python 3.11 counts the depth of ast.parse for all threads together. Where its collector of garbage lets another
+    thread parse in between, ast.parse raises SystemError ("AST constructor recursion depth mismatch").
+    """
+    parse, lock = triton.JITFunction.parse, threading.Lock()
+
+    def alone(kernel):
+        with lock:
+            return parse(kernel)
+
+    triton.JITFunction.parse = alone
+    try:
+        yield
+    finally:
+        triton.JITFunction.parse = parse

@@ -2,6 +2,8 @@
 
 import contextlib
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -127,6 +129,27 @@ def test_kernels_are_compiled_in_parallel_and_found_where_they_are_launched(monk
             assert held.asm["cubin"] and held.metadata.target.arch == 90 and held.name == name.split(".")[1]
         swiglu(x).sum().backward()
     assert gpu.compiled == names and [done.kernel for done in gpu.launches] == names
+
+
+def test_threads_that_compile_parse_one_at_a_time(monkeypatch):
+    """Python 3.11 raises SystemError where two threads are inside ast.parse."""
+    inside, most = [], []
+
+    def parse(kernel):
+        inside.append(kernel)
+        time.sleep(0.01)
+        most.append(len(inside))
+        inside.remove(kernel)
+        return kernel
+
+    def work():
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(launch.triton.JITFunction.parse, range(4))) == [0, 1, 2, 3]
+
+    monkeypatch.setattr(launch.triton, "AsyncCompileMode", Compiler)
+    monkeypatch.setattr(launch.triton.JITFunction, "parse", parse)
+    launch.compile_ahead(work)
+    assert most == [1] * 4 and launch.triton.JITFunction.parse is parse
 
 
 def test_a_failure_while_compiling_ahead_leaves_kernels_that_start(monkeypatch):

@@ -3,7 +3,18 @@
 config, tokenizer, model, state = tdlm_fast.load_run("runs/tiny-diffusion-seed42")
 """
 
+import sys
 import typing
+
+if sys.argv[:1] == ["-m"]:  # python -m tdlm_fast.VERB begins, whose modules take a moment to load
+
+    def _interrupted(kind, value, traceback) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, value, traceback)
+        elif sys.stderr:
+            print("interrupted", file=sys.stderr)
+
+    sys.excepthook = _interrupted  # the verb itself says more: see cli.exit_codes
 
 if typing.TYPE_CHECKING:
     from .runs.load import load_run as load_run

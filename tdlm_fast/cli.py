@@ -42,11 +42,18 @@ class Lenient:
             self.stream.flush()
 
 
+class Closed(io.TextIOWrapper):
+    """In place of a stream that was closed by the process that started this one; loses what is written."""
+
+    def __init__(self):
+        super().__init__(open(os.devnull, "wb"))
+
+
 def verb(main) -> int:
     """Run main() and return its exit code, also where the output cannot show a character, is full or is closed."""
-    for name in ("stdout", "stderr"):  # closed by the process that started this one
+    for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, Closed())
     sys.stderr = Lenient(sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -60,8 +67,8 @@ def verb(main) -> int:
         if not (isinstance(e, OSError) and e.filename is None and e.errno == errno.ENOSPC):
             traceback.print_exc()
             return FAULT
-        print(f"error: the output cannot be written: {e.strerror}", file=sys.stderr)
-        code = 1
+        print(f"error: the output cannot be written: {e.strerror}; write it elsewhere", file=sys.stderr)
+        code = 2
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
     return code
 
@@ -93,17 +100,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError, lower: str = LOWER):
+def exit_codes(kept: str = "", errors: type[ValueError] = ConfigError, lower: str = LOWER, prints: bool = True):
     """Decorate a verb's main: an error ends it with one line on stderr and 2, NonFinite with 1, Ctrl-C with 130.
 
     errors: those of what was asked for. kept: what Ctrl-C leaves, unless the interrupt brings its own words. lower:
-    the options or keys that take memory.
+    the options or keys that take memory. prints: its result is what it prints, so a closed stdout is an error.
     """
 
     def decorate(main):
         @functools.wraps(main)
         def run(argv=None) -> int:
             try:
+                if prints and isinstance(sys.stdout, Closed):
+                    raise ConfigError("stdout is closed, and the result is only shown there; leave it open")
                 return main(argv) or 0
             except KeyboardInterrupt as e:
                 line, code = "; ".join(["interrupted", *filter(None, e.args or [kept])]), 130
@@ -138,6 +147,8 @@ def verb_parser(verb: str, about: str | None, keys: bool = False) -> argparse.Ar
 
 def path(text: str) -> Path:
     """Return the path that an option names, with ~ expanded: the `type` of every such argument."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a path, or . for the current folder")
     try:
         return Path(expanded(text))
     except ConfigError as e:
@@ -152,8 +163,10 @@ def own_folder(folder: Path, option: str) -> None:
         raise ConfigError(f"{option} is {folder}; give a folder of its own, such as {folder / 'runs' / 'NAME'}")
 
 
-def no_file(folder: Path, option: str) -> None:
-    """Raise ConfigError where a folder to write into is a file, or lies in one."""
+def not_taken(folder: Path, option: str) -> None:
+    """Raise ConfigError where a folder to write into is a file, or lies in one, or holds a run."""
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{option} {folder} is the folder of a run; give a folder of its own")
     if file := next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None):
         raise ConfigError(f"{option} {folder}: {file} is a file; give a folder")
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import exit_codes, no_file, own_folder, path, verb, verb_parser
+from .cli import exit_codes, not_taken, own_folder, path, verb, verb_parser
 from .comparison import claims
 from .comparison.runner import compare_runs, train_arms
 
@@ -38,7 +38,7 @@ def check(a) -> None:
     if a.seeds < 1 or a.sequences < 0 or a.sequences == 1 or a.draws < 1:
         raise settings.ConfigError("--seeds and --draws must be at least 1, --sequences 0 or at least 2")
     if a.out:
-        no_file(a.out, "--out")
+        not_taken(a.out, "--out")
     if a.runs:
         if a.config or a.arms or a.seeds != 1:
             raise settings.ConfigError("--from compares finished runs: it takes no config, --arms or --seeds")
@@ -50,7 +50,7 @@ def check(a) -> None:
         raise settings.ConfigError("compare sets objective, seed and run.dir; use --seeds and --out")
 
 
-@exit_codes(kept="finished runs and tables are kept, and the same command resumes")
+@exit_codes(kept="finished runs and tables are kept, and the same command resumes", prints=False)
 def main(argv=None) -> None:
     a = parser().parse_intermixed_args(argv)
     check(a)

@@ -137,7 +137,8 @@ def _coerce(key: str, value, f: dataclasses.Field):
             number = float(value)
             if number != number or abs(number) == float("inf") or (kind is int and number != int(number)):
                 raise ValueError
-            value = kind(value) if not isinstance(value, str) or kind is float else int(number)
+            whole = isinstance(value, str) and kind is int and re.fullmatch("[+-]?[0-9]+", value.strip())
+            value = int(number) if isinstance(value, str) and kind is int and not whole else kind(value)
         else:
             if isinstance(value, dict | list) or value is None:
                 raise ValueError
@@ -279,6 +280,8 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     if path.is_dir():
         example = min(path.glob("*.yaml"), default="configs/tiny.yaml")
         raise ConfigError(f"{path} is a folder; give a YAML file, such as {example}")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is a pipe or a device; write the settings to a file and give that")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; configs/tiny.yaml is one to begin with")
     known, values = fields(), {}

@@ -6,11 +6,11 @@ by other programs without code of ours (exchange/hugging_face.py, exchange/gguf_
 
 import sys
 
-from .cli import announce, exit_codes, no_file, path, verb, verb_parser
+from .cli import announce, exit_codes, not_taken, path, verb, verb_parser
 from .config import ConfigError
 
 
-@exit_codes()
+@exit_codes(prints=False)
 def main(argv=None) -> None:
     p = verb_parser("export", __doc__)
     p.add_argument("run", type=path, help="run folder")
@@ -19,7 +19,7 @@ def main(argv=None) -> None:
     p.add_argument("--checkpoint", choices=("best", "last"), help="(default: best of a finished run, else last)")
     a = p.parse_args(argv)
     folder = a.out or a.run / a.to
-    no_file(folder, "--out")
+    not_taken(folder, "--out")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"--out {folder} holds files already; give a new or empty folder")
     announce(f"loading {a.run}")

@@ -131,7 +131,7 @@ class Noise:
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     every: int = about(0, "steps between evaluations; 0: once per epoch")
-    early: str = about("", "further steps to evaluate at, as 2,10,20,50")
+    early: str = about("", "further steps to evaluate at, as 2,10,20,50; those beyond the last are left out")
     published: int = about(1, "draws of the published metric (not a likelihood) at every evaluation; 0: none")
     probe: int = about(16, "sequences of the probe batch of the diagnostics at every evaluation; 0: none")
     samples: int = about(4, "most noise draws per sequence, in an evaluation while training")

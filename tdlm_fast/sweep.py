@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from . import config as settings
-from .cli import command, exit_codes, no_file, own_folder, path, verb, verb_parser
+from .cli import command, exit_codes, not_taken, own_folder, path, verb, verb_parser
 from .evaluation.table_lines import aligned
 from .scaling import cost, plan, report, work
 
@@ -30,7 +30,7 @@ def parser():
     return p
 
 
-@exit_codes(kept="finished cells are kept, and the same command resumes")
+@exit_codes(kept="finished cells are kept, and the same command resumes", prints=False)
 def main(argv=None) -> int:
     a = parser().parse_intermixed_args(argv)
     settings.at_least(a, {"watch": 0.1}, {}, "--")
@@ -47,7 +47,7 @@ def main(argv=None) -> int:
         return 0
     out = a.out or Path("runs") / f"sweep-{file.stem}"
     own_folder(out, "--out")
-    no_file(out, "--out")
+    not_taken(out, "--out")
     plan.store(cells, out)
     print(f"{len(cells)} cells in {out}; others can help: {command('sweep', 'work', out)}", file=sys.stderr)
     act("work", out, a)

@@ -15,7 +15,7 @@ from .training.session import train
 LOWER = "train.batch_size (or raise train.accumulation), eval.batch_size, model.seq_len, model.width or model.layers"
 
 
-@exit_codes()
+@exit_codes(prints=False)
 def main(argv=None) -> int:
     p = verb_parser("train", __doc__, keys=True)
     p.add_argument("config", help="YAML file, as configs/tiny.yaml")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import config as settings
-from .cli import command, exit_codes, no_file, own_folder, path, verb, verb_parser
+from .cli import command, exit_codes, not_taken, own_folder, path, verb, verb_parser
 from .comparison import tuning
 from .evaluation.table_lines import aligned
 
@@ -28,7 +28,7 @@ def parser():
     return p
 
 
-@exit_codes(kept="finished trials are kept, and the same command resumes")
+@exit_codes(kept="finished trials are kept, and the same command resumes", prints=False)
 def main(argv=None) -> None:
     a = parser().parse_intermixed_args(argv)
     settings.at_least(a, {"trials": 2, "steps": 0, "seed": 0}, {"trials": ", the config itself and another"}, "--")
@@ -36,7 +36,7 @@ def main(argv=None) -> None:
         raise settings.ConfigError(f"{wrong[0]}: tune sets {', '.join(SET)}; use --steps, --out, or the config's seed")
     out = a.out or Path("runs") / f"tune-{a.config.stem}"
     own_folder(out, "--out")
-    no_file(out, "--out")
+    not_taken(out, "--out")
     result = tuning.tune(a.config, a.overrides, out, trials=a.trials, steps=a.steps, seed=a.seed)
     print(*aligned(tuning.table(result)), sep="\n")
     arms = [out / f"tuned-{objective}.yaml" for objective, trial in result["best"].items() if trial]

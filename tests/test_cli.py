@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -49,18 +50,44 @@ def test_the_end_of_a_run_reaches_whatever_reads_it(trained):
         env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0 and " ? " in ended.stdout and not ended.stderr
-    for closed in (">&-", "2>&-"):
+    for closed, code, says in (
+        (">&-", 2, "error: stdout is closed, and the result is only shown there"),
+        ("2>&-", 0, ""),
+    ):
         line = f"{shlex.join([sys.executable, *prompt])} {closed}"
         ended = subprocess.run(line, shell=True, capture_output=True, text=True)
-        assert ended.returncode == 0 and "Traceback" not in ended.stderr
+        assert ended.returncode == code and ended.stderr.startswith(says) and ended.stderr.count("\n") == len(says[:1])
     with open("/dev/full", "w") as full:
         ended = subprocess.run([sys.executable, *prompt], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.endswith("error: the output cannot be written: No space left on device\n")
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("error: the output cannot be written: No space left on device; write it elsewhere\n")
     ended = subprocess.run(
         f"{shlex.join([sys.executable, *prompt])} | true", shell=True, stderr=subprocess.PIPE, text=True
     )
     assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+
+
+def test_ctrl_c_while_the_modules_of_a_verb_load_is_one_line(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Ctrl:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'tdlm_fast.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Ctrl())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    words = [sys.executable, "-m", "tdlm_fast.train", "configs/tiny.yaml"]
+    ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("", "interrupted\n") and ended.returncode in (-signal.SIGINT, 130)
+
+
+@pytest.mark.parametrize("verb", ["compare", "tune", "sweep"])
+def test_an_empty_folder_name_is_refused(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        entry.main([verb, "configs/tiny.yaml", "--out", ""])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: argument --out: it is empty; give a path, or . for the current")
 
 
 @pytest.mark.parametrize("error, code, says", [

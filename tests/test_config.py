@@ -1,5 +1,6 @@
 """Settings: overrides, types, and errors that name the key."""
 
+import os
 import subprocess
 import sys
 import types
@@ -104,11 +105,23 @@ def test_exact_masks_need_a_weight_that_is_not_a_bound():
         ("optim.warmup_steps=-1", "optim.warmup_steps is -1; it must not be negative"),
         ("model.norm_eps=0", "model.norm_eps is 0.0; it must be greater than 0"),
         ("data.path=a\0b", "data.path: .* holds a null character"),
+        ("seed=99999999999999999999", "seed is 99999999999999999999; it must be less"),
     ],
 )
 def test_keys_that_cannot_be_are_named(override, message):
     with pytest.raises(config.ConfigError, match=message):
         config.load("configs/tiny.yaml", [override])
+
+
+def test_whole_numbers_are_taken_as_they_are_written():
+    assert config.load(TINY, ["train.max_steps=1e3", "seed=+7"]).train.max_steps == 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_instead_of_a_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(config.ConfigError, match="pipe is a pipe or a device; write the settings to a file"):
+        config.load(tmp_path / "pipe")
 
 
 def test_listed_steps():

@@ -225,6 +225,20 @@ def test_a_folder_that_cannot_be_written_is_named(verb, runs, tmp_path, capfd):
         assert str(out) in errors[0] or str(tmp_path / "file") in errors[0] or "/proc/none" in errors[0]
 
 
+@pytest.mark.parametrize("verb", ["compare", "tune", "export", "sweep"])
+def test_what_others_write_does_not_go_into_a_run(verb, runs, copies, tmp_path, capfd):
+    (tmp_path / "plan.yaml").write_text(
+        "base: configs/tiny.yaml\ncells:\n  sizes: [0.1M]\n  unique_tokens: [0]\n  epochs: [1]\n  seeds: [1]\n"
+        "  arms: {a: {objective: diffusion}}\n"
+    )
+    before = sorted(p for p in copies[0].rglob("*"))
+    words = {"export": [copies[1], "--to", "hf"], "sweep": [tmp_path / "plan.yaml"]}
+    words = words.get(verb) or ["configs/tiny.yaml", *keys_for(verb, runs[1]), *OF_CONFIGS[verb]]
+    code, lines = ended(capfd, verb, *words, "--out", copies[0])
+    assert code == 2 and lines == [f"error: --out {copies[0]} is the folder of a run; give a folder of its own"]
+    assert before == sorted(p for p in copies[0].rglob("*"))
+
+
 EVENTS = {
     "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted"), "full memory": (MemoryError(), 2, "error: the memory is full"),
     "a file that cannot be read": (PermissionError(13, "Permission denied", "some/file"), 2, "error: some/file: "),

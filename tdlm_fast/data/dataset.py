@@ -125,7 +125,8 @@ def load(config: Data, seq_len: int, used: str | None = None, tokenizer: Tokeniz
         arrays = cached_tokens(text, config.layout, tokenizer, Path(config.cache))
         splits[s] = split_rows(arrays, text, config.layout, seq_len, tokenizer)
         if not len(splits[s]):
-            raise ConfigError(f"the {s} split of {name} is empty")
+            way = "give it text, or one file, which is split into three"
+            raise ConfigError(f"the {s} split of {name} holds no row of text in data.layout={config.layout}; {way}")
     if config.unique_tokens:
         splits["train"] = unique(splits["train"], config.unique_tokens, tokenizer)
     return Corpus(name, note, tokenizer, splits, text_hash(parts))

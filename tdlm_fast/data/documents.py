@@ -39,8 +39,13 @@ def documents(file: Path) -> list[str]:
     try:
         with open(file, encoding="utf-8-sig", newline="" if kind == ".csv" else None) as f:
             text = f.read()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"data.path: {file} cannot be read as UTF-8 text ({e})") from None
+    except UnicodeDecodeError as e:
+        way = f"convert it, as by: iconv -f latin1 -t utf-8 {file}"
+        raise ConfigError(f"data.path: {file} cannot be read as UTF-8 text ({e}); {way}") from None
+    except OSError as e:
+        raise ConfigError(
+            f"data.path: {file} cannot be read ({e.strerror}); see its permissions and its disk"
+        ) from None
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".json": _json}
     return readers[kind](file, text) if kind in readers else [text]
 

@@ -1,6 +1,7 @@
 """Turn text into tokens, cached by content. A damaged cache file is made again."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -77,6 +78,12 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(b"".join(a.tobytes() for _, a in sorted(arrays.items()))).hexdigest()
 
 
+@functools.cache  # once for all texts
+def _tell_unwritable(folder: Path, why: str) -> None:
+    way = "the next run tokenizes again, or set data.cache to a folder that can be written"
+    print(f"data.cache: {folder} cannot be written ({why}); {way}", file=sys.stderr)
+
+
 def cached_tokens(text: str, layout: str, tokenizer, folder: Path) -> dict[str, np.ndarray]:
     """Return the arrays of `tokenize`, from the cache if it holds them."""
     how = f"{FORMAT} {layout} {type(tokenizer).__name__}{tokenizer.hash} "
@@ -112,7 +119,7 @@ def cached_arrays(how: str, text: str, make, folder: Path) -> dict[str, np.ndarr
         beside.chmod(mode)
         os.replace(beside, file)
     except (SafetensorError, OSError) as e:
-        print(f"data.cache: {file} cannot be written ({e}); the next run tokenizes again", file=sys.stderr)
+        _tell_unwritable(folder, getattr(e, "strerror", None) or str(e))
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
     return arrays

@@ -115,16 +115,16 @@ def read(path: Path, needed: tuple[str, ...] = ("step",)) -> tuple[dict, dict]:
     return tensors, state
 
 
-def hand_over(source: Path, target: Path, before: dict, after: dict) -> dict:
+def hand_over(source: Path, target: Path, before: dict, after: dict, **changes) -> dict:
     """Write a checkpoint of the owner `before` to target as one of `after`; return its state. Raises as load does.
 
-    source may be of `after` already, where a process ended between two calls.
+    source may be of `after` already, where a process ended between two calls. changes: other values of its state.
     """
     tensors, state = read(source)
     if any(state.get(k) != v for k, v in after.items()):
         check_owner(source, state, before)
-    _write(target, tensors, state | after)
-    return state | after
+    _write(target, tensors, state | after | changes)
+    return state | after | changes
 
 
 def load(path: Path, model, optimizer=None, owner: dict | None = None) -> dict:

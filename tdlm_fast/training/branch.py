@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import config as settings
 from ..runs import checkpoint
-from ..runs.files import LAST
+from ..runs.files import BEST, LAST
 from ..runs.folder import FREE, changes, owner_of
 
 OWN = ("optim.schedule", "optim.decay", "optim.min_lr", "train.epochs", "train.max_steps")  # of a branch, not its trunk
@@ -44,6 +44,9 @@ def branch(config: settings.Config, own: Path, model, optimizer, steps: int, per
         raise settings.ConfigError(f"train.branch_from: {folder} is this run itself; give another run.dir")
     if other := changes(config, folder, lambda key: key not in OWN and not key.startswith(FREE)):
         raise settings.ConfigError(f"train.branch_from: {folder} has other settings: {other}; branch with those")
+    if file.name == Path(BEST).name:
+        fix = f"give {folder / LAST}, or a checkpoint that train.keep_at made"
+        raise settings.ConfigError(f"train.branch_from: {file} holds weights alone, to be evaluated; {fix}")
     trunk = settings.load(folder / "config.yaml")
     state = checkpoint.load(file, model, optimizer, owner_of(trunk) | text)
     at, length = state["step"], steps_of(trunk, per_epoch)

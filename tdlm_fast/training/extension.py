@@ -35,17 +35,25 @@ def extended(config: settings.Config, folder: Path, steps: int) -> settings.Conf
         if steps <= done["steps"]:
             raise settings.ConfigError(f"--extend {steps}: {folder} has {done['steps']} steps already; give more")
         source = _source(before, folder, done["steps"])
-        at = checkpoint.hand_over(source, folder / LAST, owner_of(before), owner_of(after))["step"]
-        for file in (folder / BEST, *(folder / "checkpoints").glob("step-*.safetensors")):
-            if file.is_file() and checkpoint.peek(file).get("step", at + 1) <= at:
-                checkpoint.hand_over(file, file, owner_of(before), owner_of(after))
+        at, best, own = checkpoint.read(source)[1]["step"], folder / BEST, owner_of(after)
+        lost = not _not_after(best, at)
+        checkpoint.hand_over(source, folder / LAST, owner_of(before), own, **({"best": None} if lost else {}))
+        for file in (best, *(folder / "checkpoints").glob("step-*.safetensors")):
+            if _not_after(file, at):
+                checkpoint.hand_over(file, file, owner_of(before), own)
             else:  # of the decay, or damaged
                 file.unlink(missing_ok=True)
         write_beside(folder / "config.yaml", lambda p: settings.save(after, p))
-        print(f"extending {folder} from step {at} to {steps}", file=sys.stderr)
+        sought = "; the best weights were those of a later step and are sought again" if lost else ""
+        print(f"extending {folder} from step {at} to {steps}{sought}", file=sys.stderr)
     if done and done["steps"] < steps:
         (folder / "summary.json").unlink()
     return after
+
+
+def _not_after(file: Path, step: int) -> bool:
+    """Return whether a checkpoint is there and readable, and is of this step or an earlier one."""
+    return file.is_file() and checkpoint.peek(file).get("step", step + 1) <= step
 
 
 def _source(config: settings.Config, folder: Path, steps: int) -> Path:
@@ -57,5 +65,6 @@ def _source(config: settings.Config, folder: Path, steps: int) -> Path:
         return folder / LAST
     file = folder / kept_checkpoint(config.optim.decay_begins(steps))
     if not file.is_file():
-        raise settings.ConfigError(f"--extend: {file}, from before the decay of wsd, is missing; restore it")
+        fix = "restore it, or train a longer run in another folder"
+        raise settings.ConfigError(f"--extend: {file}, from before the decay of wsd, is missing; {fix}")
     return file

@@ -104,7 +104,8 @@ class Trainer:
         except checkpoint.Refused:
             raise
         except settings.ConfigError:
-            print(f"{best} is missing or damaged; the best is sought again from here", file=sys.stderr)
+            if checkpoint.peek(last).get("best", 0) is not None:  # None where an extension has said so
+                print(f"{best} is missing or damaged; the best is sought again from here", file=sys.stderr)
         held = checkpoint.load(last, self.model, self.optimizer, self.owner)
         self.progress = Progress.of(held)
         if self.progress.corpus_hash != self.corpus.hash:
@@ -163,8 +164,13 @@ class Trainer:
             if minutes > 10:
                 left = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:,.1f} hours"
                 self.log.say(f"training takes about {left}, evaluations not counted")
+        if beyond := sorted(step for step in self.keep_at if step > self.steps):
+            late = ", ".join(map(str, beyond))
+            self.log.say(f"NOTE train.keep_at: the run ends at step {self.steps}, so none is kept of step {late}")
         if not self.resume:
             self.evaluate()
+            if self.progress.step in self.keep_at:  # a branch that begins where its rate falls can be extended, too
+                self.save()
         self.runner = cuda_graph.start(
             self.model, self.optimizer, step.objective(self.config, corpus.tokenizer), self.split, self.config,
             steps=self.steps, first=self.progress.step,

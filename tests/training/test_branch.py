@@ -57,13 +57,33 @@ def test_a_finished_branch_needs_its_trunk_no_more(trunk, tmp_path, capsys):
         ("seed=1", "has other settings: seed was 42, now 1"),
         ("train.max_steps=12", "is of step 10, too late for 12 steps; give a checkpoint of step 9 or earlier"),
         ("train.branch_from=nowhere", "nowhere is not a checkpoint of a run"),
+        ("train.branch_from=RUN/checkpoints/best.safetensors", "best.safetensors holds weights alone, to be evaluated"),
     ],
 )
 def test_a_trunk_that_cannot_be_branched_from_is_named(trunk, tmp_path, capsys, override, says):
     keys, folder = trunk
     kept = f"train.branch_from={folder / 'checkpoints' / 'step-10.safetensors'}"
+    override = override.replace("RUN", str(folder))
     assert train.main([TINY, *keys, "train.max_steps=14", f"run.dir={tmp_path / 'b'}", kept, override]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_branch_that_begins_where_its_rate_falls_can_be_extended(trunk, tmp_path):
+    keys, folder = trunk
+    kept = f"train.branch_from={folder / 'checkpoints' / 'step-15.safetensors'}"
+    own = [*keys, "train.max_steps=20", f"run.dir={tmp_path / 'branch'}", kept]
+    assert train.main([TINY, *own]) == 0
+    assert train.main([TINY, *own, "--extend", "24"]) == 0
+    assert train.main([TINY, *keys, "train.max_steps=24", f"run.dir={tmp_path / 'whole'}"]) == 0
+    assert same_tensors(tmp_path / "branch", tmp_path / "whole")
+
+
+def test_steps_after_the_last_are_not_kept_and_named(tiny, tmp_path, capsys):
+    keys = [*tiny, *SHORT, "optim.schedule=constant", "train.max_steps=3", "train.keep_at=0,2,7,9"]
+    assert train.main([TINY, *keys]) == 0
+    assert "NOTE train.keep_at: the run ends at step 3, so none is kept of step 7, 9" in capsys.readouterr().err
+    kept = {f.name for f in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert kept == {"step-0.safetensors", "step-2.safetensors"}
 
 
 def test_a_missing_checkpoint_names_those_that_are_there(trunk, tmp_path, capsys):

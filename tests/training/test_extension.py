@@ -22,7 +22,10 @@ def test_an_extended_run_is_the_longer_run(tiny, tmp_path, schedule, capsys):
     keys = [*tiny, *SHORT, f"optim.schedule={schedule}", "optim.decay=0.3"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert train.main([TINY, *keys, "train.max_steps=12"]) == 0
+    capsys.readouterr()
     assert train.main([TINY, *keys, "train.max_steps=12", "--extend", "20"]) == 0
+    said = capsys.readouterr().err
+    assert "missing or damaged" not in said and ("are sought again" in said) == (schedule == "wsd")
     assert train.main([TINY, *keys, "train.max_steps=20", f"run.dir={whole}"]) == 0
     assert same_tensors(run, whole) and losses(run) == losses(whole)
     summaries = [json.loads((f / "summary.json").read_text()) for f in (run, whole)]

@@ -20,6 +20,7 @@ def about(default, meaning: str, choices: tuple = (), path: bool = False):
 class Run:
     dir: str = about("", "run folder (empty: runs/NAME-OBJECTIVE-seedSEED, NAME from the YAML file)", path=True)
     wandb: str = about("off", "Weights & Biases", ("off", "offline", "online"))
+    tensorboard: bool = about(False, "write events for TensorBoard into the run folder (pip install tensorboard)")
 
 
 @dataclass(frozen=True, kw_only=True)

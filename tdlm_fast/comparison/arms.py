@@ -9,7 +9,8 @@ OBJECTIVES = ("diffusion", "autoregressive")
 SCORED = ("data.tokenizer", "data.layout", "model.seq_len")  # keys that decide which tokens are scored
 # keys that decide no number; the run that a run branched from has its settings and seed, and a size sets a shape
 IGNORED = (
-    "run.dir", "run.wandb", "device", "data.cache", "data.path", "train.branch_from", "train.keep_at", "model.size",
+    "run.dir", "run.wandb", "run.tensorboard", "device", "data.cache", "data.path", "train.branch_from",
+    "train.keep_at", "model.size",
 )  # fmt: skip
 
 

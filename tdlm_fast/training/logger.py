@@ -1,4 +1,4 @@
-"""Log a run: a progress bar or plain lines, metrics.jsonl, and Weights & Biases if it is switched on."""
+"""Log a run: a progress bar or plain lines, metrics.jsonl, and Weights & Biases or TensorBoard if switched on."""
 
 import contextlib
 import dataclasses
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..config import Config
 from ..runs.appended import Appended
 from ..runs.files import plain
+from .tensorboard import Events
 
 WANDB_S = 30  # how long a network may keep a run waiting, at its start and at its end
 
@@ -58,7 +59,7 @@ def _shows_a_bar(stream) -> bool:
 
 
 class Log(contextlib.AbstractContextManager):
-    """Write metrics.jsonl from `step` of `steps` on, show progress on the terminal, and report to Weights & Biases."""
+    """Write metrics.jsonl from `step` of `steps` on, show progress, and report to Weights & Biases and TensorBoard."""
 
     def __init__(self, file: Appended, config: Config, steps: int, step: int):
         self.file = file
@@ -68,6 +69,7 @@ class Log(contextlib.AbstractContextManager):
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not self.terminal, dynamic_ncols=True)
         self.first = step
         self.wandb = self._wandb(file.path.parent, config)
+        self.events = Events(file.path.parent, step) if config.run.tensorboard else None
 
     def _wandb(self, folder: Path, config: Config):
         mode: Any = config.run.wandb
@@ -98,14 +100,18 @@ class Log(contextlib.AbstractContextManager):
         self.file.append(json.dumps(plain(entry), allow_nan=False) + "\n")
         values = {k: v for k, v in entry.items() if k != "step"}
         self._report(lambda wandb: wandb.log(values, step=entry["step"]))
+        if self.events:
+            self.events.add(values, entry["step"])
 
     def starts_here(self, step: int) -> None:
         """Estimate the time that is left from the steps after `step`: those before it compiled kernels."""
         self.first, self.started = step, time.monotonic()
 
     def result(self, summary: dict) -> None:
-        """Report the final results to Weights & Biases."""
+        """Report the final results to Weights & Biases and to TensorBoard."""
         self._report(lambda wandb: wandb.summary.update(summary))
+        if self.events:
+            self.events.add({"final": {name: summary[name] for name in ("valid", "test")}}, self.steps)
 
     def _report(self, send) -> None:
         if self.wandb is not None:
@@ -129,6 +135,8 @@ class Log(contextlib.AbstractContextManager):
 
     def __exit__(self, *error) -> None:
         self.bar.close()
+        if self.events:
+            self.events.close()
         if self.wandb is not None:  # in a thread, because an upload may wait for the network for ever
             upload, self.wandb = threading.Thread(target=self._finish, args=(self.wandb,), daemon=True), None
             upload.start()

@@ -10,6 +10,7 @@ from ..runs.files import BEST, LAST
 from ..runs.folder import check_finished, locked, remove_unfinished, resumes
 from ..runs.metrics import finished
 from .stop import Stop
+from .tensorboard import check_tensorboard
 
 
 def train(config, folder: Path, resume: bool, extend: int = 0) -> dict:
@@ -17,6 +18,7 @@ def train(config, folder: Path, resume: bool, extend: int = 0) -> dict:
 
     extend: the steps to which a finished run is trained, 0 for those of the config.
     """
+    check_tensorboard(config)
     with Stop() as stop, locked(folder):
         remove_unfinished(folder)
         if extend:

@@ -10,6 +10,7 @@ VERBS = {
     "train": "train a model: configs/tiny.yaml [key=value …] [--resume]",
     "evaluate": "likelihood of a run, or its accuracy on evaluation sets (--tasks)",
     "sample": "text from a run: RUN --prompt 'The ' --tokens 64 [--watch]",
+    "lm-eval": "tasks of lm-evaluation-harness: RUN --tasks piqa,wikitext",
     "export": "a run for other tools: RUN --to hf|gguf",
     "compare": "train both objectives alike and judge the published claims",
     "tune": "find settings for both objectives with equal trials",
@@ -38,7 +39,7 @@ def main(argv=None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}"
         print(f"error: {words[0]!r} is not a verb; {hint}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"tdlm_fast.{words[0]}").main(words[1:])
+    return importlib.import_module(f"tdlm_fast.{words[0].replace('-', '_')}").main(words[1:])
 
 
 def console() -> int:

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("train", "evaluate", "sample", "export", "compare", "tune", "sweep", "table", "check", "memory", "doctor")
+VERBS = (
+    "train", "evaluate", "sample", "lm_eval", "export", "compare", "tune", "sweep", "table", "check", "memory",
+    "doctor",
+)  # fmt: skip
 BACKENDS = ("cpu", "triton", "cuda")
 # From the bottom of the house to its top: a room imports from its own line and the lines before it.
 LEVELS = (
     ("schema",), ("config", "statistics", "yaml_file"), ("cli",), ("kernels",), ("data", "model"), ("objective",),
-    ("runs",), ("evaluation",), ("exchange",), ("sampling",), ("training",), ("comparison",), ("scaling",),
+    ("runs",), ("evaluation",), ("sampling",), ("exchange",), ("training",), ("comparison",), ("scaling",),
     VERBS, ("__main__",),
 )  # fmt: skip
 TORCH_FREE = ("schema", "config", "cli", "statistics", "yaml_file", "comparison", "scaling", "__main__", *VERBS)
@@ -207,7 +210,7 @@ def test_what_answers_at_once_loads_no_torch(module):
 
 def test_the_verbs_are_all_there_and_answer_for_themselves():
     text = subprocess.run([sys.executable, "-m", "tdlm_fast"], capture_output=True, text=True, check=True).stdout
-    listed = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+    listed = [line.split()[0].replace("-", "_") for line in text.splitlines() if line.startswith("  ")]
     assert sorted(listed) == sorted(VERBS) and all(f"tdlm_fast.{verb}" in FILES for verb in VERBS)
 
 

@@ -42,6 +42,19 @@ class Rows:
     cut: int = 0  # questions whose context lost tokens on the left
     pieced: int = 0  # endings longer than the model's rows, scored in pieces
 
+    def add(self, context: list[int], ids: list[int], T: int, question: int) -> None:
+        """Add an ending as rows of at most T tokens, with the random words of that question; see rows_of."""
+        size = max(len(ids) if len(ids) <= T else T // 2, 1)
+        self.pieced += size < len(ids)
+        for piece, i in enumerate(range(0, len(ids), size)):
+            last = ids[i : i + size]
+            before = context + ids[:i]
+            self.tokens.append(before[max(0, len(before) + len(last) - T) :] + last)
+            self.n.append(len(last))
+            self.slot.append(len(self.lengths))
+            self.draw.append((question << 8) + piece)
+        self.lengths.append(len(ids))
+
 
 def pair(tokenizer, context: str, ending: str) -> tuple[list[int], list[int]]:
     """Encode a context and its ending together and return the ids of each; spaces between them belong to the ending.
@@ -63,17 +76,8 @@ def rows_of(questions: list[Question], tokenizer, T: int, offset: int = 0) -> Ro
         cut = False
         for ending in question.endings:
             context, ids = pair(tokenizer, question.context, ending)
-            size = len(ids) if len(ids) <= T else max(T // 2, 1)
             cut |= len(context) + len(ids) > T
-            rows.pieced += size < len(ids)
-            for piece, i in enumerate(range(0, len(ids), size)):
-                last = ids[i : i + size]
-                before = context + ids[:i]
-                rows.tokens.append(before[max(0, len(before) + len(last) - T) :] + last)
-                rows.n.append(len(last))
-                rows.slot.append(len(rows.lengths))
-                rows.draw.append((q << 8) + piece)
-            rows.lengths.append(len(ids))
+            rows.add(context, ids, T, q)
         rows.cut += cut
     return rows
 

@@ -56,6 +56,22 @@ def _kind(order: str) -> str:
     return {"bound": "upper bound", ORACLE: "not a likelihood"}.get(order, "exact")
 
 
+def measured(config, model, score: likelihood.Likelihood, whole: Split, few: Split, start_token_id: int, draws: int):
+    """Return the rows of a model, and {name: nats (R,) of each row of few}: its score on whole, then those of few.
+
+    config: its objective, precision, seed and eval.batch_size count.
+    """
+    name = "next token" if config.objective == "autoregressive" else "bound"
+    rows = [_row(name, score.bound, score.nats_per_token, *score.interval, whole, "estimate" if score.samples else "")]
+    each = _nats_by_order(config, model, few, start_token_id, draws)
+    for order, nats in each.items():
+        mean, stderr = exact_likelihood.mean_and_stderr(nats, likelihood.row_lengths(few))
+        half = stderr * t_975(len(few) - 1) if len(few) > 1 else None  # one sequence shows no spread
+        ends = (None, None) if half is None else (mean - half, mean + half)
+        rows.append(_row(order, _kind(order), mean, *ends, few, "sequences"))
+    return rows, each
+
+
 def likelihoods(
     folder: Path, *, sequences: int = 64, draws: int = 8, device: str = "auto", split: str = "test", cut: int = 0
 ) -> dict:
@@ -75,14 +91,7 @@ def likelihoods(
     whole = exact_likelihood.cut(splits[split], cut, tokenizer) if cut else splits[split]
     few = exact_likelihood.subset(whole, sequences, tokenizer, seed=config.seed)
     score, metric = published_metric.both(model, whole, config.objective, draws=draws, **scoring)
-    name = "next token" if config.objective == "autoregressive" else "bound"
-    rows = [_row(name, score.bound, score.nats_per_token, *score.interval, whole, "estimate" if score.samples else "")]
-    each = _nats_by_order(config, model, few, tokenizer.start_token_id, draws)
-    for order, nats in each.items():
-        mean, stderr = exact_likelihood.mean_and_stderr(nats, likelihood.row_lengths(few))
-        half = stderr * t_975(len(few) - 1) if len(few) > 1 else None  # one sequence shows no spread
-        ends = (None, None) if half is None else (mean - half, mean + half)
-        rows.append(_row(order, _kind(order), mean, *ends, few, "sequences"))
+    rows, each = measured(config, model, score, whole, few, tokenizer.start_token_id, draws)
     for name, baseline in (("5-gram baseline", kneser_ney), ("unigram baseline", unigram)):
         base = baseline(splits["train"], whole, tokenizer.vocab).nats_per_token
         rows.append(_row(name, "exact", base, base, base, whole, ""))

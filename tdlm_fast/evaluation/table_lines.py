@@ -17,13 +17,19 @@ def cell(row: dict) -> str:
 
 
 def lines(table: dict) -> list[list[str]]:
-    """Return heading and rows of the table: name, kind, sequences, tokens, nats per token, ppl, bits per byte."""
+    """Return heading and rows of the table: name, kind, sequences, tokens, nats per token, ppl, bits per byte.
+
+    A row of another model has its folder in "of". Where "other_tokens" is set, figures per token are left out.
+    """
     out = [["likelihood", "kind", "sequences", "tokens", "nats per token", "ppl", "bits/byte"]]
     whole = table["rows"][0]
     for r in table["rows"]:
         name = f"{r['name']} of {r['sequences']:,} sequences" if r["sequences"] < whole["sequences"] else r["name"]
-        numbers = [f"{r['sequences']:,}", f"{r['tokens']:,}", cell(r), f"{r['ppl']:,.2f}", f"{r['bits_per_byte']:.4f}"]
-        out.append([name, r["kind"], *numbers])
+        name += f", {r['of']}" if "of" in r else ""
+        per_token = ["other tokens", ""] if r.get("other_tokens") else [cell(r), f"{r['ppl']:,.2f}"]
+        out.append(
+            [name, r["kind"], f"{r['sequences']:,}", f"{r['tokens']:,}", *per_token, f"{r['bits_per_byte']:.4f}"]
+        )
     p = table["published"]
     value = f"({p['reweighted_loss']:.3f} [{p['interval'][0]:.3f}, {p['interval'][1]:.3f}])"
     numbers = [f"{whole['sequences']:,}", f"{whole['tokens']:,}", value, f"({p['published_metric']:,.2f})", "none"]

@@ -73,6 +73,11 @@ class Foreign(nn.Module):
             bias[mask_token_id] = NEVER
         self.register_buffer("head", torch.cat([last.weight.detach(), bias[:, None]], 1).float())
 
+    @property
+    def most_tokens(self) -> int | None:
+        """The most tokens that the model reads, those around the text among them; None where it has no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     def _last(self, tokens: Tensor, seen: Tensor) -> Tensor:
         return self.model(input_ids=tokens, attention_mask=seen).logits
 
@@ -166,8 +171,26 @@ def load(folder: Path, trust: bool, device: str) -> tuple[Foreign, Ids, str]:
     return Foreign(model.to(pick_device(device)), mask if masked else None, before, after), ids, objective
 
 
-def start_of(model: Foreign, ids: Ids, folder: Path) -> int:
-    """Return the token before a text: the tokenizer's bos, or its eos, as GPT-2 has. Raises ConfigError."""
+def check_tokens(model: Foreign, rows: Split, start: int, folder: Path) -> None:
+    """Raise ConfigError where rows hold a token that the model does not have."""
+    largest = max(int(rows.tokens.max(initial=0)), start, *model.before, *model.after)
+    if largest >= (size := model.model.get_input_embeddings().weight.shape[0]):
+        raise ConfigError(f"--hf {folder}: its tokenizer gives token {largest:,}, but the model has {size:,} tokens")
+
+
+def unknown(rows: Split, ids: Ids, start: int) -> int:
+    """Return how many tokens of rows are [UNK]; GPT-2's <|endoftext|> is its [UNK] and its start, and no text's."""
+    unk = ids.tokenizer.unk_token_id
+    return 0 if unk is None or unk == start else int((rows.tokens == unk).sum())
+
+
+def start_of(ids: Ids, objective: str, folder: Path) -> int:
+    """Return the token before a text: the tokenizer's bos, or its eos, as GPT-2 has; -1 for a masked model.
+
+    Raises ConfigError where the tokenizer has neither.
+    """
+    if objective == "diffusion":
+        return -1
     for name in ("bos_token_id", "eos_token_id"):
         if (token := getattr(ids.tokenizer, name)) is not None:
             return token
@@ -187,17 +210,12 @@ def evaluate(
 ) -> Scored:
     """Score a split of data under the model in folder; until: seed, target_stderr and max_samples, as in likelihood."""
     model, ids, objective = load(folder, trust, device)
-    most = getattr(model.model.config, "max_position_embeddings", None)
-    around = len(model.before) + len(model.after)
+    most, around = model.most_tokens, len(model.before) + len(model.after)
     if most and seq_len + around > most:
         raise ConfigError(f"--seq-len is {seq_len}; this model reads {most} tokens, {around} of them around the text")
-    start = start_of(model, ids, folder) if objective == "autoregressive" else 0
+    start = start_of(ids, objective, folder)
     corpus, _, parts = texts(data)
     rows = split_of(parts[split], data.layout, seq_len, ids)
-    largest = max(int(rows.tokens.max(initial=0)), start, *model.before, *model.after)
-    if largest >= (size := model.model.get_input_embeddings().weight.shape[0]):
-        raise ConfigError(f"--hf {folder}: its tokenizer gives token {largest:,}, but the model has {size:,} tokens")
+    check_tokens(model, rows, start, folder)
     score = likelihood(model, rows, objective, start_token_id=start, batch_size=batch_size, **until)
-    unk = ids.tokenizer.unk_token_id
-    known = unk is None or unk == start and objective == "autoregressive"  # GPT-2's <|endoftext|> is its unk too
-    return Scored(objective, corpus, score, 0 if known else int((rows.tokens == unk).sum()))
+    return Scored(objective, corpus, score, unknown(rows, ids, start))

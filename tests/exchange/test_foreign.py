@@ -50,7 +50,7 @@ def test_an_exported_run_scores_as_the_run_itself(transformers, runs, exported, 
     assert score["bits_per_byte"] == pytest.approx(held["bits_per_byte"], rel=1e-4) and score["unknown_tokens"] == 0
 
 
-def bert(transformers, folder):
+def bert(transformers, folder, positions=16):
     """A random BERT of 40 words with [CLS] and [SEP], far from uniform."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the old mill turns by river miller sleeps".split()]
     (folder / "vocab.txt").write_text("\n".join(words))
@@ -58,7 +58,7 @@ def bert(transformers, folder):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=16, initializer_range=0.5,
+        max_position_embeddings=positions, initializer_range=0.5,
     )  # fmt: skip
     transformers.BertForMaskedLM(config).eval().save_pretrained(folder)
 

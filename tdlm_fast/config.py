@@ -242,12 +242,7 @@ def _check(c: Config) -> None:
     else:
         other = f"loss_weight={c.loss_weight} is for objective=diffusion; autoregressive training weights every token"
         need(c.loss_weight == "elbo", f"{other} alike")
-    text = c.data.corpus
-    known = f"{', '.join(CORPORA)}, or a dataset of the Hub as owner/name"
-    need(bool(c.data.path) or text in CORPORA or "/" in text.strip("/"), f"data.corpus is {text!r}; it must be {known}")
-    name, n = c.data.tokenizer, c.data.learned_tokens
-    known = f"{', '.join(TOKENIZERS)}, or bpe-N with N from {LEARNED[0]} to {LEARNED[-1]}, as in bpe-4096"
-    need(name in TOKENIZERS or n in LEARNED and name == f"bpe-{n}", f"data.tokenizer is {name!r}; it must be {known}")
+    _check_data(c.data)
     for key in ("eval.early", "train.keep_at"):
         whole = not values[key] or all(re.fullmatch("[0-9]+", part.strip()) for part in values[key].split(","))
         need(whole, f"{key} is {values[key]!r}; it must be steps, as 2,10,20,50")
@@ -255,6 +250,19 @@ def _check(c: Config) -> None:
     falling = "optim.schedule=cosine falls from the first step on, so no run branches into it; take optim.schedule=wsd"
     need(not t.branch_from or c.optim.schedule != "cosine", f"train.branch_from: {falling}")
     check_device(c.device)
+
+
+def _check_data(data: Data) -> None:
+    text, name, n = data.corpus, data.tokenizer, data.learned_tokens
+    if not (data.path or text in CORPORA or "/" in text.strip("/")):
+        known = f"{', '.join(CORPORA)}, or a dataset of the Hub as owner/name"
+        raise ConfigError(f"data.corpus is {text!r}; it must be {known}")
+    if name not in TOKENIZERS and not (n in LEARNED and name == f"bpe-{n}"):
+        known = f"{', '.join(TOKENIZERS)}, or bpe-N with N from {LEARNED[0]} to {LEARNED[-1]}, as in bpe-4096"
+        raise ConfigError(f"data.tokenizer is {name!r}; it must be {known}")
+    if data.markov_order and (name, data.layout) != ("bytes", "packed"):
+        fix = "take data.tokenizer=bytes and data.layout=packed, for which its entropy is known"
+        raise ConfigError(f"data.corpus={text} is one line of letters; {fix}")
 
 
 def check_device(name: str) -> None:

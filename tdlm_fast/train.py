@@ -51,8 +51,12 @@ def main(argv=None) -> int:
     memory = f", peak memory {summary['peak_memory_mb']:,.0f} MB" if summary["peak_memory_mb"] else ""
     for name in ("valid", "test"):
         score, error = summary[name], f" ± {summary[name]['stderr']:.4f}" if summary[name]["samples"] else ""
-        nats, bits = f"{score['nats_per_token']:.4f}{error} nats/token", f"{score['bits_per_byte']:.4f} bits/byte"
-        print(f"{name:5}  {nats}, ppl {score['ppl']:.2f}, {bits} ({score['bound']})")
+        nats, bits = f"{score['nats_per_token']:.4f}{error} nats/token", score["bits_per_byte"]
+        of_text = "" if bits is None else f", {bits:.4f} bits/byte"
+        print(f"{name:5}  {nats}, ppl {score['ppl']:.2f}{of_text} ({score['bound']})")
+        if known := summary.get("source", {}).get(name):
+            least, above = known["nats_per_token"], score["nats_per_token"] - known["nats_per_token"]
+            print(f"       {above:+.4f} from the source itself, {least:.4f}; its entropy is {known['entropy']:.4f}")
     print(f"best   these are of the weights of step {summary['best_step']}, of {summary['steps']} trained")
     start = f", after a start of {summary['startup_seconds']:,.1f} s" if "startup_seconds" in summary else ""
     print(f"speed  {summary['tokens_per_s']:,.0f} tokens/s over {summary['seconds']:,.1f} s{start}{memory}")
@@ -63,7 +67,8 @@ def main(argv=None) -> int:
         print(f"stopped early; to resume: {resume}")
         return 130
     tokens = max(1, min(64, config.model.seq_len // 2))
-    print("sample " + command("sample", folder, "--prompt", "The ", "--tokens", tokens))
+    prompt = "ab" if "source" in summary else "The "
+    print("sample " + command("sample", folder, "--prompt", prompt, "--tokens", tokens))
     return 0
 
 

@@ -198,7 +198,7 @@ def bits_per_byte(pairs: list[tuple[dict, dict]], place, assumed: float) -> dict
     """
     sides = [(_at(d, place), _at(a, place)) for d, a in pairs]
     sides = [(d, a) for d, a in sides if d and a]
-    if not sides:
+    if not sides or pairs[0][0]["summary"]["test"]["bits_per_byte"] is None:  # the tokens are not of text
         return dict.fromkeys(("as_published", "one_scale", "right", "exact"))
     true = _bytes_per_token(pairs[0][0], place)
 

@@ -87,7 +87,7 @@ def beside_table(result: dict) -> list[list[str]]:
     for arm in first_arms(result).values():
         for row in next((r["table"]["rows"][1:] for r in arm["runs"] if r["table"]), []):  # the first is of the whole
             ours.setdefault(row["name"], row["bits_per_byte"])
-    if "next token" not in theirs or "next token" not in ours:
+    if "next token" not in theirs or not ours.get("next token"):
         return []
     rows = [["likelihood", "theirs, bits/byte", "over theirs, autoregressive", "ours, bits/byte",
              "over ours, autoregressive"]]  # fmt: skip
@@ -148,10 +148,11 @@ def run_table(result: dict) -> list[list[str]]:
             s, t = r["summary"], r["summary"]["test"]
             bound = "≤ " if t["samples"] else ""
             error = f" ± {t['stderr']:.3f}" if t["samples"] else ""
+            bits = "–" if t["bits_per_byte"] is None else f"{t['bits_per_byte']:.3f}"  # not text
             memory = f"{s['peak_memory_mb']:,.0f}" if s["peak_memory_mb"] else "–"
             rows.append([
                 arm["label"], str(r["config"]["seed"]), f"{bound}{t['nats_per_token']:.3f}{error}",
-                f"{bound}{t['ppl']:,.1f}", f"{t['bits_per_byte']:.3f}", f"{s['best_step']:,}",
+                f"{bound}{t['ppl']:,.1f}", bits, f"{s['best_step']:,}",
                 f"{s['seconds'] / 60:.2f}", f"{s['tokens_per_s']:,.0f}", f"{s['loss_tokens_per_s']:,.0f}", memory,
             ])  # fmt: skip
     return rows

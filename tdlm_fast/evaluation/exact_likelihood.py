@@ -41,6 +41,8 @@ def cut(split: Split, tokens: int, tokenizer) -> Split:
 
 
 def _bytes(split: Split, tokenizer) -> int:
+    if not split.bytes:
+        return 0
     size = np.array(tokenizer.token_bytes(), dtype=np.int64)
     return sum(int(size[split.tokens[s : s + n]].sum()) for s, n in zip(split.starts, split.lengths, strict=True))
 

@@ -37,7 +37,7 @@ class Likelihood:
     nats_per_token: float
     stderr: float  # of the estimate, in nats per token; 0 where it is exact
     ppl: float
-    bits_per_byte: float
+    bits_per_byte: float | None  # where the tokens are of text
     word_ppl: float | None  # where the rows hold the whole text
     tokens: int
     samples: int  # noise draws a sequence
@@ -49,7 +49,8 @@ class Likelihood:
     def __str__(self) -> str:
         error = f" ± {self.stderr:.4f}" if self.samples else ""
         words = f", word ppl {self.word_ppl:.1f}" if self.word_ppl else ""
-        rest = f"ppl {self.ppl:.2f}, {self.bits_per_byte:.4f} bits/byte{words} ({self.bound}, {self.tokens:,} tokens)"
+        bits = f", {self.bits_per_byte:.4f} bits/byte" if self.bits_per_byte is not None else ""
+        rest = f"ppl {self.ppl:.2f}{bits}{words} ({self.bound}, {self.tokens:,} tokens)"
         missed = f"; target {self.missed_target:g} not reached in {self.samples} samples" if self.missed_target else ""
         later = f"; {self.after_first:.4f} without the first token of each row" if self.after_first is not None else ""
         return f"{self.nats_per_token:.4f}{error} nats/token, {rest}{missed}{later}"
@@ -74,7 +75,7 @@ def report(nats: float, stderr: float, split: Split, samples: int, bound: str, f
         raise NonFinite(f"the likelihood is not finite ({nats} nats ± {stderr}): weights or logits are nan or infinite")
     n = split.scored
     return Likelihood(
-        nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2),
+        nats / n, stderr / n, math.exp(min(nats / n, 700)), nats / split.bytes / math.log(2) if split.bytes else None,
         math.exp(min(nats / split.words, 700)) if split.words else None, n, samples, bound, freedom,
     )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
     autoregressive  exact
     diffusion       the bound; exact left to right; exact by several policies (exact_likelihood.py)
-    both            the unigram and the 5-gram baseline, and the published metric, which is not a likelihood
+    both            the unigram and the 5-gram baseline, and the published metric, which is not a likelihood;
+                    of a Markov source also its own likelihood and its entropy
 
 Where no sequence has more than exact_likelihood.LONGEST_ORACLE tokens, the table also holds the nats along the best
 order of all, which is not a likelihood either.
@@ -24,16 +25,17 @@ from ..statistics import t_975
 from . import exact_likelihood, likelihood, published_metric
 from .diagnostics import diagnose
 from .kneser_ney import kneser_ney
+from .source_entropy import source
 from .unigram import unigram
 
 ORACLE = "best order of all, seeing the row"
 
 
 def _row(name: str, kind: str, nats: float, low: float | None, high: float | None, split: Split, of: str) -> dict:
-    bits = split.scored / split.bytes / math.log(2)
+    bits = nats * split.scored / split.bytes / math.log(2) if split.bytes else None  # no bytes: not text
     return {
         "name": name, "kind": kind, "interval_of": of, "sequences": len(split), "tokens": split.scored,
-        "nats_per_token": nats, "low": low, "high": high, "ppl": math.exp(min(nats, 700)), "bits_per_byte": nats * bits,
+        "nats_per_token": nats, "low": low, "high": high, "ppl": math.exp(min(nats, 700)), "bits_per_byte": bits,
     }  # fmt: skip
 
 
@@ -95,6 +97,10 @@ def likelihoods(
     for name, baseline in (("5-gram baseline", kneser_ney), ("unigram baseline", unigram)):
         base = baseline(splits["train"], whole, tokenizer.vocab).nats_per_token
         rows.append(_row(name, "exact", base, base, base, whole, ""))
+    own = [(part, s) for part in (whole, few) if (s := source(config.data, part))]
+    known = [("the source itself", "exact", s.nats_per_token, part) for part, s in own]
+    known += [("entropy of the source", "expected", s.entropy, part) for part, s in own[:1]]
+    rows += [_row(name, kind, nats, nats, nats, part, "") for name, kind, nats, part in known]
     factor = published_metric.uniform_factor(whole.lengths)
     kw = {k: scoring[k] for k in ("start_token_id", "precision")}
     table = {

@@ -27,9 +27,8 @@ def lines(table: dict) -> list[list[str]]:
         name = f"{r['name']} of {r['sequences']:,} sequences" if r["sequences"] < whole["sequences"] else r["name"]
         name += f", {r['of']}" if "of" in r else ""
         per_token = ["other tokens", ""] if r.get("other_tokens") else [cell(r), f"{r['ppl']:,.2f}"]
-        out.append(
-            [name, r["kind"], f"{r['sequences']:,}", f"{r['tokens']:,}", *per_token, f"{r['bits_per_byte']:.4f}"]
-        )
+        bits = "–" if r["bits_per_byte"] is None else f"{r['bits_per_byte']:.4f}"  # not text
+        out.append([name, r["kind"], f"{r['sequences']:,}", f"{r['tokens']:,}", *per_token, bits])
     p = table["published"]
     value = f"({p['reweighted_loss']:.3f} [{p['interval'][0]:.3f}, {p['interval'][1]:.3f}])"
     numbers = [f"{whole['sequences']:,}", f"{whole['tokens']:,}", value, f"({p['published_metric']:,.2f})", "none"]

@@ -48,11 +48,12 @@ def measured(known: dict) -> str:
         return "This run is not finished, so nothing is measured yet."
     error = f" ± {known['stderr']:.4f} (standard error)" if known["samples"] else ""
     bound = known["bound"]
+    bits = "–" if known["bits_per_byte"] is None else f"{known['bits_per_byte']:.4f}"
     text = f"""| test split of {known["corpus"]} | {bound} |
 |---|---|
 | nats per token | {known["nats_per_token"]:.4f}{error} |
 | perplexity | {known["ppl"]:.2f} |
-| bits per byte | {known["bits_per_byte"]:.4f} |
+| bits per byte | {bits} |
 
 {known["steps"]:,} steps, {known["parameters"]:,} parameters."""
     if bound != "upper bound":

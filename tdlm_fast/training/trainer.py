@@ -15,6 +15,7 @@ from ..data.batches import batch, steps_per_epoch
 from ..evaluation.diagnostics import diagnose
 from ..evaluation.likelihood import final_scoring, likelihood
 from ..evaluation.published_metric import both
+from ..evaluation.source_entropy import source
 from ..model import build_model, resolved
 from ..runs import checkpoint, vocabulary
 from ..runs.appended import Appended
@@ -300,6 +301,7 @@ class Trainer:
             at = checkpoint.load(self.folder / BEST, self.model, owner=self.owner)["step"]
         splits = {name: self.corpus.splits[name] for name in ("valid", "test")}
         results = {k: likelihood(self.model, s, config.objective, **self.scoring).asdict() for k, s in splits.items()}
+        known = {k: s.asdict() for k, split in splits.items() if (s := source(config.data, split))}
         seconds, counts = max(progress.seconds or progress.startup_seconds, 1e-9), self.model.count_by_part()
         of_gpu = {"startup_seconds": round(progress.startup_seconds, 3)} if progress.startup_seconds else {}
         if reserved := reserved_memory_mb(self.device):
@@ -310,7 +312,7 @@ class Trainer:
             "tokens": progress.tokens, "loss_tokens": progress.loss_tokens, "seconds": round(seconds, 3),
             **progress.rates(), "peak_memory_mb": peak_memory_mb(self.device), **of_gpu,
             "precision": resolved(self.device, config.precision), "parameters": sum(counts.values()),
-            "parameters_by_part": counts, **results, **versions(self.device),
+            "parameters_by_part": counts, **results, **({"source": known} if known else {}), **versions(self.device),
             "config_hash": settings.config_hash(config), **self.corpus.owner, **self.owner,
             **{f"{f.path.stem}_sha256": f.mark()["sha256"] for f in (self.metrics, self.samples) if f.bytes},
             "weights": checkpoint.weights_hash(self.model),

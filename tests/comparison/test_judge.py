@@ -8,7 +8,16 @@ import pytest
 
 from tdlm_fast.comparison.claim_schema import read
 from tdlm_fast.comparison.claims import load
-from tdlm_fast.comparison.judge import advantages, exact_advantage, headline, judge, rules, untrained, verdict
+from tdlm_fast.comparison.judge import (
+    advantages,
+    bits_per_byte,
+    exact_advantage,
+    headline,
+    judge,
+    rules,
+    untrained,
+    verdict,
+)
 from tdlm_fast.statistics import ONE_SEED, Interval, wilson
 
 BEHIND, AHEAD, UNSURE = Interval(-0.9, -1.0, -0.8), Interval(0.5, 0.4, 0.6), Interval(0.0, -0.1, 0.1)
@@ -334,3 +343,11 @@ def test_the_headline_is_of_the_best_arms_by_validation_and_never_by_test():
 
 def test_without_the_other_objective_there_is_no_headline():
     assert headline([arm("d", "diffusion", 6.2, 6.1), arm("e", "diffusion", 6.1, 6.1)]) is None
+
+
+def test_bits_per_byte_are_not_judged_where_the_tokens_are_no_text():
+    pair = of_bytes(run(1, 3.4, 5.9, error=0.01), 3.4, 2.442), of_bytes(run(1, 2.1, 5.3), 2.1, 2.442)
+    assert bits_per_byte([pair], 0, 4.3)["right"] is not None
+    for r in pair:
+        r["summary"]["test"]["bits_per_byte"] = None
+    assert set(bits_per_byte([pair], 0, 4.3).values()) == {None}

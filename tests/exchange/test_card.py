@@ -13,6 +13,9 @@ def test_a_bound_is_called_an_upper_bound_and_an_exact_figure_exact():
     assert "are an **upper bound**, estimated with 6 draws" in bound and "6,539,776 parameters" in bound
     exact = measured(TEST | RUN | {"bound": "exact", "samples": 0})
     assert "upper bound" not in exact and "| 6.0561 |" in exact and "exact" in exact
+    assert "| bits per byte | 2.0012 |" in exact
+    letters = measured(TEST | RUN | {"bound": "exact", "samples": 0, "bits_per_byte": None})
+    assert "| bits per byte | – |" in letters
 
 
 def test_the_card_names_the_task_and_the_way_to_use_it():

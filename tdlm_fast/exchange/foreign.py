@@ -66,7 +66,7 @@ class Foreign(nn.Module):
             made = nn.functional.linear(h, last.weight, last.bias) if h.shape[-1] == last.in_features else None
         if not torch.isfinite(logits).all():
             raise ConfigError(f"--hf: the weights of {type(model).__name__} give logits that are not finite")
-        if made is None or not torch.allclose(made, logits, rtol=1e-3, atol=1e-3):
+        if made is None or not torch.allclose(made, logits, rtol=0, atol=1e-5 * logits.abs().max()):
             raise ConfigError(f"--hf: {type(model).__name__} changes its logits after the last linear layer")
         bias = last.weight.new_zeros(last.out_features) if last.bias is None else last.bias.detach().clone()
         if mask_token_id is not None and mask_token_id < len(bias):
@@ -165,7 +165,9 @@ def load(folder: Path, trust: bool, device: str) -> tuple[Foreign, Ids, str]:
     mask = getattr(config, "mask_token_id", None)
     mask = tokenizer.mask_token_id if masked and mask is None else mask
     if masked and mask is None:
-        raise ConfigError(f"--hf {folder}: its tokenizer has no [MASK]")
+        raise ConfigError(
+            f"--hf {folder}: its tokenizer has no [MASK]; give a folder whose tokenizer or config.json names it"
+        )
     before, after = ids.around() if masked else ([], [])
     objective = "diffusion" if masked else "autoregressive"
     return Foreign(model.to(pick_device(device)), mask if masked else None, before, after), ids, objective

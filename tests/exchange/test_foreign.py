@@ -112,10 +112,28 @@ def test_a_gpt2_is_scored_exactly_and_its_bytes_are_the_texts(transformers, expo
 
 
 @pytest.mark.slow
+def test_logits_that_are_changed_after_the_last_layer_are_refused(transformers):
+    """Gemma 2 bends its logits by c tanh(logits / c), which the fused cross-entropy does not."""
+    torch.manual_seed(0)
+    for cap in (30.0, None):
+        config = transformers.Gemma2Config(
+            vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=8, final_logit_softcapping=cap, initializer_range=0.5,
+        )  # fmt: skip
+        model = transformers.Gemma2ForCausalLM(config)
+        if cap:
+            with pytest.raises(ConfigError, match="Gemma2ForCausalLM changes its logits after the last linear layer"):
+                foreign.Foreign(model, None, [], [])
+        else:
+            foreign.Foreign(model, None, [], [])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how, says", [
     ("missing", "its weights lack . tensors, among them cls.predictions.bias"),
     ("cut short", "cannot be loaded"), ("another size", "cannot be loaded"),
     ("not finite", "give logits that are not finite"), ("another tokenizer", "its tokenizer gives token 12, but"),
+    ("no [MASK]", r"its tokenizer has no \[MASK\]; give a folder whose tokenizer or config.json names it"),
 ])  # fmt: skip
 def test_a_folder_that_does_not_fit_together_is_named(transformers, tmp_path, how, says):
     bert(transformers, tmp_path)
@@ -130,6 +148,9 @@ def test_a_folder_that_does_not_fit_together_is_named(transformers, tmp_path, ho
     elif how == "another size":
         about = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(about | {"vocab_size": 7}))
+    elif how == "no [MASK]":
+        settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"mask_token": None}))
     else:
         model = transformers.BertForMaskedLM.from_pretrained(tmp_path)
         model.resize_token_embeddings(10)

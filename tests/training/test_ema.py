@@ -1,6 +1,7 @@
 """The average of the weights against one written plainly, what holds it, and runs that are taken up again."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -85,6 +86,23 @@ def test_a_run_taken_up_again_has_the_same_average_and_scores(tiny, tmp_path):
     assert scores[0] == {**scores[1], 12: scores[0][12]}
     summaries = [json.loads((f / "summary.json").read_text()) for f in (run, whole)]
     assert all(summaries[0][k] == summaries[1][k] for k in ("test", "weights", "best_step"))
+
+
+def test_a_stopped_run_is_scored_by_its_average(tiny, tmp_path, monkeypatch):
+    run_step = EagerSteps.run
+
+    def stopping(self, i):
+        if i == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return run_step(self, i)
+
+    monkeypatch.setattr(EagerSteps, "run", stopping)
+    assert train.main([TINY, *tiny, *SHORT, "train.max_steps=10", "optim.lr=3e-3"]) == 130
+    config, tokenizer, model, state = load.load_run(tmp_path / "run", "last")
+    score = likelihood(model, corpus_of(config).splits["test"], config.objective, **final_scoring(config, tokenizer))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert state["step"] == summary["steps"] == 7
+    assert score.nats_per_token == summary["test"]["nats_per_token"]
 
 
 def test_best_and_last_are_read_as_the_average_that_was_evaluated(tiny, tmp_path):

@@ -113,22 +113,64 @@ def _train(out: Path, cell: Cell) -> bool:
 
 
 def progress(out: Path, cell: Cell) -> dict:
-    """Return {"state", "step", "seconds", "reason"} of a cell, as it is now."""
+    """Return {"state", "step", "steps", "seconds", "reason"} of a cell, as it is now; steps is 0 before it begins."""
     lines = entries(folder_of(out, cell) / "metrics.jsonl")[0]
-    last = lines[-1] if lines else {}
+    first, last = (lines[0], lines[-1]) if lines else ({}, {})
     return {
-        "state": state(out, cell), "step": last.get("step", 0), "seconds": last.get("seconds", 0.0),
-        "reason": failure(out, cell),
+        "state": state(out, cell), "step": last.get("step", 0), "steps": first.get("steps", 0),
+        "seconds": last.get("seconds", 0.0), "reason": failure(out, cell),
     }  # fmt: skip
 
 
+def minutes_left(cells: list[Cell], now: list[dict]) -> list[float | None]:
+    """Return the minutes of training that each cell still needs, from its `progress` and that of the others.
+
+    The rate is the mean of cells with its objective, shape and batch, and the number of steps follows from a cell with
+    its text and batch. None where no such cell has begun. Evaluations are not counted.
+    """
+    rates: dict[tuple, list[float]] = {}
+    per_epoch = {}
+    for cell, n in zip(cells, now, strict=True):
+        if n["steps"]:
+            per_epoch[_text(cell)] = n["steps"] / cell.epochs
+        if n["seconds"]:
+            rates.setdefault(_kind(cell), []).append(n["seconds"] / n["step"])
+    out = []
+    for cell, n in zip(cells, now, strict=True):
+        rate, steps = rates.get(_kind(cell)), per_epoch.get(_text(cell), 0) * cell.epochs
+        ended = n["state"] in ("done", "failed")
+        known = sum(rate) / len(rate) * max(steps - n["step"], 0) / 60 if rate and steps else None
+        out.append(0.0 if ended else known)
+    return out
+
+
+def _kind(cell: Cell) -> tuple:
+    c = cell.config
+    return c.objective, c.model, c.train.batch_size, c.precision
+
+
+def _text(cell: Cell) -> tuple:
+    c = cell.config
+    return c.data, c.model.seq_len, c.train.batch_size
+
+
 def status(cells: list[Cell], out: Path) -> list[list[str]]:
-    """Return the table of a sweep: a row for each cell, and the count of each state last."""
-    rows, counts = [["cell", "what", "state", "steps", "minutes"]], {}
-    for cell in cells:
-        now = progress(out, cell)
-        counts[now["state"]] = counts.get(now["state"], 0) + 1
-        words = f"failed: {now['reason']}" if now["state"] == "failed" else now["state"]
-        rows.append([cell.name, cell.title, words, f"{now['step']:,}", f"{now['seconds'] / 60:.1f}"])
-    rows.append(["all", f"{len(cells)} cells", ", ".join(f"{n} {s}" for s, n in sorted(counts.items())), "", ""])
+    """Return the table of a sweep: a row for each cell, and last the count of each state and the time left.
+
+    The time left of the sweep is divided by the cells that are running; cells of unknown length are counted beside it.
+    """
+    rows, counts = [["cell", "what", "state", "steps", "minutes", "minutes left"]], {}
+    now = [progress(out, cell) for cell in cells]
+    left = minutes_left(cells, now)
+    for cell, n, minutes in zip(cells, now, left, strict=True):
+        counts[n["state"]] = counts.get(n["state"], 0) + 1
+        words = f"failed: {n['reason']}" if n["state"] == "failed" else n["state"]
+        steps = f"{n['step']:,} of {n['steps']:,}" if n["steps"] else f"{n['step']:,}"
+        needed = "unknown" if minutes is None else f"{minutes:.1f}" if n["state"] in ("free", "running") else ""
+        rows.append([cell.name, cell.title, words, steps, f"{n['seconds'] / 60:.1f}", needed])
+    running, unknown = max(1, counts.get("running", 0)), left.count(None)
+    total = f"{sum(m or 0.0 for m in left) / running:.1f}" + f" by {running} workers" * (running > 1)
+    total += f", and {unknown} cells of unknown length" * (unknown > 0)
+    states = ", ".join(f"{n} {s}" for s, n in sorted(counts.items()))
+    rows.append(["all", f"{len(cells)} cells", states, "", f"{sum(n['seconds'] for n in now) / 60:.1f}", total])
     return rows

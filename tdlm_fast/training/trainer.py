@@ -258,7 +258,7 @@ class Trainer:
                 precision=config.precision, start_token_id=self.scoring["start_token_id"],
             )  # fmt: skip
         if not progress.step:
-            entry["initial_weights"] = checkpoint.weights_hash(self.model)
+            entry |= {"initial_weights": checkpoint.weights_hash(self.model), "steps": self.steps}
         else:  # a digest of the last batch, by which two runs show that they read the same ones
             size = config.train.batch_size
             x0, _ = batch(self.split, seed=config.seed, step=progress.step - 1, batch_size=size)

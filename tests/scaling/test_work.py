@@ -1,7 +1,5 @@
 """Workers share a folder: no cell is trained twice, and one that fails keeps its reason."""
 
-import os
-import signal
 import subprocess
 import sys
 
@@ -9,10 +7,9 @@ import pytest
 
 from tdlm_fast.runs.folder import locked
 from tdlm_fast.scaling import plan, work
-from tests.running import HANG_S, wait_until
+from tests.running import HANG_S
 
 pytestmark = pytest.mark.slow
-REPORT = ("report.html", "report.md", "points.csv", "results.json")
 
 
 def sweep(*words):
@@ -35,22 +32,6 @@ def test_two_workers_never_train_one_cell(plan_file, tmp_path, start):
     assert all(work.state(tmp_path / "out", c) == "done" for c in cells)
 
 
-def test_a_worker_that_is_killed_leaves_the_same_report(plan_file, tmp_path, start):
-    cells = begin(plan_file, tmp_path / "out")
-    begin(plan_file, tmp_path / "whole")
-    for cell in cells[:2]:
-        process = start(sweep("work", tmp_path / "out"), stderr=subprocess.PIPE)
-        metrics = work.folder_of(tmp_path / "out", cell) / "metrics.jsonl"
-        wait_until(lambda m=metrics: m.exists() and m.stat().st_size > 200, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    for out in ("out", "whole"):
-        assert subprocess.run(sweep("work", tmp_path / out), timeout=HANG_S).returncode == 0
-        assert subprocess.run(sweep("report", tmp_path / out), timeout=HANG_S).returncode == 0
-    for name in REPORT:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-
-
 def test_a_cell_that_fails_keeps_its_reason_and_stops_no_other(plan_file, tmp_path):
     plan_file.write_text(plan_file.read_text().replace("[256, 512]", "[256, 999999999]"))
     out = tmp_path / "out"
@@ -70,3 +51,30 @@ def test_a_cell_that_is_being_trained_is_running(plan_file, tmp_path):
     with locked(work.folder_of(out, cells[0])):
         assert work.state(out, cells[0]) == "running"
     assert work.state(out, cells[0]) == "free"
+
+
+def at(state, step, steps, seconds):
+    """The progress of a cell."""
+    return {"state": state, "step": step, "steps": steps, "seconds": seconds, "reason": "r"}
+
+
+def test_the_time_left_follows_from_the_rates_of_cells_alike(plan_file, tmp_path):
+    """Cells: diffusion and autoregressive of 256 tokens, then of 512."""
+    cells = plan.read(plan_file)
+    now = [at("done", 8, 8, 16.0), at("free", 0, 0, 0.0), at("running", 4, 16, 16.0), at("free", 0, 0, 0.0)]
+    assert work.minutes_left(cells, now) == [0.0, None, pytest.approx((2 + 4) / 2 * 12 / 60), None]
+    now[1] = at("failed", 2, 8, 1.0)  # its rate counts, and it needs no more
+    assert work.minutes_left(cells, now)[1::2] == [0.0, pytest.approx(0.5 * 16 / 60)]
+    now[2] = at("free", 0, 0, 0.0)  # nothing tells how long 512 tokens are
+    assert work.minutes_left(cells, now) == [0.0, 0.0, None, None]
+
+
+def test_the_table_divides_the_time_left_by_the_workers(plan_file, tmp_path, monkeypatch):
+    cells = plan.read(plan_file)
+    now = [at("done", 8, 8, 480.0), at("running", 4, 8, 240.0), at("running", 8, 16, 480.0), at("free", 0, 0, 0.0)]
+    monkeypatch.setattr(work, "progress", lambda out, cell: now[cells.index(cell)])
+    rows = work.status(cells, tmp_path)
+    assert [row[-1] for row in rows] == ["minutes left", "", "4.0", "8.0", "16.0", "14.0 by 2 workers"]
+    assert [row[3] for row in rows[1:]] == ["8 of 8", "4 of 8", "8 of 16", "0", ""]
+    now[1:3] = [at("free", 0, 0, 0.0)] * 2
+    assert work.status(cells, tmp_path)[-1][-1] == "0.0, and 3 cells of unknown length"

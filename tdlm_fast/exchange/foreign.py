@@ -58,7 +58,7 @@ class Foreign(nn.Module):
         last = model.get_output_embeddings()
         if not isinstance(last, nn.Linear):
             raise ConfigError(f"--hf: {type(model).__name__} has no linear layer that makes its logits")
-        probe = torch.arange(min(8, last.out_features), device=last.weight.device)[None]
+        probe = torch.arange(min(8, last.out_features, self.most_tokens or 8), device=last.weight.device)[None]
         with torch.no_grad():
             logits = self._last(probe, torch.ones_like(probe))
             last.forward = lambda input: input

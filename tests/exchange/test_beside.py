@@ -91,6 +91,13 @@ def test_a_model_that_reads_too_little_is_named(transformers, runs, tmp_path, ca
         beside.rows_beside(runs["diffusion"], tmp_path, trust=False, **OPTIONS)
     rows, _ = beside.rows_beside(runs["diffusion"], tmp_path, trust=False, **OPTIONS | {"cut": 3})
     assert rows[-1]["name"] == "best order of all, seeing the row"
+    config, tokenizer, _, _ = load.load_run(runs["diffusion"], None, "cpu")
+    short = exact_likelihood.cut(corpus_of(config).splits["test"], 3, tokenizer)
+    ids = beside.Ids(transformers.BertTokenizerFast.from_pretrained(tmp_path))
+    longest = beside.in_tokens(beside.row_texts(short, tokenizer), ids).seq_len
+    bert(transformers, tmp_path, positions=longest + 1)
+    with pytest.raises(ConfigError, match=f"a row has {longest} tokens and 2 around them"):
+        beside.rows_beside(runs["diffusion"], tmp_path, trust=False, **OPTIONS | {"cut": 3})
     assert verb.main([str(runs["diffusion"]), "--hf", str(tmp_path / "none"), "--device", "cpu"]) == 2
     assert "no config.json" in capsys.readouterr().err
     assert verb.main([str(runs["diffusion"]), "--trust-remote-code"]) == 2

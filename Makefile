@@ -66,6 +66,12 @@ wheels:  ## build a source distribution and a wheel per platform into dist/, wit
 	$(WHEELS) -m pip install -q "setuptools>=77" wheel ziglang==0.17.1 auditwheel
 	$(WHEELS) csrc/wheels.py $(ARGS)
 
+site: .venv/ready  ## build the pages as a site into build/site, with every internal link checked
+	$(PY) -m mkdocs --version >/dev/null 2>&1 || $(PY) -m pip install -q "mkdocs>=1.6,<2"
+	rm -rf build/pages && mkdir -p build/pages
+	git ls-files -z | tar --null -T - -cf - | tar -xf - -C build/pages
+	$(PY) -m mkdocs build --strict
+
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: .venv/ready  ## test the CPU kernels under AddressSanitizer and UBSan
 	TDLM_CUDA_ARCHS=none CFLAGS="$(CHECKS)" CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" $(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
@@ -78,5 +84,5 @@ fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magn
 test-faults: .venv/ready  ## end and halt runs at random moments: TDLM_FAULTS kills; counts into bench/results
 	TDLM_FAULTS=$${TDLM_FAULTS:-200} $(PY) -m pytest -q tests/faults --counts bench/results/faults.json
 
-.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults wheels
+.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults wheels site
 .DEFAULT_GOAL := help

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.docs_tables import bits_per_byte, claims, cpu, gpu, harness, reliability, samplers
+from bench.docs_tables import bits_per_byte, claims, cpu, gpu, harness, markov, reliability, samplers, sweeps
 from bench.docs_tables.results import OBJECTIVES, RESULTS, read, table
 from tdlm_fast import config as settings
 from tdlm_fast.comparison import figures, report, tables
@@ -18,7 +18,8 @@ from tdlm_fast.comparison.arms import label
 
 ROOT = Path(__file__).parent.parent
 KEPT = RESULTS / "wikitext-2-compare" / "report.md"
-CONFIGS = (ROOT / "configs" / "tiny.yaml", *sorted((ROOT / "configs" / "controls").iterdir()))
+RUN = ("tiny.yaml", "markov.yaml")
+CONFIGS = (*(ROOT / "configs" / name for name in RUN), *sorted((ROOT / "configs" / "controls").iterdir()))
 
 
 def experiment() -> str:
@@ -84,7 +85,9 @@ def finding() -> str:
 
 
 def config_note(file: Path) -> str:
-    """Return the comment line with the measured losses of a config of the published experiment."""
+    """Return the comment line with the measured losses of a config that was run."""
+    if file.stem == "markov":
+        return markov.config_note()
     arms = claims.comparison()["arms"]
     base = arms[0]["runs"][0]["config"]
 
@@ -128,9 +131,10 @@ TABLES = {
     "docs/claims.md": claims.TABLES,
     "docs/claims-bits-per-byte.md": bits_per_byte.TABLES,
     "docs/sampling.md": samplers.TABLES,
-    "docs/evaluation.md": harness.TABLES,
+    "docs/evaluation.md": harness.TABLES | markov.TABLES,
     "docs/gpu.md": gpu.TABLES,
     "docs/reliability.md": reliability.TABLES,
+    "docs/scaling.md": sweeps.TABLES,
 }
 PICTURES = claims.PICTURES | {"docs/step.svg": cpu.step_picture, "docs/step-gpu.svg": gpu.limits_picture}
 

@@ -57,7 +57,7 @@ def test_its_rows_are_letters_and_not_text(tmp_path):
 
 @pytest.mark.parametrize("keys", [["data.tokenizer=gpt2"], ["data.layout=paragraphs"]])
 def test_tokens_or_rows_of_unknown_entropy_are_refused(keys):
-    with pytest.raises(settings.ConfigError, match="data.corpus=markov-2 is one line of letters; take data.tokenizer"):
+    with pytest.raises(settings.ConfigError, match="data.corpus=markov-1 is one line of letters; take data.tokenizer"):
         settings.load("configs/markov.yaml", keys)
 
 

@@ -66,7 +66,7 @@ class Foreign(nn.Module):
             made = nn.functional.linear(h, last.weight, last.bias) if h.shape[-1] == last.in_features else None
         if not torch.isfinite(logits).all():
             raise ConfigError(f"--hf: the weights of {type(model).__name__} give logits that are not finite")
-        if made is None or not torch.allclose(made, logits, rtol=0, atol=1e-5 * logits.abs().max()):
+        if made is None or not torch.allclose(made, logits, rtol=0, atol=1e-5 * logits.abs().max().item()):
             raise ConfigError(f"--hf: {type(model).__name__} changes its logits after the last linear layer")
         bias = last.weight.new_zeros(last.out_features) if last.bias is None else last.bias.detach().clone()
         if mask_token_id is not None and mask_token_id < len(bias):

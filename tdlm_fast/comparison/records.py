@@ -108,6 +108,8 @@ def _numbers(run: dict):
 def sound(run: dict, source: Path) -> dict:
     """Return the run. Raises ConfigError where a figure that a verdict rests on is missing or not a number."""
     try:
+        for name in metrics.REPORTED:
+            run["summary"][name]
         for name, value in _numbers(run):
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}")

@@ -75,6 +75,7 @@ def test_a_kept_comparison_stands_for_its_runs(done, tmp_path, capsys):
     (lambda r: r["summary"]["test"].update(nats_per_token=float("nan")), "test.nats_per_token is nan"),
     (lambda r: r["summary"]["test"].update(stderr=None), "test.stderr is None"),
     (lambda r: r["summary"].update(seconds=0.0), "summary.seconds is 0"),
+    (lambda r: r["summary"].pop("corpus_hash"), "'corpus_hash' is missing"),
     (lambda r: r["evaluations"].clear(), "list index out of range"),
     (lambda r: r["evaluations"][1]["valid"].pop("stderr"), "'stderr' is missing"),
     (lambda r: r["table"]["rows"][0].pop("low"), "'low' is missing"),

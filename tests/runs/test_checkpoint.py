@@ -94,6 +94,17 @@ def test_a_best_that_is_gone_is_made_again(trained, capsys, damage):
     assert json.loads((folder / "summary.json").read_text())["test"] == whole["test"]
 
 
+def test_a_checksum_whose_name_is_damaged_is_not_a_missing_one(trained):
+    """Two flipped bits: one in the name of the checksum, one in a weight. Old checkpoints hold the key state alone."""
+    folder, _ = trained
+    file = folder / files.LAST
+    data = bytearray(file.read_bytes().replace(b'"sha256"', b'"rha256"'))
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(settings.ConfigError, match="its contents do not match its checksum"):
+        checkpoint.read(file)
+
+
 def test_checkpoints_save_and_load_to_the_same_digest(tmp_path, trained):
     folder, _ = trained
     with safe_open(folder / files.LAST, "pt") as f:

@@ -1,4 +1,4 @@
-"""Tables of docs/reliability.md, from faults.json and fuzz.json."""
+"""Tables of docs/reliability.md, from faults.json, fuzz.json and long-run.json."""
 
 from bench.docs_tables.results import read, table
 
@@ -24,4 +24,20 @@ def fuzz() -> str:
     return f"{table(head, *lines)}\n\n{total:,} inputs in all, drawn from seed {held['seed']}."
 
 
-TABLES = {"faults": faults, "fuzz": fuzz}
+def long_run() -> str:
+    """Memory and the time of a step early and late in a long run."""
+    held = read("long-run.json")
+    head = (
+        "objective", "steps", "resident MB, early", "late", "late / early",
+        "CPU ms a step, early", "late", "late / early, clock taken out (95 %)",
+    )  # fmt: skip
+    lines = []
+    for objective, e in held["runs"].items():
+        mb, ms = e["resident_mb"], e["cpu_ms_per_step"]
+        interval = f"{ms['ratio']:.3f} ({ms['low']:.3f} to {ms['high']:.3f})"
+        memory = (f"{mb['early']:.1f}", f"{mb['late']:.1f}", f"{mb['ratio']:.4f}")
+        lines.append((objective, f"{e['steps']:,}", *memory, f"{ms['early']:.2f}", f"{ms['late']:.2f}", interval))
+    return f"{table(head, *lines)}\n\nProcessor: {held['cpu']}, one thread."
+
+
+TABLES = {"faults": faults, "fuzz": fuzz, "long-run": long_run}

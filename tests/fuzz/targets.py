@@ -5,6 +5,7 @@ interpreter. `prepared(name, folder)` makes a target ready; the folder is its ow
 """
 
 import contextlib
+import importlib
 import io
 import json
 import shutil
@@ -93,7 +94,8 @@ def overrides(folder):
 
 def words(folder):
     """Words after a verb, about a folder that is not there: never more than one line."""
-    verbs = {verb: vars(__import__(f"tdlm_fast.{verb}", fromlist=["x"])).get("parser") for verb in entry.VERBS}
+    modules = {verb: importlib.import_module(f"tdlm_fast.{verb.replace('-', '_')}") for verb in entry.VERBS}
+    verbs = {verb: vars(module).get("parser") for verb, module in modules.items()}
     options = sorted(
         {o for p in verbs.values() if p for a in p()._actions for o in a.option_strings} - {"-h", "--help"}
     )

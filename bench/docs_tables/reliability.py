@@ -21,7 +21,8 @@ def fuzz() -> str:
     ]
     total = sum(e["inputs"] for e in held["targets"].values())
     head = ("input", "tried, all passed", "slowest, CPU seconds", "memory added, MB")
-    return f"{table(head, *lines)}\n\n{total:,} inputs in all, drawn from seed {held['seed']}."
+    note = f" {held['note']}" if "note" in held else ""
+    return f"{table(head, *lines)}\n\n{total:,} inputs in all, drawn from seed {held['seed']}.{note}"
 
 
 def long_run() -> str:

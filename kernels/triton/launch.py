@@ -89,9 +89,9 @@ def _one_parser_at_a_time() -> Iterator[None]:
     """
     parse, lock = triton.JITFunction.parse, threading.Lock()
 
-    def alone(kernel):
+    def alone(self):
         with lock:
-            return parse(kernel)
+            return parse(self)
 
     triton.JITFunction.parse = alone
     try:

@@ -26,7 +26,7 @@ def main(argv=None) -> int:
     at_least(args, {"extend": 1}, {}, "--")
     further = ["--extend", args.extend] if args.extend else ["--resume"]
     resume = command("train", args.config, *args.overrides, *further)
-    folder = None
+    folder, shown = None, False
 
     def kept() -> str:
         has = folder and (folder / LAST).is_file()
@@ -37,8 +37,11 @@ def main(argv=None) -> int:
         folder = folder_of(config, args.config)
         own_folder(folder, "run.dir")
         print(f"{args.config}: {config.objective}, into {folder}", flush=True)  # PyTorch takes seconds to load
+        shown = True
         summary = train(config, folder, args.resume, args.extend or 0)
     except OSError as e:
+        if folder and not shown:  # the output is full or closed, and not the folder
+            raise
         raise settings.ConfigError(f"{e.filename or folder}: {e.strerror or e}; {kept()}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept()) from None

@@ -8,6 +8,7 @@
 Markup of a table is never text: what cannot be read as documents is an error that names the way out.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -40,7 +41,8 @@ def documents(file: Path) -> list[str]:
         with open(file, encoding="utf-8-sig", newline="" if kind == ".csv" else None) as f:
             text = f.read()
     except UnicodeDecodeError as e:
-        way = f"convert it, as by: iconv -f latin1 -t utf-8 {file}"
+        wide = e.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        way = f"convert it, as by: iconv -f {'utf-16' if wide else 'latin1'} -t utf-8 {file}"
         raise ConfigError(f"data.path: {file} cannot be read as UTF-8 text ({e}); {way}") from None
     except OSError as e:
         raise ConfigError(

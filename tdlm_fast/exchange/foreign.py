@@ -214,7 +214,8 @@ def evaluate(
     model, ids, objective = load(folder, trust, device)
     most, around = model.most_tokens, len(model.before) + len(model.after)
     if most and seq_len + around > most:
-        raise ConfigError(f"--seq-len is {seq_len}; this model reads {most} tokens, {around} of them around the text")
+        reads = f"this model reads {most} tokens, {around} of them around the text"
+        raise ConfigError(f"--seq-len is {seq_len}; {reads}; give --seq-len {most - around} or less")
     start = start_of(ids, objective, folder)
     corpus, _, parts = texts(data)
     rows = split_of(parts[split], data.layout, seq_len, ids)

@@ -68,6 +68,7 @@ def test_other_files_are_plain_text(tmp_path, name):
         ("a.csv", "text\na, b\n", "line 2 is not CSV"),
         ("a.csv", 'text\n"a\nb\n', "is not CSV"),
         ("a.csv", b"text\n\xff\n", "cannot be read as UTF-8 text .*; convert it, as by: iconv"),
+        ("a.txt", "text".encode("utf-16"), "convert it, as by: iconv -f utf-16 -t utf-8"),
         ("a.json", '{"text": "a"}\n{"text": "b"}\n', "must end in .jsonl"),
         ("a.json", '{"text": "a"}', "holds dict; a .json file must be one list"),
         ("a.json", '["a", {"story": "b"}]', "element 2 is not text"),

@@ -107,7 +107,7 @@ def test_a_gpt2_is_scored_exactly_and_its_bytes_are_the_texts(transformers, expo
     assert done.score.nats_per_token * len(ids) == pytest.approx(total, rel=1e-5)
     size = len("\n".join(LINES).encode())
     assert done.score.bits_per_byte == pytest.approx(total / size / math.log(2), rel=1e-5)
-    with pytest.raises(ConfigError, match="--seq-len is 17; this model reads 16 tokens"):
+    with pytest.raises(ConfigError, match="--seq-len is 17; this model reads 16 tokens, .*; give --seq-len 16 or less"):
         foreign.evaluate(tmp_path, Data(path=str(text)), "test", **options | {"seq_len": 17})
 
 

@@ -95,6 +95,16 @@ def test_training_ends_well_where_stderr_cannot_be_written(tiny, tmp_path, where
         assert subprocess.run(command, stdout=subprocess.PIPE, stderr=full).returncode == 2
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_stdout_is_not_blamed_on_the_folder_of_the_run(tiny, tmp_path):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "tdlm_fast.train", TINY, *tiny]
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.stderr == "error: the output cannot be written: No space left on device; write it elsewhere\n"
+    assert ended.returncode == 2 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_full_disk_is_one_line_with_what_is_left(tiny, tmp_path, saved, monkeypatch, capsys):
     def full(*_):

@@ -44,9 +44,14 @@ class NonFinite(RuntimeError):
 
 
 def expanded(path: str) -> str:
-    """Return a path with a leading ~ or ~USER replaced by the home folder. Raises ConfigError if there is none."""
+    """Return a path with a leading ~ or ~USER replaced by the home folder.
+
+    Raises ConfigError where there is no such home, or the path cannot be used.
+    """
     if "\0" in path:
         raise ConfigError(f"{path!r} holds a null character, which no path can; remove it")
+    if path.encode(errors="replace").decode() != path:  # the libraries that write checkpoints cannot open it
+        raise ConfigError(f"{path!r} is not UTF-8; rename it")
     full = os.path.expanduser(path)
     if full.startswith("~"):
         home = path.partition("/")[0]

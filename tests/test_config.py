@@ -105,6 +105,7 @@ def test_exact_masks_need_a_weight_that_is_not_a_bound():
         ("optim.warmup_steps=-1", "optim.warmup_steps is -1; it must not be negative"),
         ("model.norm_eps=0", "model.norm_eps is 0.0; it must be greater than 0"),
         ("data.path=a\0b", "data.path: .* holds a null character"),
+        ("run.dir=bad\udcff", r"run.dir: 'bad\\udcff' is not UTF-8; rename it"),
         ("seed=99999999999999999999", "seed is 99999999999999999999; it must be less"),
     ],
 )

@@ -109,7 +109,7 @@ def sound(run: dict, source: Path) -> dict:
     """Return the run. Raises ConfigError where a figure that a verdict rests on is missing or not a number."""
     try:
         for name in metrics.REPORTED:
-            run["summary"][name]
+            run["summary"][name]  # KeyError where it is missing
         for name, value in _numbers(run):
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}")

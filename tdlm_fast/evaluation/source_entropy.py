@@ -4,7 +4,7 @@
     H(n) = -sum_w pi(w) log pi(w) + (n - m) h                   nats of n letters in a row; w the first m = min(n, k)
 
 The letters before a row are unknown to a model, so the first k letters of each row cost their entropy under pi. H(n) is
-an expectation: for a split it is off by some 0.005 nats per token, by chance. The source's own -log p of the very
+an expectation: for a split it is off by some 0.004 nats per token, by chance. The source's own -log p of the very
 letters is not. By Gibbs' inequality a model that scores lower than that does so by chance too, or has an error.
 """
 

@@ -29,7 +29,7 @@ class Letters:
 
 
 def test_rows_of_other_tokens_hold_the_same_text():
-    """A row of bytes that ends within a character loses what there is of it, from its text and from its bytes."""
+    """Where a row of bytes ends within a character, that character counts neither in its text nor in its bytes."""
     rows = [list(b"the mill"), list("naï".encode())[:-1], list("é".encode())[1:], [*b" ab"]]
     texts = beside.row_texts(split_of(rows, 8), Bytes())
     assert texts == ["the mill", "na", "", " ab"]

@@ -192,7 +192,7 @@ def test_a_clock_that_is_set_back(fresh, whole, rng, count, case):
 
 @pytest.mark.parametrize("case", range(max(1, CASES // 16)))
 def test_a_text_that_changes_under_the_run(fresh, whole, seconds, rng, count, case, tmp_path):
-    """A running process keeps its text. One that resumes the run names the text, and goes on when it is restored."""
+    """A running process keeps its text. A process that resumes the run names the changed text."""
     text = tmp_path / "text.txt"
     before = whole.text.read_text()
     text.write_text(before)

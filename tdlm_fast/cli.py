@@ -9,8 +9,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -50,7 +52,10 @@ class Closed(io.TextIOWrapper):
 
 
 def verb(main) -> int:
-    """Run main() and return its exit code, also where the output cannot show a character, is full or is closed."""
+    """Run main() and return its exit code, also where the output cannot show a character, is full or is closed.
+
+    The process is to end with it: from here on Ctrl-C is ignored, as Python would print a traceback while it ends.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Closed())
@@ -60,7 +65,11 @@ def verb(main) -> int:
     try:
         code = main()
         sys.stdout.flush()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         return code
+    except KeyboardInterrupt:  # while the reader of a pipe was waited for
+        code = 130
     except BrokenPipeError:
         code = 141  # as a shell reports SIGPIPE
     except Exception as e:
@@ -180,7 +189,8 @@ def command(verb: str, *words) -> str:
     elif Path(python).is_relative_to(Path.cwd()):
         python = str(Path(python).relative_to(Path.cwd()))
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join([python, "-m", f"tdlm_fast.{verb}", *map(str, words)])
+    given = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)  # no option
+    return join([python, "-m", f"tdlm_fast.{verb}", *given])
 
 
 def announce(text: str) -> None:

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,33 @@ def test_ctrl_c_while_the_modules_of_a_verb_load_is_one_line(tmp_path):
     words = [sys.executable, "-m", "tdlm_fast.train", "configs/tiny.yaml"]
     ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("", "interrupted\n") and ended.returncode in (-signal.SIGINT, 130)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_ctrl_c_after_the_result_changes_nothing(code):
+    """Python itself prints a traceback where it is interrupted while it ends."""
+    lines = [
+        "import atexit, os, signal, sys", "from tdlm_fast import cli",
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)", f"sys.exit(cli.verb(lambda: print('done') or {code}))",
+    ]  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "done\n", "")
+
+
+def test_ctrl_c_while_a_pipe_is_full_is_130():
+    """The last of the output waits for the reader of a pipe."""
+    lines = [
+        "import os, sys", "from tdlm_fast import cli",
+        "def full():", "    raise KeyboardInterrupt",
+        "os._exit(cli.verb(lambda: setattr(sys.stdout, 'flush', full)))",
+    ]  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("folder, printed", [("-x", "./-x"), ("runs/a", "runs/a"), ("/-x", "/-x")])
+def test_a_folder_that_looks_like_an_option_is_printed_as_a_path(folder, printed):
+    assert cli.command("sample", Path(folder), "--tokens", 3).endswith(f"tdlm_fast.sample {printed} --tokens 3")
 
 
 @pytest.mark.parametrize("verb", ["compare", "tune", "sweep"])

@@ -149,9 +149,12 @@ def compare_runs(sources: list[Path], out: Path, *, sequences: int, draws: int, 
         for folder in (f for f in sources if f not in records):
             print(f"{folder}: likelihoods", file=sys.stderr)
             try:
-                likelihoods(folder, sequences=sequences, draws=draws)
+                metric = likelihoods(folder, sequences=sequences, draws=draws)["published"]
             except settings.NonFinite as e:
                 raise settings.NonFinite(f"{folder}: {e}") from None
+            if metric is None:
+                why = "the rows of its test split have no published metric, which the claims are judged by"
+                raise settings.ConfigError(f"{folder}: {why}; --sequences 0 compares without it")
     try:
         return compare(arms_of([run for _, run in runs()]), out, case)
     except DAMAGED as e:

@@ -60,12 +60,18 @@ def _whole(document) -> str:
     return document
 
 
+def _half(e: UnicodeEncodeError) -> str:
+    return f"holds {e.object[e.start]!a}, half of a surrogate pair, which is no character; remove it"
+
+
 def _jsonl(file: Path, text: str) -> list[str]:
     found = []
     for number, line in enumerate(text.split("\n"), 1):  # a JSON string may hold other line ends
         if line.strip():
             try:
                 found.append(_whole(json.loads(line)["text"]))
+            except UnicodeEncodeError as e:
+                raise ConfigError(f"data.path: {file} line {number} {_half(e)}") from None
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise ConfigError(f'data.path: {file} line {number} is not {{"text": "…"}}') from None
     return found
@@ -84,6 +90,8 @@ def _json(file: Path, text: str) -> list[str]:
     for number, row in enumerate(rows, 1):
         try:
             found.append(_whole(row if isinstance(row, str) else row["text"]))
+        except UnicodeEncodeError as e:
+            raise ConfigError(f"data.path: {file}: element {number} {_half(e)}") from None
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"data.path: {file}: element {number} is not text; the file must be {form}") from None
     return found
@@ -99,17 +107,22 @@ def _column(file: Path, names: list) -> int:
 
 def _csv(file: Path, text: str) -> list[str]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses documents of 128 KiB
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows, before = csv.reader(io.StringIO(text, newline=""), strict=True), 0  # before: the last line of the row before
     try:
         names = next(rows, [])
         place, found = _column(file, names), []
+        before = rows.line_num
         for row in rows:
             if row:  # a blank line
                 if len(row) != len(names):
                     raise csv.Error(f"{len(row)} fields, not {len(names)}")
                 found.append(row[place])
+            before = rows.line_num
     except csv.Error as e:
-        raise ConfigError(f"data.path: {file} line {rows.line_num} is not CSV ({e})") from None
+        where = f"line {rows.line_num}"
+        if rows.line_num > before + 1:  # as where a quote is never closed
+            where += f" is in a row that begins in line {before + 1}, and"
+        raise ConfigError(f"data.path: {file} {where} is not CSV ({e})") from None
     return found
 
 

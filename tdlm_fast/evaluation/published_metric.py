@@ -10,6 +10,7 @@ exact -log p(x0_i | x0_<i) at the same tokens with the same weights, so that bot
 """
 
 import math
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ from ..statistics import t_975
 from .likelihood import Likelihood, autoregressive_nll, exact, likelihood, masked_sums, nll_sums, row_lengths, scoring
 
 LARGEST_WEIGHT = 5.0
+
+
+class NoMetric(ConfigError):
+    """The draws of the published metric mask no token of these rows."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def uniform_factor(lengths) -> float:
     """Return E[w(m) int(m n)] / E[int(m n)] over rows of these lengths, the score of a loss of 1 at every token.
 
     It is at most 5/6. int(m n) = l on [l/n, (l+1)/n), and w has the antiderivative 5 m below 1/6 and
-    5/6 + ln 6m - (m - 1/6) above it.
+    5/6 + ln 6m - (m - 1/6) above it. Raises NoMetric where every row has one token.
     """
     below = 1 / (LARGEST_WEIGHT + 1)
 
@@ -70,8 +75,7 @@ def uniform_factor(lengths) -> float:
         top += rows * float((l * (antiderivative((l + 1) / n) - antiderivative(l / n))).sum())
         bottom += rows * float(l.sum() / n)
     if not bottom:
-        fix = "leave it out with eval.published=0, or take a model.seq_len of 2 or more"
-        raise ConfigError(f"rows of one token are never masked by int(m n), so they have no published metric; {fix}")
+        raise NoMetric("rows of one token are never masked by int(m n), so they have no published metric")
     return top / bottom
 
 
@@ -82,7 +86,7 @@ def published_metric(
     """Return the published metric of a split; the published code makes one draw.
 
     nll (R, T) is autoregressive_nll, where it is known already. Draws that mask nothing are left out. Raises
-    ConfigError where no draw masks a token.
+    NoMetric where no draw masks a token.
     """
     lengths = row_lengths(split)
     if int(lengths.max()) < 2:
@@ -108,8 +112,7 @@ def published_metric(
             squares.append(((top - top.sum() / counts.sum() * counts) ** 2).sum().item())
     if not bottoms:
         none = f"int(m n) masks no token of {len(split)} short rows in {draws} draw{'s' * (draws > 1)}"
-        fix = "take more rows or draws, or leave it out with eval.published=0"
-        raise ConfigError(f"{none}, so they have no published metric; {fix}")
+        raise NoMetric(f"{none}, so they have no published metric")
     value, draws = sum(tops) / sum(bottoms), len(bottoms)
     each = [a / b for a, b in zip(tops, bottoms, strict=True)]
     # One draw shows its spread over the rows, whose noise levels are independent (a quotient's linearisation).
@@ -121,7 +124,7 @@ def both(
     model, split: Split, objective: str, *, draws: int, start_token_id: int, seed: int, batch_size: int,
     precision: str, **until,
 ) -> tuple[Likelihood, Published | None]:  # fmt: skip
-    """Return the likelihood and, with draws > 0, the published metric of the same tokens.
+    """Return the likelihood and, with draws > 0, the published metric of the same tokens where they have one.
 
     An autoregressive model runs once for both. until: target_stderr, min_samples and max_samples, as in `likelihood`.
     """
@@ -131,5 +134,10 @@ def both(
         score = exact(nll, split)
     else:
         nll, score = None, likelihood(model, split, objective, seed=seed, **until, **kw)
-    metric = published_metric(model, split, objective, draws=draws, seed=seed, nll=nll, **kw) if draws else None
-    return score, metric
+    if not draws:
+        return score, None
+    try:
+        return score, published_metric(model, split, objective, draws=draws, seed=seed, nll=nll, **kw)
+    except NoMetric as e:
+        print(f"NOTE: {e}; it is left out", file=sys.stderr)
+        return score, None

@@ -101,7 +101,7 @@ def likelihoods(
     known = [("the source itself", "exact", s.nats_per_token, part) for part, s in own]
     known += [("entropy of the source", "expected", s.entropy, part) for part, s in own[:1]]
     rows += [_row(name, kind, nats, nats, nats, part, "") for name, kind, nats, part in known]
-    factor = published_metric.uniform_factor(whole.lengths)
+    factor = published_metric.uniform_factor(whole.lengths) if metric else None
     kw = {k: scoring[k] for k in ("start_token_id", "precision")}
     table = {
         "key": key, "objective": config.objective, "rows": rows, "published": metric and metric.asdict(),

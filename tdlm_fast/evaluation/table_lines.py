@@ -30,6 +30,8 @@ def lines(table: dict) -> list[list[str]]:
         bits = "–" if r["bits_per_byte"] is None else f"{r['bits_per_byte']:.4f}"  # not text
         out.append([name, r["kind"], f"{r['sequences']:,}", f"{r['tokens']:,}", *per_token, bits])
     p = table["published"]
+    if p is None:  # rows of one token have none
+        return out
     value = f"({p['reweighted_loss']:.3f} [{p['interval'][0]:.3f}, {p['interval'][1]:.3f}])"
     numbers = [f"{whole['sequences']:,}", f"{whole['tokens']:,}", value, f"({p['published_metric']:,.2f})", "none"]
     return [*out, ["published metric", "not a likelihood", *numbers]]

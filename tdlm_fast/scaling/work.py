@@ -16,7 +16,7 @@ from .. import config as settings
 from ..comparison.runner import ends_with_parent
 from ..runs.files import figures, write_json
 from ..runs.folder import in_use, locked
-from ..runs.metrics import entries, finished
+from ..runs.metrics import entries, finished, summary_of
 from .plan import Cell
 
 WAIT_S = 2.0  # between looks at cells that other workers have
@@ -118,8 +118,18 @@ def progress(out: Path, cell: Cell) -> dict:
     first, last = (lines[0], lines[-1]) if lines else ({}, {})
     return {
         "state": state(out, cell), "step": last.get("step", 0), "steps": first.get("steps", 0),
-        "seconds": last.get("seconds", 0.0), "reason": failure(out, cell),
+        "seconds": last.get("seconds", 0.0),
+        "reason": failure(out, cell) or _damage(folder_of(out, cell)),
     }  # fmt: skip
+
+
+def _damage(folder: Path) -> str:
+    """Return what is damaged of a run that was finished, and that the next worker makes again; "" where nothing is."""
+    try:
+        summary_of(folder)
+    except settings.ConfigError as e:
+        return str(e)
+    return ""
 
 
 def minutes_left(cells: list[Cell], now: list[dict]) -> list[float | None]:
@@ -164,7 +174,7 @@ def status(cells: list[Cell], out: Path) -> list[list[str]]:
     left = minutes_left(cells, now)
     for cell, n, minutes in zip(cells, now, left, strict=True):
         counts[n["state"]] = counts.get(n["state"], 0) + 1
-        words = f"failed: {n['reason']}" if n["state"] == "failed" else n["state"]
+        words = f"{n['state']}: {n['reason']}" if n["reason"] else n["state"]
         steps = f"{n['step']:,} of {n['steps']:,}" if n["steps"] else f"{n['step']:,}"
         needed = "unknown" if minutes is None else f"{minutes:.1f}" if n["state"] in ("free", "running") else ""
         rows.append([cell.name, cell.title, words, steps, f"{n['seconds'] / 60:.1f}", needed])

@@ -94,6 +94,15 @@ def test_from_compares_finished_runs_and_names_what_cannot_be(done, tmp_path, ca
         assert compare.main(wrong) == 2 and message in capsys.readouterr().err
 
 
+def test_rows_without_a_published_metric_name_the_way_out(done, tmp_path, monkeypatch, capsys):
+    out, _ = done
+    monkeypatch.setattr("tdlm_fast.evaluation.table.likelihoods", lambda *a, **k: {"published": None})
+    runs = [str(out / f"{o}-seed42") for o in ("diffusion", "autoregressive")]
+    assert compare.main(["--from", *runs, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {runs[0]}: the rows of its test split" in error and "--sequences 0" in error
+
+
 def test_ctrl_c_to_the_comparison_alone_reaches_its_run(done, tmp_path, start):
     """kill -INT, as a supervisor sends it: the run saves, and nothing trains on."""
     out, command = done

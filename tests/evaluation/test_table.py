@@ -109,6 +109,10 @@ def test_short_rows_have_an_oracle_and_are_not_kept(sharp_run, capsys):
     assert table.likelihoods(sharp_run, sequences=2, draws=1, device="cpu") == whole  # still the stored one
     assert verb.main([str(sharp_run), "--sequences", "2", "--draws", "1", "--cut", "4", "--device", "cpu"]) == 0
     assert f"{table.ORACLE} of 2 sequences" in capsys.readouterr().out
+    assert verb.main([str(sharp_run), "--sequences", "2", "--cut", "1", "--device", "cpu"]) == 0  # int(m) masks none
+    out, err = capsys.readouterr()
+    assert "left-to-right of 2 sequences" in out and "published metric" not in out
+    assert err.startswith("NOTE: rows of one token") and err.count("\n") == 1
     assert verb.main([str(sharp_run), "--cut", "-1"]) == 2 and "--cut is -1" in capsys.readouterr().err
 
 

@@ -53,9 +53,21 @@ def test_a_cell_that_is_being_trained_is_running(plan_file, tmp_path):
     assert work.state(out, cells[0]) == "free"
 
 
+def test_a_finished_run_with_a_damaged_summary_is_free_and_named(plan_file, tmp_path):
+    out = tmp_path / "out"
+    cell = begin(plan_file, out)[0]
+    summary = work.folder_of(out, cell) / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"finished": tr')
+    words = work.status([cell], out)[1][2]
+    assert words.startswith(f"free: {summary} is damaged (")
+    summary.unlink()
+    assert work.status([cell], out)[1][2] == "free"
+
+
 def at(state, step, steps, seconds):
     """The progress of a cell."""
-    return {"state": state, "step": step, "steps": steps, "seconds": seconds, "reason": "r"}
+    return {"state": state, "step": step, "steps": steps, "seconds": seconds, "reason": ""}
 
 
 def test_the_time_left_follows_from_the_rates_of_cells_alike(plan_file, tmp_path):

@@ -24,13 +24,17 @@ train: .venv/ready  ## train configs/tiny.yaml, or resume it; ARGS="key=value â€
 	$(PY) -m tdlm_fast.train configs/tiny.yaml $(ARGS) --resume
 
 # Triton reads TRITON_INTERPRET once, when it is imported, so its interpreter needs a pytest run of its own.
-test: .venv/ready  ## run the whole test suite
-	$(PYTEST) -m "not interpreter"
-	if $(PY) -c 'import triton' 2> /dev/null; then TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) tests/kernels/triton tests/bench/prototypes; \
-		else echo 'Triton is not installed: its kernels are not tested'; fi
+INTERPRETED := tests/kernels/triton tests/bench/prototypes
+test: .venv/ready  ## run the test suite
+	$(PYTEST) -m "not interpreter and not long"
+	if $(PY) -c 'import triton' 2> /dev/null; then TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(PYTEST) -m "not long" \
+		$(INTERPRETED); else echo 'Triton is not installed: its kernels are not tested'; fi
+
+test-long: .venv/ready  ## run the tests that repeat those of `make test` in more cases
+	$(PYTEST) -m "long and not interpreter"
 
 test-fast: .venv/ready  ## run the tests that take under two minutes together
-	$(PYTEST) -m "not slow and not docs and not interpreter and not gpu"
+	$(PYTEST) -m "not slow and not long and not docs and not interpreter and not gpu"
 
 lint: .venv/ready  ## check format, style and types: ruff and pyright
 	$(PY) -m ruff format --check .
@@ -84,5 +88,5 @@ fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magn
 test-faults: .venv/ready  ## end and halt runs at random moments: TDLM_FAULTS kills; counts into bench/results
 	TDLM_FAULTS=$${TDLM_FAULTS:-200} $(PY) -m pytest -q tests/faults --counts bench/results/faults.json
 
-.PHONY: help clean-venv train test test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults wheels site
+.PHONY: help clean-venv train test test-long test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults wheels site
 .DEFAULT_GOAL := help

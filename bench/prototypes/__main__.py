@@ -47,15 +47,18 @@ def issued(sass: str, *trips: int) -> int:
     return len(code) + extra
 
 
-def body(card: int) -> dict:
-    """Resources of both kernels of a body, and the instructions that a warp of the forward kernel issues."""
+def body(card: int, only=lambda name: True) -> dict:
+    """Resources of both kernels of a body, and the instructions that a warp of the forward kernel issues.
+
+    only: accepts the names of the cases that are compiled.
+    """
     figures, options = {}, sequence.launch(T)
     constants = {k: options.pop(k) for k in ("BLOCK_T", "BLOCK_I")} | dict(D=D, HEADS=HEADS, INNER=INNER, CAUSAL=False)
     every = dict.fromkeys(("QKV", "OUT", "UP", "DOWN"), "*bf16") | {"VALID": "*u8", "layers": "i32", "T": "i32"}
     every |= dict.fromkeys(("eps", "scale"), "fp32")
     for kernel, cases in ((sequence.forward_kernel, BODIES), (sequence_backward.backward_kernel, BACKWARD)):
         types = {n: every.get(n, "*fp32") for n in kernel.arg_names if n not in (*constants, "PDL")}
-        for name, (block_t, warps) in cases.items():
+        for name, (block_t, warps) in ((n, c) for n, c in cases.items() if only(n)):
             of = constants | {"BLOCK_T": block_t}, options | {"num_warps": warps}
             code = compiled(kernel, card, types, *of)
             figures[name] = resources(code, card, warps) | {"warps": warps}

@@ -59,8 +59,24 @@ def test_both_forms_copy_by_tma_and_one_is_specialised():
     assert not any(f["stack"] + f["local"] for f in FILE["head"].values())
 
 
+ANOTHER = pytest.mark.skipif(triton.__version__ != FILE["triton"], reason="the file is from another Triton")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(triton.__version__ != FILE["triton"], reason="the file is from another Triton")
+@ANOTHER
+def test_compiling_some_again_gives_the_file():
+    """Compile each kernel once, and the two whose instructions are counted. The rest repeats them at other tiles."""
+    some = {86: ("T 128", "backward, T 32"), 90: ("T 128",)}
+    bodies = {card: prototypes.body(card, only=names.__contains__) for card, names in some.items()}
+    for card, of in bodies.items():
+        assert prototypes.rounded(of) == {name: FILE["body"][str(card)][name] for name in some[card]}
+        sums = prototypes.rounded(prototypes.arithmetic(card, of["T 128"]["issued"]))
+        assert sums == FILE["arithmetic"][str(card)]
+    assert prototypes.rounded(prototypes.heads()) == FILE["head"]
+
+
+@pytest.mark.long
+@ANOTHER
 def test_compiling_again_gives_the_file():
     assert prototypes.figures() == FILE
 

@@ -9,11 +9,37 @@ import torch
 
 from tdlm_fast.kernels import hardware
 from tdlm_fast.kernels.triton import register
-from tests.kernels.triton.machine import ON_GPU, RUNS_KERNELS, TTSEM
+from tests.kernels.triton.machine import INTERPRETED, ON_GPU, RUNS_KERNELS, TTSEM
 
 RUNS = RUNS_KERNELS and not register.missing()
 
 checked = None
+
+
+def patch_once():
+    """Make Triton's interpreter patch `triton.language` once in a launch for each module that its functions are from.
+
+    By itself it does so at every call of an inner function, which finds all patched already: half of a test's time.
+    """
+    from triton.runtime import interpreter
+
+    launch, patch, patched = interpreter.GridExecutor.__call__, interpreter._patch_lang, set()
+
+    def launched(self, *args, **kwargs):
+        patched.clear()  # a launch ends by undoing what it patched
+        return launch(self, *args, **kwargs)
+
+    def patch_lang(fn):
+        if id(fn.__globals__) in patched:
+            return None
+        patched.add(id(fn.__globals__))
+        return patch(fn)
+
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launched, patch_lang
+
+
+if INTERPRETED and RUNS:
+    patch_once()
 if RUNS and not ON_GPU:
     register.register("cpu")
     torch.set_num_threads(1)

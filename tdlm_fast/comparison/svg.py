@@ -17,6 +17,7 @@ svg{font:11px system-ui,-apple-system,Segoe UI,sans-serif;--ink:#1f2328;--soft:#
 --s0:#fb923c;--s1:#60a5fa;--s2:#2dd4bf;--s3:#c4b5fd;--s4:#facc15;--s5:#f472b6;--s6:#a3e635;--s7:#94a3b8;--h0:22,27,34;--h1:96,165,250}}
 text{fill:var(--soft)}.t{fill:var(--ink);font-weight:600;font-size:12px}.g{stroke:var(--rule);stroke-width:1}
 .l{fill:none;stroke-width:1.8;stroke-linejoin:round}.d{stroke-dasharray:5 3}.b{stroke:none;opacity:.18}
+.w{fill:var(--ink)}
 """
 
 
@@ -164,3 +165,58 @@ def heat(title: str, rows: list[str], columns: list[str], values: list[list[floa
     out.append(f'<text x="{label + 35}" y="{bottom + 32:.1f}" text-anchor="end">{low:.3g}</text>')
     out.append(f'<text x="{label + 166}" y="{bottom + 32:.1f}">{high:.3g}</text>')
     return _svg(out, title, bottom + 40)
+
+
+@dataclass
+class Place:
+    words: list[str]  # one per line
+    tip: str
+    share: float = 0.0  # of the darkest colour
+    kind: str = "seen"  # "censored": a dashed edge
+    hatched: bool = False
+
+
+def places(
+    title: str,
+    rows: list[str],
+    columns: list[str],
+    table: list[list[Place | None]],
+    xlabel: str,
+    ylabel: str,
+    legend: tuple[str, ...],
+) -> str:
+    """Draw a map of table[row][column] with the words of each place in it, the first row at the top; "" where empty."""
+    if not any(place for row in table for place in row):
+        return ""
+    label, high, top = 12 + 6.6 * max(len(r) for r in rows), 40, 36
+    wide = (WIDTH - RIGHT - label) / len(columns)
+    out = [f'<text x="4" y="29">{escape(ylabel)}</text>']
+    stripe = '<path d="M0 0V7" stroke="var(--soft)" stroke-width="1.6" stroke-opacity=".45"/>'
+    shape = 'width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"'
+    out.append(f'<defs><pattern id="hatch" {shape}>{stripe}</pattern></defs>')
+    for r, (name, row) in enumerate(zip(rows, table, strict=True)):
+        y = top + r * high
+        out.append(f'<text x="{label - 6:.1f}" y="{y + high / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        for c, place in enumerate(row):
+            if place is None:
+                continue
+            x = label + c * wide
+            box = f'x="{x + 1:.1f}" y="{y + 1}" width="{wide - 2:.1f}" height="{high - 2}" rx="3"'
+            edge = ' stroke="var(--soft)" stroke-dasharray="4 3"' if place.kind == "censored" else ""
+            opacity = 0.12 + 0.5 * place.share if place.kind == "seen" and place.share else 0
+            tip = f"<title>{escape(place.tip)}</title>"
+            out.append(f'<rect {box}{edge} fill="rgb(var(--h1))" fill-opacity="{opacity:.3f}">{tip}</rect>')
+            if place.hatched:
+                out.append(f'<rect class="h" {box} fill="url(#hatch)"/>')
+            for i, words in enumerate(place.words):
+                line = y + high / 2 + 4 + 14 * (i - (len(place.words) - 1) / 2)
+                at = f'x="{x + wide / 2:.1f}" y="{line:.1f}" text-anchor="middle"'
+                out.append(f'<text class="w" {at}>{escape(words)}</text>')
+    bottom = top + len(rows) * high
+    for c, name in enumerate(columns):
+        at = f'x="{label + (c + 0.5) * wide:.1f}" y="{bottom + 14}" text-anchor="middle"'
+        out.append(f"<text {at}>{escape(name)}</text>")
+    out.append(f'<text x="{label + (WIDTH - RIGHT - label) / 2:.1f}" y="{bottom + 30}" text-anchor="middle">')
+    out[-1] += f"{escape(xlabel)}</text>"
+    out += [f'<text x="4" y="{bottom + 48 + 15 * i}">{escape(text)}</text>' for i, text in enumerate(legend)]
+    return _svg(out, title, bottom + 42 + 15 * len(legend))

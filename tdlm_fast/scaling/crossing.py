@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 from ..comparison.budgets import flops
+from ..runs.files import figures
 from ..runs.metrics import entries, finished
 from .plan import Cell
 from .work import folder_of
@@ -37,7 +38,14 @@ def curve(out: Path, cell: Cell) -> dict | None:
         about
         | axes
         | {"parameters": summary["parameters"], "test": summary["test"]["nats_per_token"], "points": points}
+        | {"source": summary.get("source", {}).get("test", {}).get("entropy"), "orders": _orders(folder_of(out, cell))}
     )
+
+
+def _orders(folder: Path) -> dict[str, float]:
+    """Return {name: nats per token} of exact orders in likelihoods.json, {} where `table` has not scored the run."""
+    rows = figures(folder / "likelihoods.json").get("rows", [])
+    return {r["name"]: r["nats_per_token"] for r in rows if r["name"] in ("left-to-right", "confidence")}
 
 
 def _flat(cell: Cell) -> dict:

@@ -17,8 +17,9 @@ LEAST = 4  # uncensored points; fewer are refused
 def power_law(y: list[float], *xs: list[float]) -> dict:
     """Fit y = exp(c) prod x_i^b_i by least squares of logarithms.
 
-    Returns {"n", "slopes": [{"value", "low", "high"}], "constant", "residuals"}, or {"n", "refused"} where there are
-    fewer than LEAST points, too few for the slopes, or an x that does not vary independently.
+    Returns {"n", "slopes": [{"value", "low", "high"}], "constant", "residuals", "covariance", "variance"}, the last two
+    of the constants and of a residual, or {"n", "refused"} where there are fewer than LEAST points, too few for the
+    slopes, or an x that does not vary independently.
     """
     n, k = len(y), len(xs)
     if n < max(LEAST, k + 2):
@@ -29,12 +30,25 @@ def power_law(y: list[float], *xs: list[float]) -> dict:
     b, *_ = np.linalg.lstsq(A, np.log(y), rcond=None)
     residuals = np.log(y) - A @ b
     freedom = n - k - 1
-    errors = np.sqrt(np.diag(np.linalg.inv(A.T @ A)) * (residuals @ residuals) / freedom)
-    half = t_975(freedom) * errors
+    variance = float(residuals @ residuals) / freedom
+    covariance = np.linalg.inv(A.T @ A) * variance
+    half = t_975(freedom) * np.sqrt(np.diag(covariance))
     slopes = [
         {"value": float(b[i]), "low": float(b[i] - half[i]), "high": float(b[i] + half[i])} for i in range(1, k + 1)
     ]
-    return {"n": n, "slopes": slopes, "constant": float(b[0]), "residuals": [float(r) for r in residuals]}
+    return {
+        "n": n, "slopes": slopes, "constant": float(b[0]), "residuals": [float(r) for r in residuals],
+        "covariance": covariance.tolist(), "variance": variance,
+    }  # fmt: skip
+
+
+def predict(fit: dict, *x: float) -> dict:
+    """Return {"value", "low", "high"}: y of a power_law at x, and the 95 % interval of one further observation."""
+    row = np.array([1.0, *np.log(x)])
+    middle = float(row @ [fit["constant"], *(s["value"] for s in fit["slopes"])])
+    error = math.sqrt(fit["variance"] + float(row @ np.array(fit["covariance"]) @ row))
+    half = t_975(fit["n"] - len(row)) * error
+    return {k: math.exp(min(v, 700.0)) for k, v in (("value", middle), ("low", middle - half), ("high", middle + half))}
 
 
 def effective_tokens(unique: np.ndarray, epochs: np.ndarray, half: float) -> np.ndarray:

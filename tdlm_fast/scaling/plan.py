@@ -103,9 +103,8 @@ def _cells(file: Path, found: dict) -> list[Cell]:
         raise settings.ConfigError(f"cells: {len(grid):,} are more than {MOST_CELLS:,}; shorten an axis")
     cells: dict[str, Cell] = {}
     for seed, size, unique, length, (arm, own) in grid:
-        point = {"seed": seed, "train.epochs": length, "data.unique_tokens": unique} | (
-            {"model.size": size} if size else {}
-        )
+        point = {"seed": seed, "train.epochs": length, "train.max_steps": 0, "data.unique_tokens": unique}
+        point |= {"model.size": size} if size else {}
         for place, held in (("keys", keys), (f"cells.arms.{arm}", own)):
             for key in OWNED.keys() & held.keys():
                 raise settings.ConfigError(f"{place}.{key} is set for every cell by {OWNED[key]}; leave it out there")

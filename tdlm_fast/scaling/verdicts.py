@@ -9,13 +9,20 @@ from .fits import power_law, repetition
 
 SHARE = 0.9  # of the evaluations of the first epoch
 SLOPE = 2.174  # of log critical compute against log U, Prabhudesai et al. 2025 (arXiv 2507.15857)
+CONSTANT = 2.12 * 10**1.956  # critical FLOPs at U = 1 there
 RATES = {"autoregressive": 31.9, "diffusion": 512.9}  # R* there
 QUOKKA = (0.39, -0.55)  # exponents of U and N in the best number of epochs (arXiv 2510.03280)
 RULES = {
     "S1": f"The 95 % interval of (autoregressive − diffusion's bound) in nats, over seeds, is above 0 at {SHARE:.0%} "
     "of the evaluations from step 10 to one epoch: holds; below 0 at as many: does not hold.",
+    "S2": "At least 97.5 % of the resamples of the seeds cross up to the epochs trained: holds; none crosses: does not "
+    "hold up to there (censored); else undecided.",
     "S3": "At one number of unique tokens and two sizes or more: no crossing at the smallest, and E× falls with the "
     "size where there is one: holds; a crossing at the smallest: does not hold.",
+    "constant": "The published FLOPs lie between ours at the ends of the interval of E×: holds; outside: does not "
+    "hold. Not tested with one seed, which has no interval, or without a crossing.",
+    "tuned": "Against the best autoregressive arm E× is later than against the first arm, or censored where that is "
+    "not: at every place holds; at none: does not hold; places where both are censored do not count.",
     "law": "The published constant lies in the 95 % interval of ours: holds; outside: does not hold.",
 }
 
@@ -26,12 +33,21 @@ def verdicts(curves: list[dict], rows: list[dict], fits: dict) -> list[list[str]
     for place in sorted({(c["blocks"], c["size"], c["unique_tokens"]) for c in curves}):
         name = f"S1, immediate dominance of diffusion, {place_name(place[1], place[2])}"
         out.append([name, _immediate(curves, place), RULES["S1"]])
+    for r in rows:
+        name = f"S2, diffusion crosses {r['opponent']}, {place_name(r['size'], r['unique_tokens'])}"
+        out.append([name, _crosses(r), RULES["S2"]])
     for unique in sorted({r["unique_tokens"] for r in rows}):
         name = f"S3, below some size no text makes diffusion win, U = {amount(unique)}"
         out.append([name, _threshold([r for r in rows if r["unique_tokens"] == unique]), RULES["S3"]])
     slope = fits["compute"].get("slopes", [None])[0]
     out.append(
         [f"Critical compute grows as U^{SLOPE} (Prabhudesai)", _inside(slope, SLOPE, fits["compute"]), RULES["law"]]
+    )
+    for r in (r for r in rows if r["opponent"] == _first_arm(rows) and r["unique_tokens"]):
+        name = f"Critical compute is {CONSTANT:.4g} U^{SLOPE} FLOPs, {place_name(r['size'], r['unique_tokens'])}"
+        out.append([f"{name} (Prabhudesai)", _constant(r), RULES["constant"]])
+    out.append(
+        ["Stronger regularisation of autoregressive training delays the crossing (Kim)", _tuned(rows), RULES["tuned"]]
     )
     for arm, fit in fits["repetition"].items():
         value = RATES[fit["objective"]]
@@ -112,6 +128,44 @@ def _immediate(curves: list[dict], place: tuple) -> str:
     why = f"ahead at {ahead}, behind at {behind} of {len(gaps)} evaluations"
     verdict = "holds" if ahead >= SHARE * len(gaps) else "does not hold" if behind >= SHARE * len(gaps) else "undecided"
     return f"{verdict}: {why}"
+
+
+def _crosses(row: dict) -> str:
+    seen = sum(s["epochs"] is not None for s in row["seeds"])
+    seeds = f"{seen} of {len(row['seeds'])} seeds cross in {row['limit']:.3g} epochs"
+    if not seen:
+        return f"does not hold: {seeds}"
+    return f"{'undecided' if row['high'] is None else 'holds'}: {seeds}"
+
+
+def _first_arm(rows: list[dict]) -> str:
+    return next((r["opponent"] for r in rows), "")
+
+
+def _constant(row: dict) -> str:
+    """Compare the published critical compute with ours at the ends of the interval of E×."""
+    published = CONSTANT * row["unique_tokens"] ** SLOPE
+    if row["epochs"] is None:
+        return f"not tested: no crossing; the law gives {published:.3g} FLOPs"
+    words = f"{row['flops']:.3g} FLOPs against {published:.3g}"
+    if len(row["seeds"]) < 2:
+        return f"not tested: one seed; {words}"
+    low, high = (None if row[k] is None else row["flops"] * row[k] / row["epochs"] for k in ("low", "high"))
+    outside = low is None or published < low or high is not None and published > high
+    return f"{'does not hold' if outside else 'holds'}: {words}"
+
+
+def _tuned(rows: list[dict]) -> str:
+    first, pairs = _first_arm(rows), []
+    for r in (r for r in rows if r["opponent"] == first):
+        place = r["blocks"], r["unique_tokens"]
+        best = [b for b in rows if (b["blocks"], b["unique_tokens"]) == place and b["opponent"] == OPPONENTS]
+        pairs += [(r["epochs"], b["epochs"]) for b in best if r["epochs"] is not None or b["epochs"] is not None]
+    if not pairs:
+        return "not tested: no place with two autoregressive arms and a crossing"
+    later = sum(plain is not None and (best is None or best > plain) for plain, best in pairs)
+    verdict = "holds" if later == len(pairs) else "does not hold" if not later else "undecided"
+    return f"{verdict}: later at {later} of {len(pairs)} places"
 
 
 def _threshold(rows: list[dict]) -> str:

@@ -10,4 +10,5 @@ def curve_of(objective, losses, *, seed=1, arm=None, unique=1000, blocks=100, si
     return {
         "name": f"{objective}{seed}", "objective": objective, "arm": arm or objective, "seed": seed, "size": size,
         "unique_tokens": unique, "epochs": float(len(losses) - 1), "blocks": blocks, "points": points,
+        "test": losses[-1], "source": None, "orders": {},
     }  # fmt: skip

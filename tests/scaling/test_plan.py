@@ -15,6 +15,12 @@ def test_a_grid_has_a_cell_for_every_point(plan_file):
     assert len({c.name for c in cells}) == 4
 
 
+def test_a_length_in_steps_of_the_base_does_not_replace_the_epochs(plan_file, tmp_path):
+    (tmp_path / "base.yaml").write_text("train: {max_steps: 2000}\n")
+    plan_file.write_text(plan_file.read_text().replace("configs/tiny.yaml", "base.yaml"))
+    assert all(c.config.train.max_steps == 0 and c.config.train.epochs == 4 for c in plan.read(plan_file))
+
+
 def test_a_plan_that_grows_keeps_its_cells_and_their_folder_reads_back(plan_file, tmp_path):
     before = plan.read(plan_file)
     plan_file.write_text(plan_file.read_text().replace("[256, 512]", "[256, 384, 512]").replace("[1]", "[1, 2]"))

@@ -14,6 +14,11 @@ def judged(curves):
     return {row[0] if row[0].startswith("Critical") else row[0][:2]: row[1] for row in found}
 
 
+def by_name(curves, length):
+    rows = crossings(curves)
+    return {row[0][:length]: row[1] for row in verdicts(curves, rows, fit_all(curves, rows))}
+
+
 @pytest.mark.parametrize("first, verdict", [(4.0, "holds"), (6.0, "does not hold"), (5.0, "undecided")])
 def test_immediate_dominance_is_judged_in_the_first_epoch(first, verdict):
     curves = [curve_of("diffusion", [9, first, 2], seed=s) for s in (1, 2, 3)]
@@ -25,6 +30,40 @@ def place(at, **where):
     """Both objectives over eight epochs, which cross at `at`, None: never."""
     d = [9.0] + [6 - 0.1 * e if at is None or e < at else 3.0 for e in range(1, 9)]
     return [curve_of("diffusion", d, **where), curve_of("autoregressive", [9] + [4.0] * 8, **where)]
+
+
+@pytest.mark.parametrize(
+    "seeds, verdict",
+    [
+        ([3, 4, 3], "holds: 3 of 3 seeds cross in 8 epochs"), ([None] * 3, "does not hold: 0 of 3"),
+        ([3, None, None], "undecided: 1 of 3"),
+    ],
+)  # fmt: skip
+def test_a_place_crosses_where_nearly_all_resamples_do(seeds, verdict):
+    assert judged([c for s, at in enumerate(seeds) for c in place(at, seed=s)])["S2"].startswith(verdict)
+
+
+@pytest.mark.parametrize(
+    "strong, verdict", [(2.0, "holds: later at 1 of 1"), (4.0, "does not hold: later at 0"), (None, "not tested")]
+)
+def test_a_better_opponent_delays_the_crossing_or_not(strong, verdict):
+    curves = place(3)
+    if strong:
+        curves.append(curve_of("autoregressive", [9] + [strong] * 8, arm="strong"))
+    rows = by_name(curves, 8)
+    assert rows["Stronger"].startswith(verdict)
+
+
+def test_critical_compute_is_held_against_the_published_constant():
+    """By the law 1,000 tokens need 6.37e8 FLOPs; an epoch here is 1e6."""
+    curves = [c for s, at in enumerate([3, 4, 3]) for c in place(at, seed=s)]
+    rows = by_name(curves, 19)
+    assert rows["Critical compute is"] == "does not hold: 3e+06 FLOPs against 6.37e+08"
+    for c in curves:
+        for p in c["points"]:
+            p["flops"] *= 190
+    rows = by_name(curves, 19)
+    assert rows["Critical compute is"].startswith("holds: 5.7e+08 FLOPs")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from conftest import torch_free
 
 from tdlm_fast import compare
 from tdlm_fast.comparison import budgets, records, runner
+from tdlm_fast.runs.checkpoint import peek
 from tests.running import HANG_S, holds, wait_until
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,7 @@ def test_the_same_command_runs_nothing_again(done, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_stopped_comparison_goes_on(done, tmp_path, start, name):
-    """SIGTERM or SIGHUP in the first run: it saves; the same command then ends with the losses of the whole run."""
+    """Either signal in the first run: it saves. The same command then ends with the losses of the whole run."""
     out, command = done
     repeated = [str(tmp_path / "out") if c == str(out) else c for c in command] + ["--sequences", "0"]
     repeated[repeated.index("--seeds") + 1] = "1"
@@ -59,6 +60,11 @@ def test_a_stopped_comparison_goes_on(done, tmp_path, start, name):
     process.send_signal(getattr(signal, name))
     assert "the same command resumes" in process.communicate(timeout=HANG_S)[1] and process.returncode == 130
     assert not (tmp_path / "out" / "report.html").exists()
+    summary = json.loads((tmp_path / "out" / "diffusion-seed42" / "summary.json").read_text())
+    saved = peek(tmp_path / "out" / "diffusion-seed42" / "checkpoints" / "last.safetensors")
+    assert 4 <= summary["steps"] == saved["step"] <= 24 and not summary["finished"]
+    if name == "SIGHUP":
+        return  # what a stop saved is the same after either signal
     assert compare.main(repeated) == 0
     stopped, whole = (records.read(f / "diffusion-seed42") for f in (tmp_path / "out", out))
     assert stopped["losses"][-1][:3] == whole["losses"][-1][:3]

@@ -15,7 +15,7 @@ W0, W1 = 0x9E3779B9, 0xBB67AE85
 UINT32_MASK = 0xFFFFFFFF
 
 # Streams keep draws for different purposes apart: they are the third word of the counter.
-STREAM_TOKEN, STREAM_TIME, STREAM_BATCH, STREAM_SUBSET, STREAM_SAMPLE = range(5)
+STREAM_TOKEN, STREAM_TIME, STREAM_BATCH, STREAM_SUBSET, STREAM_SAMPLE, STREAM_DROPOUT = range(6)
 
 
 def _mul(a: Tensor, m: int) -> tuple[Tensor, Tensor]:

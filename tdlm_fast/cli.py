@@ -146,8 +146,18 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def several() -> bool:
+    """Return whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def verb_parser(verb: str, about: str | None, keys: bool = False) -> argparse.ArgumentParser:
-    """Return the parser of a verb; about is its docstring, whose first line --help prints; keys adds the config's."""
+    """Return the parser of a verb; about is its docstring, whose first line --help prints; keys adds the config's.
+
+    Raises ConfigError where torchrun has started several processes of a verb that is not train.
+    """
+    if verb != "train" and several():
+        raise ConfigError(f"torchrun starts several processes of train only; run {verb} without it")
     about = (about or "").partition("\n")[0].partition(": `python")[0]
     epilog = f"keys, their defaults and meanings:\n{describe()}" if keys else None
     style = argparse.RawDescriptionHelpFormatter

@@ -3,10 +3,11 @@
 Leaves a run folder: config.yaml, metrics.jsonl, checkpoints/{last,best}.safetensors, samples.txt, summary.json.
 """
 
+import os
 import sys
 
 from . import config as settings
-from .cli import command, exit_codes, out_of_memory, own_folder, verb, verb_parser
+from .cli import command, exit_codes, out_of_memory, own_folder, several, verb, verb_parser
 from .config import at_least
 from .runs.files import LAST
 from .runs.folder import folder_of
@@ -36,7 +37,8 @@ def main(argv=None) -> int:
         config = settings.load(args.config, args.overrides)
         folder = folder_of(config, args.config)
         own_folder(folder, "run.dir")
-        print(f"{args.config}: {config.objective}, into {folder}", flush=True)  # PyTorch takes seconds to load
+        if not several() or os.environ["RANK"] == "0":
+            print(f"{args.config}: {config.objective}, into {folder}", flush=True)  # PyTorch takes seconds to load
         shown = True
         summary = train(config, folder, args.resume, args.extend or 0)
     except OSError as e:

@@ -24,6 +24,7 @@ from ..kernels.ops.batch import draw
 from ..kernels.ops.step_scalars import record
 from .device_adamw import DeviceAdamW
 from .optimizer import learning_rate
+from .ranks import ALONE, Ranks
 from .step import EagerSteps, backward, update
 
 WARM_UP = 3  # eager steps before the capture: they create the optimizer's state and compile the kernels
@@ -67,6 +68,15 @@ class DeviceSteps:
     mode "auto" captures after WARM_UP steps. `why` holds the reason for eager steps, "" for captured ones.
     """
 
+    ranks = ALONE
+
+    def among(self, ranks: Ranks) -> "DeviceSteps":
+        """Take the steps as one of several processes, one by one; return this runner."""
+        self.ranks = ranks
+        if ranks.size > 1:  # the parts draw their dropout from seeds of their own, which a replay cannot set
+            self.why = self.why or f"{ranks.size} processes train this run"
+        return self
+
     def __init__(
         self, model, optimizer, loss_of, split: dataset.Split, config: Config, *, steps: int, first: int = 0,
         mode: str = "auto", window: int = 64,
@@ -105,7 +115,8 @@ class DeviceSteps:
         x0, valid = self.data.batch(self.step)
         if self.lazy is not None:
             self.lazy.catch_up(x0)
-        loss, loss_tokens, n = backward(self.model, self.loss_of, x0, valid, self.config, self.step)
+        loss, loss_tokens, n = backward(self.model, self.loss_of, x0, valid, self.config, self.step, self.ranks)
+        loss, loss_tokens = self.ranks.add_up(self.model, loss, loss_tokens)
         norm = update(self.model, self.optimizer, loss, self.config)
         record(self.log, self.step, loss, norm, loss_tokens, n)
 
@@ -135,7 +146,7 @@ class DeviceSteps:
 
         def gradients():
             x0, valid = self.data.batch(self.step)
-            backward(self.model, self.loss_of, x0, valid, self.config, self.step)
+            backward(self.model, self.loss_of, x0, valid, self.config, self.step, self.ranks)
 
         stream.wait_stream(torch.cuda.current_stream(self.device))
         try:

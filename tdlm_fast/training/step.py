@@ -10,10 +10,12 @@ import torch
 from ..config import Config
 from ..data import batches, dataset
 from ..kernels.ops.step_scalars import clip_scale
+from ..kernels.philox import STREAM_DROPOUT, random_words
 from ..model import autocast
 from ..objective import OBJECTIVES, Part, masked_tokens
 from . import ema
 from .optimizer import learning_rate
+from .ranks import ALONE, Ranks
 
 
 def objective(config: Config, tokenizer):
@@ -26,8 +28,21 @@ def objective(config: Config, tokenizer):
     return functools.partial(OBJECTIVES[config.objective], **kw)
 
 
-def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
-    """Add up a batch's gradients over its micro-batches; return (loss, loss-bearing tokens, valid tokens), scalars."""
+def seed_dropout(config: Config, step: int, part: int = 0) -> None:
+    """Make dropout a function of the seed, the step and the micro-batch, the part-th of its batch."""
+    if not part:
+        torch.manual_seed((config.seed << 32) + step)
+        return
+    index = torch.tensor([2 * part, 2 * part + 1])
+    high, low = random_words(index, seed=config.seed, step=step, stream=STREAM_DROPOUT).tolist()
+    torch.manual_seed((high << 32) + low)
+
+
+def backward(model, loss_of, x0, valid, config: Config, step, ranks: Ranks = ALONE) -> tuple:
+    """Add up a batch's gradients over its micro-batches; return (loss, loss-bearing tokens, valid tokens), scalars.
+
+    Of several processes each adds up its own share; the last scalar is that of the whole batch.
+    """
     device, size, parts = x0.device, config.train.batch_size, config.train.accumulation
     loss = loss_tokens = None
     n = divisor = x0.new_full((), x0.numel()) if valid is None else valid.sum()
@@ -36,8 +51,10 @@ def backward(model, loss_of, x0, valid, config: Config, step) -> tuple:
         if parts > 1:  # each micro-batch has its own strata, and so its own number of masked tokens
             noise = dict(schedule=config.noise.schedule, sampling=config.noise.sampling)
             divisor = masked_tokens(model, x0, seed=config.seed, step=step, valid=valid, **noise).clamp(min=1)
-    for i in range(0, size, size // parts):
+    for i in ranks.share(range(0, size, size // parts)):
         rows = slice(i, i + size // parts)
+        if i and (device.type == "cpu" or ranks.size > 1):  # a captured step draws on from where the last part ended
+            seed_dropout(config, int(step), i * parts // size)
         here = None if valid is None else valid[rows]
         with autocast(device, config.precision):
             value, k = loss_of(model, x0[rows], step=step, valid=here, part=Part(i, size, divisor))
@@ -64,14 +81,17 @@ def update(model, optimizer, loss, config: Config):
     return norm
 
 
-def train_step(model, optimizer, loss_of, split: dataset.Split, config: Config, *, step: int, steps: int) -> dict:
+def train_step(
+    model, optimizer, loss_of, split: dataset.Split, config: Config, *, step: int, steps: int, ranks: Ranks = ALONE,
+) -> dict:  # fmt: skip
     """Train on batch `step` (from 0) of `steps`; return {"loss", "grad_norm", "loss_tokens", "tokens"}, scalars."""
     device = next(model.parameters()).device
-    torch.manual_seed((config.seed << 32) + step)  # dropout is a function of (seed, step) too
+    seed_dropout(config, step)
     x0, valid = batches.batch(split, seed=config.seed, step=step, batch_size=config.train.batch_size, device=device)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, steps, config.optim) * group.get("rate", 1.0)
-    loss, loss_tokens, n = backward(model, loss_of, x0, valid, config, step)
+    loss, loss_tokens, n = backward(model, loss_of, x0, valid, config, step, ranks)
+    loss, loss_tokens = ranks.add_up(model, loss, loss_tokens)
     norm = update(model, optimizer, loss, config)
     return {"loss": loss, "grad_norm": norm, "loss_tokens": loss_tokens, "tokens": n}
 
@@ -85,6 +105,11 @@ class EagerSteps:
         self.step = functools.partial(train_step, model, optimizer, loss_of, split, config, steps=steps)
         self.done: list[dict] = []
         self.unread: list[tuple] = []
+
+    def among(self, ranks: Ranks) -> "EagerSteps":
+        """Take the steps as one of several processes; return this runner."""
+        self.step = functools.partial(self.step, ranks=ranks)
+        return self
 
     def run(self, step: int) -> None:
         self.done.append(self.step(step=step))

@@ -4,8 +4,10 @@ A closed terminal or a lost connection sends SIGHUP; schedulers send SIGUSR1 or 
 """
 
 import contextlib
+import math
 import os
 import signal
+import time
 
 ENDING = [getattr(signal, f"SIG{name}") for name in ("TERM", "HUP", "USR1", "USR2") if hasattr(signal, f"SIG{name}")]
 
@@ -16,9 +18,17 @@ def ending_signals() -> list:
 
 
 class Stop:
-    """Raise KeyboardInterrupt on a signal that ends a run, inside `with`; while `patient`, the first sets `asked`."""
+    """Raise KeyboardInterrupt on a signal that ends a run, inside `with`; while `patient`, the first sets `asked`.
+
+    patience_s: a signal that repeats another within so many seconds is ignored. torchrun passes on to its processes
+    what the terminal has sent to them already.
+    """
 
     asked = patient = False
+    says = True  # on stderr that it was asked
+
+    def __init__(self, patience_s: float = 0.0):
+        self.patience_s, self.last = patience_s, -math.inf
 
     def __enter__(self):
         self.before = {name: signal.signal(name, self) for name in (signal.SIGINT, *ending_signals())}
@@ -29,8 +39,13 @@ class Stop:
             signal.signal(name, handler)
 
     def __call__(self, number, frame):
+        before, self.last = self.last, time.monotonic()
+        if self.last - before < self.patience_s:
+            return
         if self.asked or not self.patient:
             raise KeyboardInterrupt
         self.asked = True
+        if not self.says:
+            return
         with contextlib.suppress(OSError):  # print is not safe in a handler, and stderr may be closed
             os.write(2, b"\nstopping after this step or evaluation; again to leave at once\n")

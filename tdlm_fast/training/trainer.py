@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .branch import branch, steps_of
 from .limits import check_memory, training_seconds
 from .logger import Log, peak_memory_mb, reserved_memory_mb
 from .optimizer import adamw, learning_rate
+from .ranks import ALONE, Lost, Ranks
 from .stop import Stop
 
 
@@ -69,13 +71,14 @@ class Progress:
 class Trainer:
     """A run being trained: corpus, model, optimizer and progress. `run()` trains; the other methods are its parts."""
 
-    def __init__(self, config: settings.Config, folder: Path, resume: bool, stop: Stop):
-        self.config, self.folder, self.resume, self.stop = config, folder, resume, stop
-        self.device = pick_device(config.device)
+    def __init__(self, config: settings.Config, folder: Path, resume: bool, stop: Stop, ranks: Ranks = ALONE):
+        self.config, self.folder, self.resume, self.stop, self.ranks = config, folder, resume, stop, ranks
+        self.device = pick_device(ranks.device(config.device))
         tell_missing(self.device)
         began = checkpoint.peek(folder / LAST) if resume and not other_source(config, folder) else {}
         tokenizer = vocabulary.kept(folder, config) if resume else None
-        self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"), tokenizer)
+        with ranks.in_turn():  # process 0 makes the token cache, and the others read it
+            self.corpus = dataset.load(config.data, config.model.seq_len, began.get("corpus"), tokenizer)
         self.split = self.corpus.splits["train"]
         check_memory(config, self.corpus.tokenizer.vocab, max(map(len, self.corpus.splits.values())), self.device)
         per_epoch = steps_per_epoch(self.split, config.train.batch_size)
@@ -130,26 +133,62 @@ class Trainer:
             self.samples.begin()
         with Log(self.metrics, config, self.steps, progress.step) as self.log:
             self.begin()
-            while progress.step < self.steps and not self.stop.asked:
-                self.runner.run(progress.step)
-                progress.step += 1
-                self.report_eager_steps()
-                evaluates, saves = self.due()
-                starts = progress.step == self.start_ends
-                if progress.step % config.train.log_every == 0 or saves or evaluates or starts:
-                    self.collect_metrics(keep=0 if saves or evaluates or starts else 1)
-                if starts:
-                    self.log.starts_here(progress.step)
-                if evaluates:
-                    self.evaluate()
-                if saves:
-                    self.save()
-                if saves or evaluates:
-                    self.window_began = time.monotonic()
+            try:
+                for _ in self.steps_taken():
+                    self.report_eager_steps()
+                    evaluates, saves = self.due()
+                    starts = progress.step == self.start_ends
+                    if progress.step % config.train.log_every == 0 or saves or evaluates or starts:
+                        self.collect_metrics(keep=0 if saves or evaluates or starts else 1)
+                    if starts:
+                        self.log.starts_here(progress.step)
+                    if evaluates:
+                        self.evaluate()
+                    if saves:
+                        self.save()
+                    if saves or evaluates:
+                        self.window_began = time.monotonic()
+            except Lost as e:  # in the middle of a step, which has changed no weight yet
+                self.collect_metrics()
+                self.save()
+                raise Lost(f"{e}; step {progress.step} is saved, and the same command with --resume continues") from e
             if self.saved_at != progress.step:
                 self.collect_metrics()
                 self.save()
             return self.finish()
+
+    def follow(self) -> None:
+        """Train beside process 0, which evaluates, saves and reports."""
+        self.start_steps()
+        marked = self.progress.step
+        for taken in self.steps_taken():
+            if taken % self.config.train.log_every == 0:  # its log holds no more
+                self.runner.mark(marked, taken)
+                self.runner.read()
+                marked = taken
+
+    def start_steps(self) -> None:
+        """Set up the steps, after all processes of the run are known to start alike."""
+        if self.ranks.size > 1:
+            self.ranks.check_equal("the config", settings.config_hash(self.config))
+            self.ranks.check_equal("the text", self.corpus.hash)
+            self.ranks.check_equal("the first step", self.progress.step)
+            self.ranks.check_equal("a weight", checkpoint.weights_hash(self.model))
+        runner = cuda_graph.start(
+            self.model, self.optimizer, step.objective(self.config, self.corpus.tokenizer), self.split, self.config,
+            steps=self.steps, first=self.progress.step,
+        )  # fmt: skip
+        self.runner = runner.among(self.ranks)
+        self.stop.patient = True
+
+    def steps_taken(self) -> Iterator[int]:
+        """Take the steps that are left, until a stop is asked for; yield after each how many have been taken."""
+        while self.progress.step < self.steps and not self.ranks.agree(self.stop.asked):
+            self.runner.run(self.progress.step)
+            self.progress.step += 1
+            if self.ranks.size > 1 and self.due()[1]:
+                self.ranks.check_equal("a weight", checkpoint.weights_hash(self.model))
+            yield self.progress.step
 
     def begin(self) -> None:
         """Describe the run, evaluate a new one, and set up the steps."""
@@ -161,7 +200,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.device.type == "cpu":  # a GPU would compile kernels first
-            minutes = training_seconds(self.model, self.split, self.config, self.steps - self.progress.step) / 60
+            seconds = training_seconds(self.model, self.split, self.config, self.steps - self.progress.step)
+            minutes = seconds / self.ranks.size / 60
             if minutes > 10:
                 left = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:,.1f} hours"
                 self.log.say(f"training takes about {left}, evaluations not counted")
@@ -172,16 +212,12 @@ class Trainer:
             self.evaluate()
             if self.progress.step in self.keep_at:  # a branch that begins where its rate falls can be extended, too
                 self.save()
-        self.runner = cuda_graph.start(
-            self.model, self.optimizer, step.objective(self.config, corpus.tokenizer), self.split, self.config,
-            steps=self.steps, first=self.progress.step,
-        )  # fmt: skip
+        self.start_steps()
         self.why_eager, self.marked = "", self.progress.step
         # On a GPU the first steps compile and capture, and the next one is the first replay.
         self.start_ends = self.progress.step + cuda_graph.WARM_UP + 1 if self.device.type == "cuda" else 0
         self.saved_at = self.progress.step if self.resume else None
         self.window_began = time.monotonic()
-        self.stop.patient = True
         self.log.started = self.window_began  # of the time that is left
 
     def due(self) -> tuple[bool, bool]:
@@ -303,14 +339,16 @@ class Trainer:
         results = {k: likelihood(self.model, s, config.objective, **self.scoring).asdict() for k, s in splits.items()}
         known = {k: s.asdict() for k, split in splits.items() if (s := source(config.data, split))}
         seconds, counts = max(progress.seconds or progress.startup_seconds, 1e-9), self.model.count_by_part()
-        of_gpu = {"startup_seconds": round(progress.startup_seconds, 3)} if progress.startup_seconds else {}
+        further = {"startup_seconds": round(progress.startup_seconds, 3)} if progress.startup_seconds else {}
         if reserved := reserved_memory_mb(self.device):
-            of_gpu["reserved_memory_mb"] = reserved
+            further["reserved_memory_mb"] = reserved
+        if self.ranks.size > 1:
+            further["processes"] = self.ranks.size
         summary = {
             "objective": config.objective, "corpus": self.corpus.name, "note": self.corpus.note,
             "steps": progress.step, "finished": progress.step >= self.steps, "best_step": at,
             "tokens": progress.tokens, "loss_tokens": progress.loss_tokens, "seconds": round(seconds, 3),
-            **progress.rates(), "peak_memory_mb": peak_memory_mb(self.device), **of_gpu,
+            **progress.rates(), "peak_memory_mb": peak_memory_mb(self.device), **further,
             "precision": resolved(self.device, config.precision), "parameters": sum(counts.values()),
             "parameters_by_part": counts, **results, **({"source": known} if known else {}), **versions(self.device),
             "config_hash": settings.config_hash(config), **self.corpus.owner, **self.owner,

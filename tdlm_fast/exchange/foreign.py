@@ -7,16 +7,14 @@ lowered, as a text holds none. Tokens that the tokenizer puts around a text, suc
 there unmasked.
 """
 
-import importlib.metadata
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..cli import out_of_memory
 from ..config import ConfigError, Data
 from ..data.dataset import Split
 from ..data.documents import lines
@@ -29,15 +27,7 @@ NEVER = -1e30  # the logit of [MASK]
 
 
 def transformers():
-    """Return the package transformers. Raises ConfigError where it is not installed.
-
-    transformers looks for an optional package named kernels, and takes the folder kernels of this project for it where
-    Python is started there. So where no such package is installed, Python's imports are told that there is none.
-    """
-    try:
-        importlib.metadata.version("kernels")
-    except importlib.metadata.PackageNotFoundError:
-        sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    """Return the package transformers. Raises ConfigError where it is not installed."""
     try:
         import transformers
     except ImportError as e:
@@ -158,7 +148,9 @@ def load(folder: Path, trust: bool, device: str) -> tuple[Foreign, Ids, str]:
         if missing := sorted(about["missing_keys"]):
             raise ValueError(f"its weights lack {len(missing)} tensors, among them {missing[0]}")
         tokenizer = package.AutoTokenizer.from_pretrained(folder, **kw)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+    except Exception as e:  # what a folder of others holds may fail in any way
+        if out_of_memory(e):
+            raise
         hint = "; --trust-remote-code runs the code in it" if "code" in str(e) else ""
         raise ConfigError(f"--hf {folder} cannot be loaded ({(str(e).splitlines() or ['?'])[0]}){hint}") from None
     ids = Ids(tokenizer)

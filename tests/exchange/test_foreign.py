@@ -131,7 +131,8 @@ def test_logits_that_are_changed_after_the_last_layer_are_refused(transformers):
 @pytest.mark.slow
 @pytest.mark.parametrize("how, says", [
     ("missing", "its weights lack . tensors, among them cls.predictions.bias"),
-    ("cut short", "cannot be loaded"), ("another size", "cannot be loaded"),
+    ("cut short", "cannot be loaded"), ("another size", "cannot be loaded"), ("a word", "cannot be loaded"),
+    ("three heads", "cannot be loaded"),
     ("not finite", "give logits that are not finite"), ("another tokenizer", "its tokenizer gives token 12, but"),
     ("no [MASK]", r"its tokenizer has no \[MASK\]; give a folder whose tokenizer or config.json names it"),
 ])  # fmt: skip
@@ -139,15 +140,17 @@ def test_a_folder_that_does_not_fit_together_is_named(transformers, tmp_path, ho
     bert(transformers, tmp_path)
     weights = tmp_path / "model.safetensors"
     tensors = load_file(weights)
+    wrong = {"another size": {"vocab_size": 7}, "a word": {"vocab_size": "x"}}
+    wrong["three heads"] = {"num_attention_heads": 3}
     if how == "missing":
         save_file({k: v for k, v in tensors.items() if k != "cls.predictions.bias"}, weights, {"format": "pt"})
     elif how == "cut short":
         weights.write_bytes(weights.read_bytes()[:1000])
     elif how == "not finite":
         save_file({k: v * float("nan") for k, v in tensors.items()}, weights, {"format": "pt"})
-    elif how == "another size":
+    elif how in wrong:
         about = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps(about | {"vocab_size": 7}))
+        (tmp_path / "config.json").write_text(json.dumps(about | wrong[how]))
     elif how == "no [MASK]":
         settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"mask_token": None}))
@@ -178,3 +181,17 @@ def test_code_in_a_folder_does_not_run_unless_it_is_trusted(transformers, tmp_pa
 ])  # fmt: skip
 def test_options_are_checked_before_torch_is_loaded(args, says):
     assert says in torch_free("evaluate", *args.split())
+
+
+@pytest.mark.slow
+def test_transformers_is_imported_in_the_folder_of_the_project():
+    """It looks for a package named kernels, and finds the folder of ours."""
+    root = Path(__file__).parents[2]
+    lines = "from transformers import LlamaForCausalLM, utils; print(utils.is_kernels_available())"
+    ended = subprocess.run([sys.executable, "-c", lines], cwd=root, capture_output=True, text=True)
+    assert ended.stdout == "False\n", ended.stderr
+    for wrong in ("from kernels import attention", "import kernels; kernels.swiglu"):
+        ended = subprocess.run([sys.executable, "-c", wrong], cwd=root, capture_output=True, text=True)
+        assert "this folder is imported as tdlm_fast.kernels" in ended.stderr
+    ended = subprocess.run([sys.executable, "-c", "import kernels.ops"], cwd=root, capture_output=True, text=True)
+    assert "No module named 'kernels.ops'" in ended.stderr

@@ -20,6 +20,9 @@ help:  ## list the targets
 clean-venv:  ## remove .venv, to make it with another PYTHON or TORCH
 	rm -rf .venv .venv-ttsem .venv-wheels
 
+demo: .venv/ready  ## texts of both objectives, then the published metric against the likelihood; ARGS="--no-train" ends before
+	$(PY) -m tdlm_fast.demo $(ARGS)
+
 train: .venv/ready  ## train configs/tiny.yaml, or resume it; ARGS="key=value …" adds keys
 	$(PY) -m tdlm_fast.train configs/tiny.yaml $(ARGS) --resume
 
@@ -88,5 +91,5 @@ fuzz: .venv/ready  ## give the CPU kernels TDLM_FUZZ random shapes, counts, magn
 test-faults: .venv/ready  ## end and halt runs at random moments: TDLM_FAULTS kills; counts into bench/results
 	TDLM_FAULTS=$${TDLM_FAULTS:-200} $(PY) -m pytest -q tests/faults --counts bench/results/faults.json
 
-.PHONY: help clean-venv train test test-long test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults wheels site
+.PHONY: help clean-venv demo train test test-long test-fast lint test-gpu test-ttsem bench resources resources-cuda report sanitize test-fuzz test-ttsem test-faults wheels site
 .DEFAULT_GOAL := help

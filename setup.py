@@ -109,6 +109,7 @@ setup(
     package_dir={"tdlm_fast.kernels": "kernels", "tdlm_fast.configs": "configs"},
     package_data={
         "": ["py.typed"],
+        "tdlm_fast": ["demo_runs/*.json", "demo_runs/*/*.yaml", "demo_runs/*/checkpoints/*.safetensors"],
         "tdlm_fast.comparison": ["claim_files/*.json"],
         "tdlm_fast.configs": ["*.yaml"],
         "tdlm_fast.configs.controls": ["*.yaml"],

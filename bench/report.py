@@ -118,6 +118,11 @@ def make_train() -> str:
     return "```\n" + (RESULTS / "make-train.txt").read_text() + "```"
 
 
+def demo() -> str:
+    """The output of `tdlm-fast demo`, without the progress of training."""
+    return "```\n" + (RESULTS / "demo.txt").read_text() + "```"
+
+
 def kept_report() -> str:
     """The report of the published experiment; its charts are not kept, so a line says how to draw them."""
     text = report.markdown(claims.comparison(), "Diffusion against autoregressive")
@@ -126,7 +131,13 @@ def kept_report() -> str:
 
 
 TABLES = {
-    "README.md": {"headline": cpu.headline, "finding": finding, "experiment": experiment, "make-train": make_train},
+    "README.md": {
+        "demo": demo,
+        "headline": cpu.headline,
+        "finding": finding,
+        "experiment": experiment,
+        "make-train": make_train,
+    },  # fmt: skip
     "docs/performance.md": cpu.TABLES | {"cpu-ops": gpu.cpu_ops, "gpu-measured": gpu.measured},
     "docs/claims.md": claims.TABLES,
     "docs/claims-bits-per-byte.md": bits_per_byte.TABLES,

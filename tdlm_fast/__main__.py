@@ -7,6 +7,7 @@ import sys
 from . import cli
 
 VERBS = {
+    "demo": "texts of both objectives at once, and the published metric against the likelihood",
     "train": "train a model: configs/tiny.yaml [key=value …] [--resume]",
     "evaluate": "likelihood of a run, or its accuracy on evaluation sets (--tasks)",
     "sample": "text from a run: RUN --prompt 'The ' --tokens 64 [--watch]",

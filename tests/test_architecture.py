@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = (
-    "train", "evaluate", "sample", "lm_eval", "export", "compare", "tune", "sweep", "table", "check", "memory",
+    "demo", "train", "evaluate", "sample", "lm_eval", "export", "compare", "tune", "sweep", "table", "check", "memory",
     "doctor",
 )  # fmt: skip
 BACKENDS = ("cpu", "triton", "cuda")

@@ -180,10 +180,11 @@ def test_a_root_and_a_home_folder_are_nobodys_own(home, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [
     ["evaluate"], ["table"], ["check"], ["sample"], ["compare", "--from"], ["memory", "configs/tiny.yaml"], ["doctor"],
+    ["demo"],
 ], ids=lambda words: words[0])  # fmt: skip
 def test_kernels_that_the_machine_does_not_have_are_named_by_every_verb(words, trained):
     folder = str(trained[0])
-    runs = [] if words[0] in ("memory", "doctor") else [folder]
+    runs = [] if words[0] in ("memory", "doctor", "demo") else [folder]
     if words[0] == "compare":
         other = f"{folder}-of-another-seed"
         assert train.main(["configs/tiny.yaml", *trained[1], "seed=7", f"run.dir={other}"]) == 0

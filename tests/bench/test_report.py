@@ -38,7 +38,7 @@ def test_configs_say_what_was_measured(file):
 
 
 def test_a_missing_mark_is_named():
-    with pytest.raises(ValueError, match="begin headline"):
+    with pytest.raises(ValueError, match="begin demo"):
         report.filled("no marks", report.TABLES["README.md"])
 
 

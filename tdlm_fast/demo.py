@@ -17,6 +17,7 @@ import textwrap
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from .cli import announce, exit_codes, not_taken, own_folder, path, verb, verb_parser
 from .config import ConfigError, at_least, load
@@ -51,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
 def options_of(a, objective: str) -> SamplerOptions:
     """Return how the model of an objective writes: diffusion in half as many steps as tokens. Raises ConfigError."""
     try:
-        own = {"steps": max(1, a.tokens // 2)} if objective == "diffusion" else {}
-        return SamplerOptions(tokens=a.tokens, seed=a.seed, **own)
+        steps = max(1, a.tokens // 2) if objective == "diffusion" else None
+        return SamplerOptions(tokens=a.tokens, seed=a.seed, steps=steps)
     except ValueError as e:
         raise ConfigError(f"--{e}") from None
 
@@ -129,9 +130,8 @@ def sentence(d: Scored, a: Scored) -> str:
     )
 
 
-def table(scores: dict[str, Scored]) -> str:
+def table(d: Scored, a: Scored) -> str:
     """Return the figures of both models as lines."""
-    d, a = (scores[o] for o in NAMES)
     bound = f"<= {d.nats:.3f} ± {d.nats_half:.3f}"
     metric = f"{d.metric:.3f} ± {d.metric_half:.3f}"
     rows = [
@@ -167,7 +167,7 @@ def scored(objective: str, a, folder: Path) -> Scored:
         raise KeyboardInterrupt
     config, tokenizer, model, state = load_run(run, None, a.device)
     split = trained_text(run, config, state).splits["test"]
-    options = final_scoring(config, tokenizer) | dict(max_samples=DRAWS)
+    options: dict[str, Any] = final_scoring(config, tokenizer) | {"max_samples": DRAWS}
     score, metric = both(model, split, objective, draws=DRAWS, **options)
     if metric is None:
         raise ConfigError("the test text has no published metric")
@@ -187,10 +187,12 @@ def main(argv=None) -> None:
     for objective in NAMES:
         options_of(a, objective)
     announce("loading PyTorch")
-    left, right = (written(o, a) for o in NAMES)
+    left, right = written("diffusion", a), written("autoregressive", a)
     packaged = figures(PACKAGED / "figures.json", NAMES, "install the package again")
     columns = shutil.get_terminal_size().columns
-    print(beside(*(label(o, packaged[o]) for o in NAMES), columns))
+    print(
+        beside(label("diffusion", packaged["diffusion"]), label("autoregressive", packaged["autoregressive"]), columns)
+    )
     print(beside("", "", columns) + "\n" + beside(left, right, columns), flush=True)
     if a.no_train:
         return
@@ -200,8 +202,8 @@ def main(argv=None) -> None:
     with contextlib.ExitStack() as stack:
         folder = a.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tdlm-demo-")))
         write_text(folder / "text")
-        scores = {objective: scored(objective, a, folder) for objective in NAMES}
-    print(f"\n{table(scores)}\n\n{sentence(*(scores[o] for o in NAMES))}")
+        d, own = scored("diffusion", a, folder), scored("autoregressive", a, folder)
+    print(f"\n{table(d, own)}\n\n{sentence(d, own)}")
     if a.out:
         print(f"The pair is in {a.out}; tdlm-fast evaluate, sample and table read it.")
 

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from ..config import ConfigError
 from ..runs.checkpoint import check_finite
 from ..runs.files import write_beside
 from ..runs.load import load_run
@@ -19,7 +22,8 @@ def metadata(config, state: dict, known: dict) -> dict[str, str]:
 def export(run: Path, folder: Path, to: str, which: str | None = None) -> list[Path]:
     """Write run to folder as "hf" or "gguf" and return the files; which is the checkpoint, as in load_run.
 
-    Raises ConfigError for a model that has no native class there, NonFinite where weights are nan or infinite.
+    Raises ConfigError for a model that has no native class there and where folder cannot be written, NonFinite where
+    weights are nan or infinite.
     """
     if to == "gguf":
         gguf_file.package()
@@ -29,11 +33,21 @@ def export(run: Path, folder: Path, to: str, which: str | None = None) -> list[P
     # the figures are those of the best weights, and say nothing about others
     known = figures(run) if which != "last" else {}
     about = metadata(config, state, known)
-    folder.mkdir(parents=True, exist_ok=True)
-    if to == "hf":
-        hugging_face.write(folder, config, model, tokenizer, about)
-    else:
-        gguf_file.write(folder / f"{run.resolve().name}.gguf", config, model, tokenizer, about)
     text = card(config, known, to)
-    write_beside(folder / "README.md", lambda p: p.write_text(text, encoding="utf-8"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if to == "hf":
+            hugging_face.write(folder, config, model, tokenizer, about)
+        else:
+            gguf_file.write(folder / f"{run.resolve().name}.gguf", config, model, tokenizer, about)
+        write_beside(folder / "README.md", lambda p: p.write_text(text, encoding="utf-8"))
+    except (SafetensorError, OSError) as e:
+        raise ConfigError(f"--out {folder} cannot be written ({_why(e)}); give a folder on another disk") from None
     return sorted(folder.iterdir())
+
+
+def _why(e: Exception) -> str:
+    """Return why a file could not be written. safetensors and NumPy say it in words of their own."""
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
+    return "No space left on device" if isinstance(e, OSError) or "os error 28" in str(e) else str(e).splitlines()[0]

@@ -143,8 +143,10 @@ def load(folder: Path, trust: bool, device: str) -> tuple[Foreign, Ids, str]:
         masked = "MaskedLM" in str(config.architectures) or getattr(config, "mask_token_id", None) is not None
         kind = "AutoModelForMaskedLM" if "MaskedLM" in str(config.architectures) else "AutoModelForCausalLM"
         model, about = getattr(package, kind).from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **kw
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **kw
         )
+        if other := sorted(str(key[0] if isinstance(key, tuple) else key) for key in about["mismatched_keys"]):
+            raise ValueError(f"{len(other)} weights have other sizes than config.json says, among them {other[0]}")
         if missing := sorted(about["missing_keys"]):
             raise ValueError(f"its weights lack {len(missing)} tensors, among them {missing[0]}")
         tokenizer = package.AutoTokenizer.from_pretrained(folder, **kw)
@@ -152,7 +154,9 @@ def load(folder: Path, trust: bool, device: str) -> tuple[Foreign, Ids, str]:
         if out_of_memory(e):
             raise
         hint = "; --trust-remote-code runs the code in it" if "code" in str(e) else ""
-        raise ConfigError(f"--hf {folder} cannot be loaded ({(str(e).splitlines() or ['?'])[0]}){hint}") from None
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        why = f"{why} is unknown to transformers, or missing" if isinstance(e, KeyError) else why
+        raise ConfigError(f"--hf {folder} cannot be loaded ({why}){hint}") from None
     ids = Ids(tokenizer)
     mask = getattr(config, "mask_token_id", None)
     mask = tokenizer.mask_token_id if masked and mask is None else mask

@@ -7,6 +7,7 @@ llama.cpp rotates neighbouring dimensions of a head where we rotate halves, so t
 Every tensor is fp32.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,10 @@ def _write(path: Path, config: Config, model, tokenizer: Tokenizer, tensors: dic
         w.add_string(f"tdlm_fast.{key}", value)
     for name, tensor in tensors.items():
         w.add_tensor(name, tensor.numpy())
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+    with contextlib.closing(w):
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
 
 
 def differences(file: Path, tensors: dict[str, Tensor]) -> str:

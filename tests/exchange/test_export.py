@@ -1,6 +1,7 @@
 """The verb export: what it writes, and what it refuses in one line."""
 
 import json
+import subprocess
 
 import pytest
 from conftest import torch_free
@@ -30,6 +31,22 @@ def test_the_figures_of_the_best_weights_do_not_stand_beside_the_last(runs, tmp_
     out = tmp_path / "last"
     assert export.main([str(runs["diffusion"]), "--to", "hf", "--out", str(out), "--checkpoint", "last"]) == 0
     assert "nothing is measured" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_a_full_disk_is_one_line(runs, tmp_path, capsys, to):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("a tmpfs can be mounted only by root")
+    try:
+        out = tmp_path / "out"
+        for objective in ("diffusion", "autoregressive"):
+            assert export.main([str(runs[objective]), "--to", to, "--out", str(out / objective)]) == 2
+            error = (
+                f"error: --out {out / objective} cannot be written (No space left on device); give a folder on another"
+            )
+            assert capsys.readouterr().err.startswith(error)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_what_cannot_be_exported_is_one_line(runs, tmp_path, capsys):

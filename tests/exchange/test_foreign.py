@@ -131,8 +131,8 @@ def test_logits_that_are_changed_after_the_last_layer_are_refused(transformers):
 @pytest.mark.slow
 @pytest.mark.parametrize("how, says", [
     ("missing", "its weights lack . tensors, among them cls.predictions.bias"),
-    ("cut short", "cannot be loaded"), ("another size", "cannot be loaded"), ("a word", "cannot be loaded"),
-    ("three heads", "cannot be loaded"),
+    ("cut short", "cannot be loaded"), ("another size", "weights have other sizes"), ("a word", "cannot be loaded"),
+    ("three heads", "cannot be loaded"), ("a gate", "'nosuch' is unknown to transformers, or missing"),
     ("not finite", "give logits that are not finite"), ("another tokenizer", "its tokenizer gives token 12, but"),
     ("no [MASK]", r"its tokenizer has no \[MASK\]; give a folder whose tokenizer or config.json names it"),
 ])  # fmt: skip
@@ -141,7 +141,7 @@ def test_a_folder_that_does_not_fit_together_is_named(transformers, tmp_path, ho
     weights = tmp_path / "model.safetensors"
     tensors = load_file(weights)
     wrong = {"another size": {"vocab_size": 7}, "a word": {"vocab_size": "x"}}
-    wrong["three heads"] = {"num_attention_heads": 3}
+    wrong |= {"three heads": {"num_attention_heads": 3}, "a gate": {"hidden_act": "nosuch"}}
     if how == "missing":
         save_file({k: v for k, v in tensors.items() if k != "cls.predictions.bias"}, weights, {"format": "pt"})
     elif how == "cut short":

@@ -66,18 +66,19 @@ def repetition(unique: list[float], epochs: list[float], losses: list[float]) ->
     if n < LEAST + 2:
         return {"n": n, "refused": f"{n} points; at least {LEAST + 2} are needed"}
     u, e, y = (np.asarray(v, dtype=float) for v in (unique, epochs, losses))
-    grid = np.geomspace(0.5, 5000, 161)
+    grid, powers = np.geomspace(0.5, 5000, 161), np.linspace(0.05, 1.0, 39)[:, None]
     sums, fits = [], []
     for half in grid:
         d = effective_tokens(u, e, half)
-        best = (math.inf, y)
-        for p in np.linspace(0.05, 1.0, 39):
-            A = np.column_stack([np.ones(n), (d / d.min()) ** -p])
-            c, *_ = np.linalg.lstsq(A, y, rcond=None)
-            r = y - A @ c
-            best = min(best, (float(r @ r), r), key=lambda pair: pair[0])
-        sums.append(best[0])
-        fits.append(best[1])
+        x = (d / d.min()) ** -powers  # (powers, n): a line in x for each power
+        x -= x.mean(1, keepdims=True)
+        spread = (x * x).sum(1)
+        slope = np.divide(x @ (y - y.mean()), spread, out=np.zeros_like(spread), where=spread > 1e-20)
+        r = y - y.mean() - slope[:, None] * x
+        squares = (r * r).sum(1)
+        best = int(np.argmin(squares))
+        sums.append(float(squares[best]))
+        fits.append(r[best])
     i = int(np.argmin(sums))
     limit = sums[i] * (1 + t_975(n - 4) ** 2 / (n - 4)) if n > 4 else math.inf
     inside = [j for j, s in enumerate(sums) if s <= limit]

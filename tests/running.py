@@ -54,10 +54,13 @@ def started(command, env=None, **kw):
     finally:
         process.kill()
         process.wait()
-        while left := marked(mark):  # one that was being started when the others ended comes later
+        seen_none = 0
+        while seen_none < 2:  # one that was being started when the others ended comes later, and shows no mark at first
+            left = marked(mark)
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            seen_none = 0 if left else seen_none + 1
             time.sleep(0.01)
         for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
             stream.close()

@@ -14,12 +14,14 @@ SLEEP = "import time; time.sleep(600)"
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("parent", ["lives", "is gone"])
 def test_what_a_test_started_ends_with_it(parent):
-    child = f"subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
-    code = f"import os, subprocess, sys; {child}; print(os.environ['TDLM_TEST_MARK'], flush=True)"
+    up = f"import os; os.write(1, b'up' + bytes([10])); {SLEEP}"  # its environment can be read from here on
+    child = f"subprocess.Popen([sys.executable, '-c', {up!r}], start_new_session=True)"
+    code = f"import os, subprocess, sys; print(os.environ['TDLM_TEST_MARK'], flush=True); {child}"
     code += f"; {SLEEP}" if parent == "lives" else ""
     with pytest.raises(AssertionError, match="of the test"):
         with started([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
             mark = process.stdout.readline().strip()
+            assert process.stdout.readline() == "up\n"
             if parent == "is gone":
                 process.wait()
             assert len(mark) == 32 and len(marked(mark)) == 1 + (parent == "lives")

@@ -53,7 +53,7 @@ def backward(model, loss_of, x0, valid, config: Config, step, ranks: Ranks = ALO
             divisor = masked_tokens(model, x0, seed=config.seed, step=step, valid=valid, **noise).clamp(min=1)
     for i in ranks.share(range(0, size, size // parts)):
         rows = slice(i, i + size // parts)
-        if i and (device.type == "cpu" or ranks.size > 1):  # a captured step draws on from where the last part ended
+        if i and (isinstance(step, int) or ranks.size > 1):  # a captured step draws on from where the last part ended
             seed_dropout(config, int(step), i * parts // size)
         here = None if valid is None else valid[rows]
         with autocast(device, config.precision):

@@ -33,7 +33,7 @@ def test_a_jsonl_is_cut_by_documents(tmp_path):
 @pytest.mark.parametrize("line", ['{"txt": 1}', '{"text": 1}', '{"text": "\\ud800"}', "[1]", "1", '{"text": "a"'])
 def test_a_line_that_is_no_document_is_named(tmp_path, line):
     (tmp_path / "c.jsonl").write_text(f'{{"text": "fine"}}\n\n{line}\n')
-    with pytest.raises(ConfigError, match="line 3 is no"):
+    with pytest.raises(ConfigError, match="line 3 (is no|holds)"):
         texts(tmp_path / "c.jsonl")
 
 

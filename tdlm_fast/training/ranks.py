@@ -5,8 +5,9 @@ of all parts are added up before every process takes the same step:
 
     process r of R      parts r A/R to (r + 1) A/R - 1,    gradient = sum over processes of the sums over their parts
 
-Masks, batches and dropout depend on the seed, the step and the part. So a run has the same draws with any R that
-divides A, also where it is resumed with another one. Process 0 evaluates, saves and reports while the others wait.
+Masks and batches depend on the seed and the step. So a run has the same draws with any R that divides A, also where it
+is resumed with another one. Dropout depends on the part too where R is above 1. One process draws that of the second
+and later parts from one sequence. Process 0 evaluates, saves and reports while the others wait.
 """
 
 import contextlib

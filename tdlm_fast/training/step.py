@@ -29,7 +29,7 @@ def objective(config: Config, tokenizer):
 
 
 def seed_dropout(config: Config, step: int, part: int = 0) -> None:
-    """Make dropout a function of the seed, the step and the micro-batch, the part-th of its batch."""
+    """Make dropout a function of the seed and the step, for several processes also of the part of the batch."""
     if not part:
         torch.manual_seed((config.seed << 32) + step)
         return
@@ -53,7 +53,7 @@ def backward(model, loss_of, x0, valid, config: Config, step, ranks: Ranks = ALO
             divisor = masked_tokens(model, x0, seed=config.seed, step=step, valid=valid, **noise).clamp(min=1)
     for i in ranks.share(range(0, size, size // parts)):
         rows = slice(i, i + size // parts)
-        if i and (isinstance(step, int) or ranks.size > 1):  # a captured step draws on from where the last part ended
+        if i and ranks.size > 1:  # one process draws on from where its last part ended, captured or not
             seed_dropout(config, int(step), i * parts // size)
         here = None if valid is None else valid[rows]
         with autocast(device, config.precision):
